@@ -1,0 +1,1 @@
+"""GPU-resident compositing of lip-synced avatar video."""

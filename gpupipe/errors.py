@@ -1,0 +1,68 @@
+"""The errors that gpupipe raises on purpose: one line each, naming file, field, value and remedy."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+_ABSENT = object()
+
+
+class GpupipeError(Exception):
+    """Base of every error that a user can cause and mend.
+
+    Args:
+        what: what is wrong, in one line.
+        file: the file or folder it is about.
+        field: the entry in that file (or the option) it is about.
+        value: what was found there; shown with `repr`.
+        remedy: what to do about it.
+
+    The message is `file: field: what (got value); remedy`, with the parts that are given.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | PathLike[str] | None = None,
+        field: str | None = None,
+        value: Any = _ABSENT,
+        remedy: str | None = None,
+    ) -> None:
+        where = "".join(f"{part}: " for part in (file, field) if part is not None)
+        got = "" if value is _ABSENT else f" (got {value!r})"
+        end = "" if remedy is None else f"; {remedy}"
+        super().__init__(" ".join(f"{where}{what}{got}{end}".split()))
+
+
+class PackageError(GpupipeError):
+    """A character folder does not hold what it must."""
+
+
+class MediaError(GpupipeError):
+    """A video or sound file cannot be read or does not fit."""
+
+
+class DeviceError(GpupipeError):
+    """The GPU that was asked for is not there or cannot be used."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The job does not fit in the GPU's free memory."""
+
+
+class KernelError(GpupipeError):
+    """A CUDA kernel is missing or does not compile."""
+
+
+class InferenceError(GpupipeError):
+    """The model cannot be loaded, does not fit, or gave a wrong result."""
+
+
+class OutputError(GpupipeError):
+    """The result cannot be written."""
+
+
+class OptionError(GpupipeError, ValueError):
+    """An option has a value that it cannot have."""
