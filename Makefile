@@ -1,0 +1,40 @@
+# make demo   a character from nothing, rendered to build/demo.mp4
+# make test   everything the tests need, then the tests
+# make check  ruff and mypy --strict
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check clean
+demo: $(VENV)/installed-demo
+	$(BIN)/gpupipe demo build/demo
+	$(BIN)/gpupipe render build/demo -o build/demo.mp4 --overwrite
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/created:
+	$(PYTHON) -c 'import sys; sys.exit("gpupipe needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	@echo made > $@
+
+$(VENV)/installed-demo: $(VENV)/created pyproject.toml
+	$(PIP) -e '.[cpu,demo]'
+	@echo made > $@
+
+$(VENV)/installed-dev: $(VENV)/created pyproject.toml
+	$(PIP) -e '.[cpu,dev]'
+	@echo made > $@
+
+clean:
+	rm -rf build dist $(VENV)
