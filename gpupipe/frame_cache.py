@@ -7,7 +7,7 @@ not cover is copied and never converted.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class FrameSpec:
     width: int
     height: int
     rects: tuple[Rect, ...]
-    colour: Colour = Colour()
+    colour: Colour = field(default_factory=Colour)
     recorded: bool = False
 
     @property
@@ -48,7 +48,7 @@ class FrameSpec:
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """One body frame: `[H * 3 // 2, W]` for nv12 (the Y plane, then rows of interleaved Cb and Cr), else `[H, W, 3]`."""
+        """One body frame: `[H * 3 // 2, W]` for nv12 (Y plane, then interleaved Cb and Cr), else `[H, W, 3]`."""
         if self.pixel_format == "nv12":
             return (self.height * 3 // 2, self.width)
         return (self.height, self.width, 3)
