@@ -1,0 +1,306 @@
+"""Writing video: one encoder for a run of frames, and the joining of such runs into a finished file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from gpupipe.colour import Colour
+from gpupipe.compositor import PixelFormat
+from gpupipe.errors import OptionError, OutputError
+
+Frame = NDArray[np.uint8]
+
+COPIES_INPUT = frozenset({"libx264", "libx265"})
+"""Encoders that have copied a frame's pixels when `encode` returns, so that its buffer may be handed over as it is."""
+
+QUALITY_OPTION = {
+    "h264_nvenc": "cq",
+    "hevc_nvenc": "cq",
+    "av1_nvenc": "cq",
+    "mpeg4": "global_quality",
+    "mjpeg": "global_quality",
+}
+"""The option that holds the constant quality of encoders that do not call it `crf`."""
+
+DEFAULT_THREADS = 4
+"""Encoder threads, the same on every machine: x264's output depends on their number, and a joined file must not depend
+on who encoded which part."""
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How to encode.
+
+    Attributes:
+        encoder: FFmpeg's name of the encoder.
+        crf: constant quality, lower is better; None for the encoder's default.
+        preset: speed against size, by the encoder's own names; None for the encoder's default.
+        threads: encoder threads.
+    """
+
+    encoder: str = "libx264"
+    crf: int | None = 20
+    preset: str | None = "veryfast"
+    threads: int = DEFAULT_THREADS
+
+    def codec_options(self, context: av.VideoCodecContext) -> dict[str, str]:
+        """The options in the encoder's own names.
+
+        Raises:
+            OptionError: the encoder has no such option.
+        """
+        names = {option.name for option in context.supported_options.private}
+        chosen: dict[str, str] = {}
+        if self.crf is not None:
+            name = QUALITY_OPTION.get(self.encoder, "crf")
+            if name not in names:
+                raise OptionError(
+                    f"{self.encoder} has no constant quality", field="--crf", value=self.crf, remedy="leave --crf out"
+                )
+            chosen[name] = str(self.crf)
+        if self.preset is not None:
+            if "preset" not in names:
+                raise OptionError(
+                    f"{self.encoder} has no presets", field="--preset", value=self.preset, remedy="leave --preset out"
+                )
+            chosen["preset"] = self.preset
+        return chosen
+
+
+class VideoWriter:
+    """Encodes frames into one file. A context manager: leaving it on an error leaves a file that is not finished.
+
+    Args:
+        path: the file; its suffix names the container.
+        width: pixels, even.
+        height: pixels, even.
+        fps: frames a second.
+        pixel_format: of the frames that `write` takes.
+        options: how to encode.
+        colour: written as the stream's tags; bgr24 frames are converted with its matrix and range.
+        sample_aspect_ratio: width of a pixel over its height.
+
+    Raises:
+        OptionError: the encoder or an option of it does not exist.
+        OutputError: the file cannot be written or the encoder cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        width: int,
+        height: int,
+        fps: Fraction,
+        pixel_format: PixelFormat,
+        options: EncoderOptions | None = None,
+        colour: Colour | None = None,
+        sample_aspect_ratio: Fraction = Fraction(1),
+    ) -> None:
+        options = options or EncoderOptions()
+        colour = colour or Colour()
+        if width % 2 or height % 2:
+            raise OutputError(
+                "4:2:0 video needs an even width and height",
+                file=path,
+                field="size",
+                value=f"{width}x{height}",
+                remedy="write images instead, or crop the body video",
+            )
+        self.path = Path(path)
+        self._pixel_format = pixel_format
+        self._colour = colour
+        self._height = height
+        self._next = 0
+        self._reformatter = VideoReformatter()
+        self._zero_copy = options.encoder in COPIES_INPUT and height % 4 == 0
+        formats = encoder_formats(options.encoder)
+        self._encoder_format = next((f for f in ("nv12", "yuv420p") if f in formats), None)
+        if self._encoder_format is None:
+            raise OptionError(
+                "takes neither nv12 nor yuv420p", field="--encoder", value=options.encoder, remedy="use libx264"
+            )
+        self._time_base = 1 / fps
+        try:
+            self._container = av.open(str(path), "w")
+        except (av.FFmpegError, OSError) as error:
+            raise _write_error(path, error) from error
+        try:
+            self._stream = cast(av.VideoStream, self._container.add_stream(options.encoder, rate=fps))
+            context = self._stream.codec_context
+            context.options = options.codec_options(context)
+            context.width, context.height, context.pix_fmt = width, height, self._encoder_format
+            context.time_base = self._stream.time_base = self._time_base
+            context.thread_count = options.threads
+            context.sample_aspect_ratio = sample_aspect_ratio
+            context.colorspace, context.color_range = colour.matrix, colour.range
+            context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+            try:
+                self._container.start_encoding()
+            except (av.FFmpegError, OSError) as error:
+                raise OutputError(
+                    f"encoder cannot be opened: {error}",
+                    file=path,
+                    field="--encoder",
+                    value=options.encoder,
+                    remedy="see `gpupipe doctor` for the encoders that open here",
+                ) from error
+        except BaseException:
+            self._container.close()
+            raise
+
+    def write(self, frame: Frame) -> None:
+        """Encode the next frame; its array may be used again afterwards.
+
+        Args:
+            frame: uint8 `[H, W, 3]` for bgr24, `[H * 3 // 2, W]` for nv12.
+        """
+        picture = self._picture(frame)
+        picture.pts, picture.time_base = self._next, self._time_base
+        self._next += 1
+        self._mux(picture)
+
+    def close(self) -> None:
+        """Flush the encoder and finish the file."""
+        self._mux(None)
+        try:
+            self._container.close()
+        except (av.FFmpegError, OSError) as error:
+            raise _write_error(self.path, error) from error
+
+    def abort(self) -> None:
+        """Stop, leaving a file that is not finished."""
+        try:
+            self._container.close()
+        except (av.FFmpegError, OSError):
+            return  # the file is thrown away: only its handle has to be released
+
+    def __enter__(self) -> VideoWriter:
+        """Begin a with block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the file, or abandon it if the block failed."""
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        try:
+            self._container.mux(self._stream.encode(picture))
+        except (av.FFmpegError, OSError) as error:
+            raise _write_error(self.path, error) from error
+
+    def _picture(self, frame: Frame) -> av.VideoFrame:
+        wrap = av.VideoFrame.from_numpy_buffer if self._zero_copy else av.VideoFrame.from_ndarray
+        if self._pixel_format == "nv12" and self._encoder_format == "yuv420p":
+            picture = av.VideoFrame.from_ndarray(_planar(frame, self._height), format="yuv420p")
+        else:
+            picture = wrap(frame, format=self._pixel_format)
+        if self._pixel_format == "bgr24":
+            picture = self._reformatter.reformat(
+                picture,
+                format=self._encoder_format,
+                dst_colorspace=self._colour.matrix,
+                dst_color_range=self._colour.range,
+            )
+        picture.colorspace, picture.color_range = self._colour.matrix, self._colour.range
+        return picture
+
+
+def encoder_formats(encoder: str) -> list[str]:
+    """The pixel formats that an encoder takes.
+
+    Raises:
+        OptionError: PyAV has no such video encoder.
+    """
+    try:
+        codec = av.Codec(encoder, "w")
+    except ValueError:  # av.codec.codec.UnknownCodecError
+        codec = None
+    if codec is None or codec.type != "video":
+        raise OptionError(
+            "is no video encoder of this PyAV",
+            field="--encoder",
+            value=encoder,
+            remedy="use libx264, or see `gpupipe doctor`",
+        )
+    return [f.name for f in codec.video_formats or ()]
+
+
+def join(parts: Sequence[Path], output: Path, fps: Fraction) -> None:
+    """Join parts that were encoded one by one into `output`, without encoding again.
+
+    Args:
+        parts: files that `VideoWriter` finished with the same settings, in order.
+        output: the joined file.
+        fps: frames a second.
+
+    Raises:
+        OutputError: `output` cannot be written.
+    """
+    try:
+        with av.open(str(output), "w", options={"movflags": "+faststart"} if output.suffix == ".mp4" else {}) as joined:
+            with av.open(str(parts[0])) as first:
+                stream = joined.add_stream_from_template(first.streams.video[0])
+            stream.time_base = 1 / fps
+            for packet in _in_one_time(parts, fps):
+                packet.stream = stream
+                joined.mux(packet)
+    except (av.FFmpegError, OSError) as error:
+        raise _write_error(output, error) from error
+
+
+def _in_one_time(parts: Sequence[Path], fps: Fraction) -> Iterator[Any]:
+    """The packets of all parts on one time line.
+
+    Decoding times count on evenly over the joins. A part of one or two frames reorders less than the others do, so its
+    own decoding times would leave a gap, and a wrong average frame rate.
+    """
+    delay: int | None = None
+    done = shown = 0
+    for path in parts:
+        with av.open(str(path)) as part:
+            shown = done
+            for packet in part.demux(part.streams.video[0]):
+                if not packet.size:
+                    continue
+                assert packet.pts is not None
+                assert packet.time_base is not None
+                if delay is None:
+                    delay = -round((packet.dts or 0) * packet.time_base * fps)
+                packet.pts = round(packet.pts * packet.time_base * fps) + shown
+                packet.dts = done - delay
+                packet.duration = 1
+                packet.time_base = 1 / fps
+                done += 1
+                yield packet
+
+
+def _planar(frame: Frame, height: int) -> Frame:
+    """nv12 as yuv420p, both `[H * 3 // 2, W]`: the two chroma planes one after the other."""
+    out = np.empty_like(frame)
+    out[:height] = frame[:height]
+    chroma = frame[height:].reshape(-1, 2)
+    out[height:].reshape(2, -1)[...] = chroma.T
+    return out
+
+
+def _write_error(path: Path | str, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(
+        f"cannot be written: {reason}", file=path, remedy="check the folder, its rights and its free space"
+    )
