@@ -1,0 +1,135 @@
+"""Give tests marked `cuda` a device: the machine's GPU, or the software device of tests/softcuda.
+
+CuPy takes its CUDA libraries from paths that are read when a process starts. Where there is no GPU, pytest therefore
+replaces itself, once, by the same command in an environment that leads CuPy to softcuda.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from softcuda.build import BuildError, build
+from softcuda.run import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Why tests marked `cuda` have no device, and whether that is a fault of softcuda and not of the machine.
+no_device = pytest.StashKey[str]()
+is_fault = pytest.StashKey[bool]()
+
+SoftcudaStats = Callable[..., dict[str, Any]]
+
+
+def on_softcuda() -> bool:
+    """Whether this process runs on the software device."""
+    return os.environ.get("SOFTCUDA", "0") not in ("", "0")
+
+
+def has_gpu() -> bool:
+    """Whether the driver of a real GPU is there and counts at least one device."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find a device, or become a pytest that has one."""
+    if on_softcuda() or config.option.markexpr == "not cuda":
+        return
+    if importlib.util.find_spec("cupy") is None:
+        config.stash[no_device] = "CuPy is not installed: pip install cupy-cuda12x"
+    elif has_gpu():
+        return
+    elif "SOFTCUDA" in os.environ:
+        config.stash[no_device] = "there is no GPU, and SOFTCUDA=0 turns the software device off"
+    elif sys.platform != "linux":
+        config.stash[no_device] = f"there is no GPU, and the software device does not run on {sys.platform}"
+    elif shutil.which("g++") is None:
+        config.stash[no_device] = "there is no GPU, and no g++ to build the software device with"
+    else:
+        _restart_on_softcuda(config)
+
+
+def _restart_on_softcuda(config: pytest.Config) -> None:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    capture.suspend_global_capture(in_=True)
+    try:
+        env = environment(build(), os.environ)
+    except BuildError as e:
+        config.stash[no_device] = str(e)
+        config.stash[is_fault] = True
+        capture.resume_global_capture()
+        return
+    # The new process must write where this one was started to write, not into the capture's files.
+    capture.stop_global_capturing()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that has no device, or fail it where a device must be."""
+    reason = item.config.stash.get(no_device, None)
+    if reason is None or item.get_closest_marker("cuda") is None:
+        return
+    if item.config.stash.get(is_fault, False) or os.environ.get("GPUPIPE_REQUIRE_CUDA", "0") not in ("", "0"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def softcuda_stats(tmp_path: Path) -> SoftcudaStats:
+    """A function that runs Python in a process of its own on softcuda and returns what the device counted.
+
+    `softcuda_stats(program, *arguments, env=…)`: `program` is the text of a Python program, or a sequence that is a
+    whole command; `env` adds environment variables (`SOFTCUDA_PROFILE="1"`). The process runs in the project's root.
+    A failing one fails the test with its output.
+
+    The result is the JSON of SOFTCUDA_STATS (see tests/softcuda/README.md).
+    """
+    if not on_softcuda():
+        pytest.skip("counts bytes and launches with softcuda, and this run is on a GPU")
+
+    def run(program: str | Sequence[str], *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+        command = [sys.executable, "-c", program] if isinstance(program, str) else list(program)
+        stats = tmp_path / "softcuda-stats.json"
+        stats.unlink(missing_ok=True)
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"SOFTCUDA_STATS": str(stats)} | dict(env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.fail(f"the process ended with exit status {done.returncode}:\n{done.stdout}", pytrace=False)
+        counted: dict[str, Any] = json.loads(stats.read_text(encoding="utf-8"))
+        return counted
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def talker() -> Path:
+    """The folder of the filmed character: GPUPIPE_TALKER, else ../shared/characters/talker beside the project."""
+    override = os.environ.get("GPUPIPE_TALKER")
+    folder = Path(override) if override else ROOT.parent / "shared" / "characters" / "talker"
+    if not folder.is_dir():
+        pytest.skip(f"the filmed character is not at {folder} (GPUPIPE_TALKER names another folder)")
+    return folder

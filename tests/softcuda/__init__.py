@@ -1,0 +1,1 @@
+"""A CUDA device in software, so that GPU code is tested on machines without a GPU; see README.md."""
