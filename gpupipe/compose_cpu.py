@@ -1,0 +1,224 @@
+"""The compositor on the host, with OpenCV and NumPy. It defines what a correct frame is.
+
+Everything is kept in planes, so that the model's inputs and outputs need no transposition, and everything that is
+written once a frame goes straight to where it is read next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe.colour import FRACTION_BITS
+from gpupipe.frame_cache import HostFrames
+from gpupipe.geometry import BORDER, SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, Rect
+
+Pixels = NDArray[np.uint8]
+FULL = np.float32(255)
+
+
+@dataclass
+class CpuSlot:
+    """The buffers of one batch, all NumPy arrays; see `compositor.Slot`."""
+
+    visual: NDArray[Any]
+    audio: NDArray[Any]
+    prediction: NDArray[Any]
+    frames: Pixels
+    source: NDArray[np.int32]
+    has_nan: NDArray[np.bool_]
+
+
+class CpuCompositor:
+    """Draws finished frames on the host; see `compositor.Compositor`.
+
+    Args:
+        frames: the character's frames.
+        speech: speech features, float32 `[N, 512]`.
+        batch: frames a batch, B.
+        dtype: what the model reads and writes, float32 or float16.
+        workers: threads that share the frames of a batch.
+    """
+
+    def __init__(
+        self,
+        frames: HostFrames,
+        speech: NDArray[np.float32],
+        *,
+        batch: int,
+        dtype: Any = np.float32,
+        workers: int = 1,
+    ) -> None:
+        self.frames = frames
+        self.spec = frames.spec
+        self.batch = batch
+        self.dtype = np.dtype(dtype)
+        self._workers = min(workers, batch)
+        self._pool = ThreadPoolExecutor(self._workers, "composite") if self._workers > 1 else None
+        self._scratch = [_Scratch(frames, self.dtype) for _ in range(self._workers)]
+        after = SPEECH_ROWS - SPEECH_BEFORE
+        self._speech = np.pad(speech.astype(self.dtype), ((SPEECH_BEFORE, after), (0, 0)))
+
+    def new_slot(self) -> CpuSlot:
+        """Allocate the buffers of one batch."""
+        size = self.spec.layout.model_size
+        return CpuSlot(
+            # The masked planes stay 0 wherever `prepare` does not write.
+            visual=np.zeros((self.batch, 6, size, size), self.dtype),
+            audio=np.zeros((self.batch, *SPEECH_SHAPE), self.dtype),
+            prediction=np.zeros((self.batch, 3, size, size), self.dtype),
+            frames=np.zeros((self.batch, *self.spec.frame_shape), np.uint8),
+            source=np.zeros(self.batch, np.int32),
+            has_nan=np.zeros(self.batch, np.bool_),
+        )
+
+    def prepare(self, slot: CpuSlot, source: NDArray[np.int32], speech: NDArray[np.int32]) -> None:
+        """Fill the model's inputs: `[roi, masked]` BGR planes divided by 255, and speech rows i - 8 … i + 7.
+
+        The division is float32 and correctly rounded; a float16 input is that quotient, rounded once more. Rows of
+        speech outside the features are zeros.
+        """
+        slot.source[:] = source
+
+        def one(frame: int, _: _Scratch) -> None:
+            self._visual(slot.visual[frame], int(source[frame]))
+            row = int(speech[frame])
+            slot.audio[frame] = self._speech[row : row + SPEECH_ROWS].reshape(SPEECH_SHAPE)
+
+        self._each(one)
+
+    def ready(self, slot: CpuSlot) -> None:
+        """Nothing to wait for: `prepare` has done its work when it returns."""
+
+    def paste(self, slot: CpuSlot) -> None:
+        """Draw each prediction: `u8(trunc(clip(p, 0, 1)·255))` into the crop, resized with INTER_LINEAR to the
+        rectangle, over the body. NaN is drawn as 0."""
+
+        def one(frame: int, scratch: _Scratch) -> None:
+            source = int(slot.source[frame])
+            crop = scratch.crop
+            slot.has_nan[frame] = self._place(slot.prediction[frame], source, scratch)
+            rect = self.spec.rects[source]
+            small = scratch.resized[: 3 * rect.width * rect.height].reshape(3, rect.height, rect.width)
+            for plane in range(3):
+                cv2.resize(crop[plane], (rect.width, rect.height), dst=small[plane], interpolation=cv2.INTER_LINEAR)
+            out = slot.frames[frame]
+            np.copyto(out, self.frames.body[source])
+            seen = rect.within(self.spec.width, self.spec.height)
+            inside = np.s_[seen.y1 - rect.y1 : seen.y2 - rect.y1, seen.x1 - rect.x1 : seen.x2 - rect.x1]
+            if self.spec.pixel_format == "bgr24":
+                out[seen.y1 : seen.y2, seen.x1 : seen.x2] = cv2.merge([plane[inside] for plane in small])
+            else:
+                self._paste_nv12(out, small, inside, seen, scratch)
+
+        self._each(one)
+
+    def finish(self, slot: CpuSlot) -> NDArray[np.bool_]:
+        """Which predictions held a NaN; the frames are complete already."""
+        return slot.has_nan
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool:
+            self._pool.shutdown()
+
+    def _each(self, work: Callable[[int, _Scratch], None]) -> None:
+        def share(worker: int) -> None:
+            for frame in range(worker, self.batch, self._workers):
+                work(frame, self._scratch[worker])
+
+        if self._pool is None:
+            share(0)
+        else:
+            list(self._pool.map(share, range(self._workers)))
+
+    def _visual(self, out: NDArray[Any], source: int) -> None:
+        recorded = self.frames.recorded
+        if recorded is not None:
+            np.divide(recorded[source], FULL, out=out, dtype=np.float32, casting="same_kind")
+            return
+        roi, masked, inside = out[:3], out[3:], self.spec.layout.roi
+        np.divide(self.frames.crops[source][:, inside, inside], FULL, out=roi, dtype=np.float32, casting="same_kind")
+        mask = self.spec.layout.mask
+        masked[:, : mask.y1] = roi[:, : mask.y1]
+        masked[:, mask.y2 :] = roi[:, mask.y2 :]
+        masked[:, mask.y1 : mask.y2, : mask.x1] = roi[:, mask.y1 : mask.y2, : mask.x1]
+        masked[:, mask.y1 : mask.y2, mask.x2 :] = roi[:, mask.y1 : mask.y2, mask.x2 :]
+
+    def _place(self, prediction: NDArray[Any], source: int, scratch: _Scratch) -> bool:
+        """Put a prediction into `scratch.crop`, inside the border of the cached crop; whether it held a NaN."""
+        if prediction.dtype != np.float32:
+            np.copyto(scratch.prediction, prediction)
+            prediction = scratch.prediction
+        low, high = prediction.min(), prediction.max()  # both NaN if there is one
+        if not (low >= 0 and high <= 1):
+            np.fmin(np.fmax(prediction, np.float32(0), out=scratch.prediction), np.float32(1), out=scratch.prediction)
+            prediction = scratch.prediction
+        crop, cached, inside = scratch.crop, self.frames.crops[source], self.spec.layout.roi
+        for plane in range(3):
+            np.multiply(prediction[plane], FULL, out=crop[plane, inside, inside], dtype=np.float32, casting="unsafe")
+        crop[:, :BORDER] = cached[:, :BORDER]
+        crop[:, -BORDER:] = cached[:, -BORDER:]
+        crop[:, inside, :BORDER] = cached[:, inside, :BORDER]
+        crop[:, inside, -BORDER:] = cached[:, inside, -BORDER:]
+        return bool(np.isnan(low))
+
+    def _paste_nv12(self, out: Pixels, small: Pixels, inside: Any, seen: Rect, scratch: _Scratch) -> None:
+        """Convert the resized crop with the stream's matrix, write its luma, and its chroma 2×2 by 2×2.
+
+        A 2×2 block takes the rounded mean of its pixels' chroma; pixels that the rectangle does not cover keep the
+        body's.
+        """
+        luma, *chroma = (plane[inside] for plane in scratch.to_ycbcr(small))
+        out[seen.y1 : seen.y2, seen.x1 : seen.x2] = luma
+        left, top, right, bottom = seen.x1 // 2, seen.y1 // 2, (seen.x2 + 1) // 2, (seen.y2 + 1) // 2
+        if right <= left or bottom <= top:
+            return
+        blocks = out[self.spec.height :].reshape(self.spec.height // 2, self.spec.width // 2, 2)
+        blocks = blocks[top:bottom, left:right]
+        whole = not any(edge % 2 for edge in seen)
+        for component, covered in enumerate(chroma):
+            if whole:
+                full = covered
+            else:
+                full = blocks[..., component].repeat(2, axis=0).repeat(2, axis=1)
+                full[seen.y1 - 2 * top : seen.y2 - 2 * top, seen.x1 - 2 * left : seen.x2 - 2 * left] = covered
+            # Halving with INTER_LINEAR is the rounded mean of four: (a + b + c + d + 2) >> 2.
+            blocks[..., component] = cv2.resize(full, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+
+
+class _Scratch:
+    """What one thread needs while it draws a frame."""
+
+    def __init__(self, frames: HostFrames, dtype: np.dtype[Any]) -> None:
+        spec = frames.spec
+        size = spec.layout.model_size
+        largest = max(rect.width * rect.height for rect in spec.rects)
+        self.crop = np.zeros(spec.crop_shape, np.uint8)
+        self.prediction = np.zeros((3, size, size), np.float32)
+        self.resized = np.zeros(3 * largest, np.uint8)
+        if spec.pixel_format == "nv12":
+            weights = spec.colour.from_bgr.astype(np.float32) / np.float32(1 << FRACTION_BITS)
+            self._weights, self._offset = np.ascontiguousarray(weights[:, :3]), weights[:, 3:]
+            self._floats = np.zeros(3 * largest, np.float32)
+            self._sums = np.zeros(3 * largest, np.float32)
+
+    def to_ycbcr(self, bgr: Pixels) -> Pixels:
+        """Planes B, G, R `[3, h, w]` as Y, Cb, Cr, in place: `min(255, (weights · (B, G, R) + offset) >> 14)`.
+
+        Every weight is a multiple of 2^-14, and every sum below 2^10, so float32 holds each step exactly.
+        """
+        pixels = bgr.reshape(3, -1)
+        floats, sums = (buffer[: pixels.size].reshape(pixels.shape) for buffer in (self._floats, self._sums))
+        np.copyto(floats, pixels)
+        np.matmul(self._weights, floats, out=sums)
+        np.add(sums, self._offset, out=sums)
+        np.minimum(sums, FULL, out=sums)
+        np.copyto(pixels, sums, casting="unsafe")
+        return bgr
