@@ -1,4 +1,4 @@
-"""From speech samples to the lip-sync model's speech features: mel spectrogram, windows, feature rows, time.
+"""From speech samples to the lip-sync model's speech features: windows of mel columns, feature rows, frames of video.
 
 Samples come in as chunks and leave as feature rows; an hour of speech is never held as samples, mel columns and
 windows at once. No files and no decoding here (see `sound`), and no model: the encoder is a function that is passed in.
@@ -6,162 +6,40 @@ windows at once. No files and no decoding here (see `sound`), and no model: the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import MediaError
-from gpupipe.geometry import SPEECH_RATE
+from gpupipe.errors import InferenceError, MediaError
+from gpupipe.geometry import SPEECH_RATE, SPEECH_WIDTH
+from gpupipe.mel import MEL_BANDS, MEL_RATE, SAMPLE_RATE, MelStream, mel_spectrogram
 
-SAMPLE_RATE = 16_000
-"""Samples a second that the published speech encoder was trained on (Wav2Lip's `hparams.sample_rate`)."""
-PREEMPHASIS = 0.97
-"""Share of the previous sample taken off each sample (Wav2Lip's `hparams.preemphasis`)."""
-FFT_SIZE = 800
-"""Samples in one analysis frame, 50 ms (Wav2Lip's `hparams.n_fft`)."""
-HOP = 200
-"""Samples between mel columns, 12.5 ms (Wav2Lip's `hparams.hop_size`)."""
-MEL_BANDS = 80
-"""Mel bands in a column (Wav2Lip's `hparams.num_mels`)."""
-MEL_LOW_HZ, MEL_HIGH_HZ = 55.0, 7600.0
-"""Lower edge of the first and upper edge of the last mel band (Wav2Lip's `hparams.fmin`, `hparams.fmax`)."""
-MEL_RATE = SAMPLE_RATE // HOP
-"""Mel columns a second: 80."""
+__all__ = [
+    "MEL_BANDS",
+    "MEL_RATE",
+    "SAMPLE_RATE",
+    "WINDOW_COLUMNS",
+    "MelStream",
+    "feature_rows",
+    "features_from_pcm",
+    "frame_count",
+    "iter_windows",
+    "mel_spectrogram",
+    "mel_windows",
+    "resample_rows",
+    "window_count",
+    "window_starts",
+]
+
 WINDOW_COLUMNS = 16
 """Mel columns that the speech encoder sees at once, 0.2 s (Wav2Lip's `syncnet_mel_step_size`)."""
 
-_LEVEL_FLOOR = 1e-5
-_REFERENCE_DB = 20.0
-_RANGE_DB = 100.0
-_MEL_LIMIT = 4.0
-# Blocks of one size keep every FFT and matrix product the same whatever the chunks were, so results are too.
-_BLOCK_COLUMNS = 256
 _RESAMPLE_BLOCK = 4096
-
-
-def mel_filters() -> NDArray[np.float64]:
-    """The 80 triangular mel filters, on the Slaney scale and with unit area ("slaney" normalisation).
-
-    Source: Slaney's Auditory Toolbox (1998), as `librosa.filters.mel(htk=False, norm="slaney")` builds them: linear
-    below 1000 Hz (3 mels per 200 Hz), logarithmic above (27 mels for a factor of 6.4).
-
-    Returns:
-        float64 `[80, 401]`: weight of each FFT bin in each band.
-    """
-    mel_low, mel_high = MEL_LOW_HZ * 3 / 200, 15 + 27 * np.log(MEL_HIGH_HZ / 1000) / np.log(6.4)
-    mels = np.linspace(mel_low, mel_high, MEL_BANDS + 2)
-    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
-    bins = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE)
-    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    filters: NDArray[np.float64] = triangles * (2 / (edges[2:] - edges[:-2]))[:, None]
-    return filters
-
-
-class MelStream:
-    """A mel spectrogram of samples that arrive in chunks: the same numbers, bit for bit, whatever the chunks.
-
-    Each column is the magnitude of a centred 800-sample frame (periodic Hann window, zeros before the first sample and
-    after the last), in 80 mel bands, as `clip(8 (S + 100) / 100 - 4, -4, 4)` with
-    `S = 20 log10(max(1e-5, mel)) - 20`. n samples give `1 + n // 200` columns. Computed in float64: in float32 the
-    rounding noise of a loud tone exceeds the floor of the quiet bands.
-    """
-
-    def __init__(self) -> None:
-        self._window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SIZE) / FFT_SIZE)
-        self._filters = mel_filters().T.copy()
-        self._last = np.zeros(1)
-        # Pre-emphasised samples not yet consumed; half a frame of zeros centres the first frame on the first sample.
-        self._pending: list[NDArray[np.float64]] = [np.zeros(FFT_SIZE // 2)]
-        self._pending_samples = FFT_SIZE // 2
-        self._samples = 0
-        self._columns = 0
-        self._finished = False
-
-    @property
-    def samples(self) -> int:
-        """Samples pushed so far."""
-        return self._samples
-
-    def push(self, pcm: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take the next samples and give the columns that are complete.
-
-        Args:
-            pcm: float32 `[n]`, mono, 16 kHz, full scale ±1; n may be 0.
-
-        Returns:
-            float32 `[80, m]`; m may be 0.
-
-        Raises:
-            ValueError: `pcm` has another shape or type, or `finish` was called before.
-        """
-        if self._finished:
-            raise ValueError("the mel stream is finished: start a new one")
-        if pcm.ndim != 1 or pcm.dtype != np.float32:
-            raise ValueError(f"pcm must be float32 [n] (got {pcm.dtype} {list(pcm.shape)})")
-        blocks = [np.empty((MEL_BANDS, 0), np.float32)]
-        # Slices bound the float64 copies when a whole file is pushed at once.
-        step = _BLOCK_COLUMNS * HOP
-        for at in range(0, len(pcm), step):
-            samples = np.concatenate((self._last, pcm[at : at + step]), dtype=np.float64)
-            self._last = samples[-1:]
-            self._samples += len(samples) - 1
-            self._append(samples[1:] - PREEMPHASIS * samples[:-1])
-            blocks += self._blocks()
-        return np.concatenate(blocks, axis=1)
-
-    def finish(self) -> NDArray[np.float32]:
-        """End the speech and give the columns that remain.
-
-        Returns:
-            float32 `[80, m]`.
-        """
-        total = 1 + self._samples // HOP
-        rest = total - self._columns
-        self._append(np.zeros(2 * _BLOCK_COLUMNS * HOP + FFT_SIZE))
-        self._finished = True
-        return np.concatenate(list(self._blocks()), axis=1)[:, :rest]
-
-    def _append(self, samples: NDArray[np.float64]) -> None:
-        self._pending.append(samples)
-        self._pending_samples += len(samples)
-
-    def _blocks(self) -> Iterator[NDArray[np.float32]]:
-        needed = (_BLOCK_COLUMNS - 1) * HOP + FFT_SIZE
-        if self._pending_samples < needed:
-            return
-        samples = np.concatenate(self._pending)
-        while len(samples) >= needed:
-            yield self._block(samples[:needed])
-            samples = samples[_BLOCK_COLUMNS * HOP :]
-            self._columns += _BLOCK_COLUMNS
-        self._pending, self._pending_samples = [samples.copy()], len(samples)
-
-    def _block(self, samples: NDArray[np.float64]) -> NDArray[np.float32]:
-        frames = np.lib.stride_tricks.sliding_window_view(samples, FFT_SIZE)[::HOP] * self._window
-        mel = np.abs(np.fft.rfft(frames, axis=1)) @ self._filters
-        level = 20 * np.log10(np.maximum(_LEVEL_FLOOR, mel)) - _REFERENCE_DB
-        scaled = 2 * _MEL_LIMIT * (level + _RANGE_DB) / _RANGE_DB - _MEL_LIMIT
-        return np.clip(scaled, -_MEL_LIMIT, _MEL_LIMIT).T.astype(np.float32)
-
-
-def mel_spectrogram(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The normalised mel spectrogram of a whole speech (see `MelStream` for the formula).
-
-    Args:
-        pcm: float32 `[n]`, mono, 16 kHz, full scale ±1.
-
-    Returns:
-        float32 `[80, 1 + n // 200]`, from -4 to 4, 80 columns a second.
-
-    >>> mel_spectrogram(np.zeros(334_720, np.float32)).shape
-    (80, 1674)
-    """
-    stream = MelStream()
-    return np.concatenate((stream.push(pcm), stream.finish()), axis=1)
+_CAPACITY = 4096
 
 
 def window_count(mel_columns: int, *, file: str | PathLike[str] | None = None) -> int:
@@ -182,8 +60,8 @@ def window_count(mel_columns: int, *, file: str | PathLike[str] | None = None) -
             value=f"{mel_columns} columns, {max(0, mel_columns - 1) / MEL_RATE:.3f} s",
             remedy=f"give at least {least} s of sound",
         )
-    # In float64 and in this order, as the published tools count: where the quotient is a whole number, rounding can take
-    # one window off (T = 384 gives 116, not 117), and feature files have that length.
+    # In float64 and in this order, as the published tools count: where the exact result is a whole number, rounding
+    # can take one window off (T = 384 gives 116, not 117), and feature files have that length.
     return int((mel_columns - WINDOW_COLUMNS) / MEL_RATE * SPEECH_RATE) + 2
 
 
@@ -211,8 +89,8 @@ def window_starts(mel_columns: int, *, file: str | PathLike[str] | None = None) 
     >>> window_starts(22)
     array([0, 3, 6])
     """
-    first = np.arange(window_count(mel_columns, file=file)) * MEL_RATE // SPEECH_RATE
-    return np.minimum(first, mel_columns - WINDOW_COLUMNS)
+    starts = _starts(0, window_count(mel_columns, file=file))
+    return np.minimum(starts, mel_columns - WINDOW_COLUMNS)
 
 
 def mel_windows(mel: NDArray[np.float32], *, file: str | PathLike[str] | None = None) -> NDArray[np.float32]:
@@ -231,6 +109,159 @@ def mel_windows(mel: NDArray[np.float32], *, file: str | PathLike[str] | None = 
     return _gather(mel, window_starts(mel.shape[1], file=file))
 
 
+def _start(window: int) -> int:
+    return window * MEL_RATE // SPEECH_RATE
+
+
+def _starts(first: int, end: int) -> NDArray[np.int64]:
+    return np.arange(first, end, dtype=np.int64) * MEL_RATE // SPEECH_RATE
+
+
 def _gather(mel: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float32]:
     windows = np.lib.stride_tricks.sliding_window_view(mel, WINDOW_COLUMNS, axis=1)
     return np.ascontiguousarray(windows[:, starts].swapaxes(0, 1)[:, None])
+
+
+def iter_windows(
+    mel_blocks: Iterable[NDArray[np.float32]], batch: int, *, file: str | PathLike[str] | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """The windows of `mel_windows`, a batch at a time, of mel columns that arrive in blocks.
+
+    Args:
+        mel_blocks: float32 `[80, m]` each, of any m.
+        batch: windows in a batch; the last batch may be smaller.
+        file: what an error calls the speech.
+
+    Yields:
+        float32 `[batch, 1, 80, 16]`.
+
+    Raises:
+        MediaError: fewer than 16 mel columns in all.
+    """
+    mel, dropped, done = np.empty((MEL_BANDS, 0), np.float32), 0, 0
+    for block in mel_blocks:
+        mel = np.concatenate((mel, block), axis=1)
+        # A window that ends within T columns is always one of T's windows, and not clamped, so it need not wait.
+        while _start(done + batch - 1) + WINDOW_COLUMNS <= dropped + mel.shape[1]:
+            yield _gather(mel, _starts(done, done + batch) - dropped)
+            done += batch
+            # The next window may yet be clamped, but never to before the one just given.
+            keep = _start(done - 1)
+            mel, dropped = mel[:, keep - dropped :], keep
+    starts = window_starts(dropped + mel.shape[1], file=file) - dropped
+    for at in range(done, len(starts), batch):
+        yield _gather(mel, starts[at : at + batch])
+
+
+def features_from_pcm(
+    pcm_chunks: Iterable[NDArray[np.float32]],
+    encode: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    batch: int = 32,
+    *,
+    file: str | PathLike[str] | None = None,
+) -> NDArray[np.float32]:
+    """The feature rows of a speech: the encoder's row for each window, with the first and the last one doubled.
+
+    Streams: beside the result, only about a second of sound and one batch of windows are held.
+
+    Args:
+        pcm_chunks: float32 `[n]` each, of any n: mono, 16 kHz, full scale ±1.
+        encode: gives float32 `[batch, 512]` for float32 `[batch, 1, 80, 16]`. Always called with exactly `batch`
+            windows (the last call repeats its last window), because a new shape can cost a GPU a new search.
+        batch: windows a call.
+        file: what an error calls the speech.
+
+    Returns:
+        float32 `[N, 512]`, 25 rows a second, N as `feature_rows` says.
+
+    Raises:
+        MediaError: the speech is shorter than one window (16 mel columns, 0.1875 s).
+        InferenceError: `encode` gives another shape, or a value that is not finite.
+    """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1 (got {batch})")
+    # Grown in place, by at most an eighth, so that an hour's rows are not held twice.
+    rows, used = np.empty((_CAPACITY, SPEECH_WIDTH), np.float32), 1
+    for windows in iter_windows(_mel_blocks(pcm_chunks), batch, file=file):
+        count = len(windows)
+        if count < batch:
+            windows = np.concatenate((windows, np.repeat(windows[-1:], batch - count, axis=0)))
+        encoded = np.asarray(encode(windows))
+        if encoded.shape != (batch, SPEECH_WIDTH) or not np.isfinite(encoded[:count]).all():
+            found = list(encoded.shape) if encoded.shape != (batch, SPEECH_WIDTH) else "NaN or infinity"
+            raise InferenceError(
+                f"the speech encoder must give finite [{batch}, {SPEECH_WIDTH}]",
+                value=found,
+                remedy="use the audio encoder that the lip-sync model was trained with",
+            )
+        if used + count + 1 > len(rows):
+            rows.resize(
+                (max(used + count + 1, len(rows) + max(_CAPACITY, len(rows) // 8)), SPEECH_WIDTH), refcheck=False
+            )
+        rows[used : used + count] = encoded[:count]
+        used += count
+    rows[0], rows[used] = rows[1], rows[used - 1]
+    rows.resize((used + 1, SPEECH_WIDTH), refcheck=False)
+    return rows
+
+
+def _mel_blocks(pcm_chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    stream = MelStream()
+    for chunk in pcm_chunks:
+        yield stream.push(chunk)
+    yield stream.finish()
+
+
+def frame_count(duration_seconds: float | Fraction, fps: float | Fraction) -> int:
+    """The fewest frames that last as long as the sound: `ceil(duration * fps)`.
+
+    No sound is cut, and the video is longer by less than one frame. Both arguments are taken as the nearest fraction
+    with a denominator of at most a million, so that 20.92 s at 25 fps is 523 frames whatever the float's last bit.
+
+    >>> frame_count(20.92, 25), frame_count(20.9201, 25), frame_count(1, Fraction(30000, 1001))
+    (523, 524, 30)
+    """
+    if not (0 <= duration_seconds < math.inf and 0 < fps < math.inf):
+        raise ValueError(f"need a duration of at least 0 and fps above 0 (got {duration_seconds!r}, {fps!r})")
+    return math.ceil(_fraction(duration_seconds) * _fraction(fps))
+
+
+def _fraction(value: float | Fraction) -> Fraction:
+    return Fraction(value).limit_denominator(1_000_000)
+
+
+def resample_rows(
+    features: NDArray[np.float32],
+    target_rate: float | Fraction,
+    *,
+    source_rate: float | Fraction = SPEECH_RATE,
+) -> NDArray[np.float32]:
+    """Feature rows at another rate, so that row i is the speech at the time of frame i.
+
+    Row i lies at `i / target_rate` seconds, at position `p = i * source_rate / target_rate` among the source rows, and
+    is `(1 - r) * features[floor(p)] + r * features[floor(p) + 1]` with `r = p - floor(p)`. Past the last source row
+    that row is held. Rows are as many as frames cover the time of the source rows: `ceil(N * target / source)`.
+
+    Args:
+        features: float32 `[N, 512]` (any width), row j at `j / source_rate` seconds.
+        target_rate: rows a second wanted: the video's fps, such as `Fraction(30000, 1001)`.
+        source_rate: rows a second given.
+
+    Returns:
+        float32 `[M, 512]`: `features` itself, not a copy, when the rates are equal.
+    """
+    if not (0 < target_rate < math.inf and 0 < source_rate < math.inf):
+        raise ValueError(f"rates must be above 0 (got {source_rate!r} and {target_rate!r})")
+    step = _fraction(source_rate) / _fraction(target_rate)
+    if step == 1 or not len(features):
+        return features
+    last = len(features) - 1
+    result = np.empty((math.ceil(len(features) / step), *features.shape[1:]), np.float32)
+    # Positions in whole numbers: in floats, a row that falls exactly on a source row would drift off it.
+    for at in range(0, len(result), _RESAMPLE_BLOCK):
+        scaled = np.arange(at, min(at + _RESAMPLE_BLOCK, len(result))) * step.numerator
+        index = scaled // step.denominator
+        rest = ((scaled - index * step.denominator) / step.denominator).astype(np.float32)[:, None]
+        low, high = features[np.minimum(index, last)], features[np.minimum(index + 1, last)]
+        result[at : at + len(index)] = (1 - rest) * low + rest * high
+    return result
