@@ -1,0 +1,166 @@
+"""Opening ONNX Runtime sessions: which provider, with what options, and whether it is really the one in use.
+
+With `inference`, the only rooms that use `onnxruntime`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from gpupipe.errors import InferenceError
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+PROVIDER_NAMES: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How to run a model.
+
+    Attributes:
+        provider: which execution provider.
+        threads: CPU threads for one run.
+        device_id: which GPU.
+        stream: handle of the CUDA stream to run on, or None.
+        tf32: let the CUDA provider round float32 inputs of matrix products to 10 bits (faster, less exact).
+        fp16: let TensorRT compute in float16 where it is faster.
+        engine_cache: folder in which TensorRT keeps built engines.
+        profile: for TensorRT, the one shape of each input.
+    """
+
+    provider: Provider = "cpu"
+    threads: int = 1
+    device_id: int = 0
+    stream: int | None = None
+    tf32: bool = False
+    fp16: bool = False
+    engine_cache: Path | None = None
+    profile: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@cache
+def runtime() -> ModuleType:
+    """The `onnxruntime` module.
+
+    Raises:
+        InferenceError: it is not installed, or is installed twice.
+    """
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    if len(installed) == 2:
+        raise InferenceError(
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites the other's module",
+            remedy="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'gpupipe[cpu]' or 'gpupipe[cuda]'",
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InferenceError(
+            f"ONNX Runtime cannot be imported: {error}", remedy="pip install 'gpupipe[cpu]' or 'gpupipe[cuda]'"
+        ) from error
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its exceptions have no common base but `Exception`."""
+    runtime()
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    kinds = (getattr(native, name) for name in dir(native))
+    return (RuntimeError, *(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)))
+
+
+def open_session(path: Path, options: SessionOptions) -> Any:
+    """Open a model.
+
+    Returns:
+        An `onnxruntime.InferenceSession` whose first provider is the one that was asked for.
+
+    Raises:
+        InferenceError: the file is missing or is no model, or the provider cannot be had.
+    """
+    ort = runtime()
+    if not path.is_file():
+        raise InferenceError("no such file", file=path, field="model", remedy="give one with --model")
+    name = PROVIDER_NAMES[options.provider]
+    if name not in ort.get_available_providers():
+        raise InferenceError(
+            f"this ONNX Runtime was built without {name}",
+            field="--provider",
+            value=options.provider,
+            remedy="pip uninstall -y onnxruntime, then pip install 'gpupipe[cuda]'; or use --provider cpu",
+        )
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    # A memory pattern plans one block for all activations of a run; the arena alone needs less, at the same speed.
+    settings.enable_mem_pattern = options.provider != "cpu"
+    if options.provider != "cpu":
+        ort.preload_dlls()
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=_providers(options))
+    except failures() as error:
+        raise InferenceError(
+            f"cannot be opened: {_one_line(error)}",
+            file=path,
+            field="model",
+            remedy="export it again, or see `gpupipe doctor`",
+        ) from error
+    if session.get_providers()[0] != name:
+        raise InferenceError(
+            f"{name} did not open; ONNX Runtime would use {session.get_providers()[0]} in silence",
+            field="--provider",
+            value=options.provider,
+            remedy="see `gpupipe doctor` for what is missing, or use --provider cpu",
+        )
+    return session
+
+
+def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
+    if options.provider == "cpu":
+        return [(PROVIDER_NAMES["cpu"], {})]
+    shared = {"device_id": str(options.device_id)}
+    if options.stream is not None:
+        shared |= {"user_compute_stream": str(options.stream)}
+    cuda = shared | {
+        # Exhaustive search costs seconds at the first run of every shape.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "cudnn_conv_use_max_workspace": "1",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": str(int(options.tf32)),
+    }
+    if options.provider == "cuda":
+        return [(PROVIDER_NAMES["cuda"], cuda)]
+    shapes = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in options.profile.items())
+    tensorrt = shared | {"trt_fp16_enable": str(int(options.fp16))}
+    if shapes:
+        tensorrt |= dict.fromkeys(
+            ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"), shapes
+        )
+    if options.engine_cache is not None:
+        options.engine_cache.mkdir(parents=True, exist_ok=True)
+        tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.engine_cache)}
+        tensorrt |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(options.engine_cache)}
+    return [(PROVIDER_NAMES["tensorrt"], tensorrt), (PROVIDER_NAMES["cuda"], cuda)]
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
