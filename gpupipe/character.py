@@ -41,6 +41,7 @@ class Character:
         rects: where each crop belongs, body pixels; one for each frame that can be used.
         layout: the layout of the crops.
         recorded: the recorded model inputs (roi, masked), if the folder has both.
+        notes: what is odd but does no harm.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Character:
     rects: tuple[Rect, ...]
     layout: CropLayout
     recorded: tuple[VideoInfo, VideoInfo] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -135,7 +137,7 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
         return None, faults, notes
     both = (recorded[0], recorded[1]) if len(recorded) == 2 and recorded[0] and recorded[1] else None
     whole = tuple(rect for rect in rects if rect is not None)
-    return Character(path, body, crops, whole, layout, both), faults, notes
+    return Character(path, body, crops, whole, layout, both, tuple(notes)), faults, notes
 
 
 def read_features(path: Path) -> NDArray[np.float32]:

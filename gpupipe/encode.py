@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -239,6 +240,13 @@ def encoder_formats(encoder: str) -> list[str]:
             remedy="use libx264, or see `gpupipe doctor`",
         )
     return [f.name for f in codec.video_formats or ()]
+
+
+def part_suffix(encoder: str, output_suffix: str) -> str:
+    """The suffix of the parts of a video: .mp4, which keeps decoding times, unless it cannot hold the codec."""
+    codec = av.Codec(encoder, "w").canonical_name
+    with av.open(io.BytesIO(), "w", format="mp4") as container:
+        return ".mp4" if codec in container.supported_codecs else output_suffix
 
 
 def join(parts: Sequence[Path], output: Path, fps: Fraction) -> None:

@@ -7,6 +7,7 @@ not cover is copied and never converted.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,14 +96,22 @@ class HostFrames:
     def load(
         cls, spec: FrameSpec, body: Iterable[Frame], crops: Iterable[Frame], recorded: Iterable[Frame] | None = None
     ) -> HostFrames:
-        """Fill the cache from decoded frames: body as in `frame_shape`, crops uint8 `[C, C, 3]` bgr24, recorded
-        inputs uint8 `[S, S, 6]`."""
-        return cls(
-            spec,
-            _stack(spec.count, spec.frame_shape, body, planar=False),
-            _stack(spec.count, spec.crop_shape, crops, planar=True),
-            None if recorded is None else _stack(spec.count, spec.recorded_shape, recorded, planar=True),
-        )
+        """Fill the cache from decoded frames, the body in one thread and the rest in another.
+
+        Args:
+            spec: what to keep.
+            body: frames as in `frame_shape`.
+            crops: uint8 `[C, C, 3]`, bgr24.
+            recorded: uint8 `[S, S, 6]`: the roi, then the masked roi, both bgr24.
+        """
+        with ThreadPoolExecutor(1, "decode") as pool:
+            planes = pool.submit(
+                lambda: (
+                    _stack(spec.count, spec.crop_shape, crops, planar=True),
+                    None if recorded is None else _stack(spec.count, spec.recorded_shape, recorded, planar=True),
+                )
+            )
+            return cls(spec, _stack(spec.count, spec.frame_shape, body, planar=False), *planes.result())
 
 
 def _stack(count: int, shape: tuple[int, ...], frames: Iterable[Frame], *, planar: bool) -> Frame:

@@ -1,0 +1,299 @@
+"""One rendering job: everything opened and cached, and the stages that turn batches into finished frames."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe import pipeline
+from gpupipe.character import Character, GpupipeWarning, read_features
+from gpupipe.compose_cpu import CpuCompositor
+from gpupipe.compositor import MAX_BATCH, PixelFormat
+from gpupipe.errors import InferenceError, OptionError, PackageError
+from gpupipe.frame_cache import FrameSpec, HostFrames
+from gpupipe.geometry import SPEECH_WIDTH, frame_order
+from gpupipe.inference import Model
+from gpupipe.machine import cpu_count
+from gpupipe.session import SessionOptions
+from gpupipe.trace import Trace
+from gpupipe.video import read_frames
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+HOST_SLOTS = 2
+"""Batches under way on the CPU: one is inferred while the other is pasted, encoded and prepared again."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What to render, and on what.
+
+    Attributes:
+        features: speech features, float32 `[N, 512]` or the path of a `.npy` file; None for the character's own.
+        model: ONNX file; None for the character's own.
+        device: where to composite.
+        provider: where to run the model.
+        batch: frames in a batch.
+        workers: compositing threads on the CPU; None for one a core, 4 at most.
+        frames: the most output frames to render; None for as many as there are rows of features.
+        start_frame: position in the ping-pong order at which to start.
+        masked_video: take the model's inputs from the recorded videos instead of masking the crops.
+        inference_threads: CPU threads for the model; None for one a core.
+    """
+
+    features: Path | str | NDArray[np.float32] | None = None
+    model: Path | str | None = None
+    device: DeviceChoice = "auto"
+    provider: ProviderChoice = "auto"
+    batch: int = 8
+    workers: int | None = None
+    frames: int | None = None
+    start_frame: int = 0
+    masked_video: bool = False
+    inference_threads: int | None = None
+
+    def check(self) -> None:
+        """Raise an OptionError for a number that is out of range."""
+        limits = (
+            ("--batch", self.batch, 1, MAX_BATCH),
+            ("--workers", self.workers, 1, 1024),
+            ("--frames", self.frames, 1, 1 << 31),
+            ("--start-frame", self.start_frame, 0, 1 << 31),
+            ("--inference-threads", self.inference_threads, 1, 1024),
+        )
+        for name, value, low, high in limits:
+            if value is not None and not low <= value <= high:
+                raise OptionError("out of range", field=name, value=value, remedy=f"give {low} to {high}")
+
+
+class Batch(NamedTuple):
+    """Output frames `start` to `start + frames`; the arrays are padded to the full batch size."""
+
+    start: int
+    frames: int
+    source: NDArray[np.int32]
+    speech: NDArray[np.int32]
+
+
+class Job:
+    """A job, ready to run. A context manager: leaving it releases models, threads and buffers.
+
+    Args:
+        character: whom to render.
+        pixel_format: of the finished frames.
+        options: what to render, and on what.
+        trace: where times go.
+
+    Attributes:
+        total: output frames.
+        spec: the finished frames' shape and the cached frames' sizes.
+        device: "cpu" or "cuda".
+        provider: the execution provider in use.
+        workers: compositing threads.
+        notes: what was odd, or picked on its own.
+    """
+
+    def __init__(self, character: Character, pixel_format: PixelFormat, options: JobOptions, trace: Trace) -> None:
+        options.check()
+        self.character, self.options, self.trace = character, options, trace
+        self.notes = character.notes
+        self._closing = ExitStack()
+        try:
+            self._open(pixel_format)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, pixel_format: PixelFormat) -> None:
+        options, character = self.options, self.character
+        features = load_features(character, options.features)
+        self.total = min(options.frames or len(features), len(features))
+        self.order = frame_order(self.total, *_available(character, options))
+        self.spec = _spec(character, pixel_format, int(self.order.max()) + 1, options.masked_video)
+        self.workers = min(options.workers or min(4, cpu_count()), options.batch)
+        self.device, self.provider = "cpu", "cpu"
+        self.threads = options.inference_threads or cpu_count()
+        self.model = Model(
+            character.model_path if options.model is None else Path(options.model),
+            SessionOptions(threads=self.threads),
+            batch=options.batch,
+        )
+        self._closing.callback(self.model.close)
+        check_model_size(self.model, character)
+        with self.trace.span("load", self.spec.count):
+            frames = HostFrames.load(self.spec, *frame_readers(character, self.spec))
+        self.compositor = CpuCompositor(
+            frames, features, batch=options.batch, dtype=self.model.dtype, workers=self.workers
+        )
+        self._closing.callback(self.compositor.close)
+        self._slots = [self.compositor.new_slot() for _ in range(HOST_SLOTS)]
+        self._bindings = {id(s): self.model.bind(s.visual, s.audio, s.prediction) for s in self._slots}
+
+    def run(self, *more: pipeline.Stage[Any, Batch]) -> Generator[tuple[NDArray[np.uint8], Batch], None, None]:
+        """Do the job; `more` stages follow the compositing of each batch, each in its own thread.
+
+        Yields:
+            Finished frames in order, uint8 `[n, *frame_shape]`, valid until the next are asked for.
+
+        Raises:
+            InferenceError: the model failed, or gave NaN.
+        """
+        stages = (
+            pipeline.Stage("prepare", self._prepare),
+            pipeline.Stage("infer", self._infer),
+            pipeline.Stage("paste", self._paste),
+            *more,
+        )
+        for slot, batch in pipeline.run(self._batches(), self._slots, stages):
+            yield slot.frames[: batch.frames], batch
+
+    def finish(self, slot: Any, batch: Batch) -> NDArray[np.uint8]:
+        """Wait for the frames of a slot.
+
+        Returns:
+            uint8 `[n, *frame_shape]`, valid until the slot is used again.
+
+        Raises:
+            InferenceError: the model gave NaN.
+        """
+        has_nan = self.compositor.finish(slot)[: batch.frames]
+        if has_nan.any():
+            raise InferenceError(
+                "the model gave NaN",
+                file=self.model.path,
+                field=f"output frame {batch.start + int(np.argmax(has_nan))}",
+                remedy="check the model and the features; a float16 export may overflow",
+            )
+        frames: NDArray[np.uint8] = slot.frames[: batch.frames]
+        return frames
+
+    def close(self) -> None:
+        """Release everything."""
+        self._closing.close()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _batches(self) -> Iterator[Batch]:
+        size = self.options.batch
+        for start in range(0, self.total, size):
+            # The tail is padded with the last frame: one batch size for the whole render.
+            frames = np.minimum(np.arange(start, start + size), self.total - 1).astype(np.int32)
+            yield Batch(start, min(size, self.total - start), self.order[frames], frames)
+
+    def _prepare(self, slot: Any, batch: Batch) -> None:
+        with self.trace.span("prepare", batch.frames):
+            self.compositor.prepare(slot, batch.source, batch.speech)
+
+    def _infer(self, slot: Any, batch: Batch) -> None:
+        self.compositor.ready(slot)
+        with self.trace.span("infer", batch.frames):
+            self.model.run(self._bindings[id(slot)])
+
+    def _paste(self, slot: Any, batch: Batch) -> None:
+        with self.trace.span("paste", batch.frames):
+            self.compositor.paste(slot)
+        self.finish(slot, batch)
+
+
+def load_features(character: Character, features: Path | str | NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Speech features from an array, a file, or the character's own, float32 `[N, 512]`.
+
+    Raises:
+        PackageError: they are missing or wrong.
+    """
+    if not isinstance(features, np.ndarray):
+        return read_features(character.features_path if features is None else Path(features))
+    if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != SPEECH_WIDTH or not len(features):
+        raise PackageError(
+            "wrong shape or type",
+            field="features",
+            value=f"{features.dtype} {features.shape}",
+            remedy=f"give float32 [N, {SPEECH_WIDTH}]",
+        )
+    if not np.isfinite(features).all():
+        raise PackageError("holds NaN or infinity", field="features", remedy="compute the features again")
+    return features
+
+
+def check_model_size(model: Model, character: Character) -> None:
+    """Raise an InferenceError if the model does not fit the character's crops."""
+    if model.size not in (None, character.layout.model_size):
+        raise InferenceError(
+            f"the model is for {model.size}x{model.size} images, the crops "
+            f"({character.layout.crop_size}x{character.layout.crop_size}) hold {character.layout.model_size}",
+            file=model.path,
+            field="model",
+            remedy="use the model that belongs to the character",
+        )
+
+
+def _available(character: Character, options: JobOptions) -> tuple[int, int]:
+    """Frames that can be used, and the position at which to start."""
+    count = character.count
+    if options.masked_video:
+        if character.recorded is None:
+            raise PackageError(
+                "the recorded model inputs are missing",
+                file=character.path,
+                field="--masked-video",
+                remedy="add rois_320_video.mp4 and model_inputs_video.mp4, or leave --masked-video out",
+            )
+        shortest = min(info.frames for info in character.recorded)
+        if shortest < count:
+            note = f"{character.path}: recorded model inputs end after {shortest} of {count} frames; those are used"
+            warnings.warn(note, GpupipeWarning, stacklevel=4)
+            count = shortest
+    if options.start_frame >= count:
+        raise OptionError(
+            f"the character has {count} frames",
+            field="--start-frame",
+            value=options.start_frame,
+            remedy=f"give 0 to {count - 1}",
+        )
+    return count, options.start_frame
+
+
+def _spec(character: Character, pixel_format: PixelFormat, count: int, recorded: bool) -> FrameSpec:
+    body = character.body
+    if pixel_format == "nv12" and (body.width % 2 or body.height % 2):
+        raise PackageError(
+            "nv12 needs an even width and height",
+            file=body.path,
+            field="size",
+            value=f"{body.width}x{body.height}",
+            remedy="write images with --pixel-format bgr24, or crop the body video",
+        )
+    return FrameSpec(
+        layout=character.layout,
+        pixel_format=pixel_format,
+        width=body.width,
+        height=body.height,
+        rects=character.rects[:count],
+        colour=body.colour,
+        recorded=recorded,
+    )
+
+
+Reader = Iterator[NDArray[np.uint8]]
+
+
+def frame_readers(character: Character, spec: FrameSpec) -> tuple[Reader, Reader, Reader | None]:
+    """Readers of the body, the crops, and the recorded inputs (or None), as `HostFrames.load` takes them."""
+    body = read_frames(character.body.path, spec.pixel_format, spec.count)
+    crops = read_frames(character.crops.path, "bgr24", spec.count)
+    if not spec.recorded or character.recorded is None:
+        return body, crops, None
+    roi, masked = (read_frames(info.path, "bgr24", spec.count) for info in character.recorded)
+    return body, crops, (np.concatenate(pair, axis=2) for pair in zip(roi, masked, strict=True))

@@ -1,0 +1,238 @@
+"""Where finished frames go: a video or a folder of images, under its name only when it is complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe.compositor import PixelFormat
+from gpupipe.encode import EncoderOptions, VideoWriter, join, part_suffix
+from gpupipe.errors import OptionError, OutputError
+from gpupipe.images import ImageFormat, image_name, write_image
+from gpupipe.video import VideoInfo
+
+VIDEO_SUFFIXES = (".mp4", ".mkv")
+SEGMENT_FRAMES = 250
+"""Frames that are encoded on their own, from a keyframe."""
+
+Frames = NDArray[np.uint8]
+
+
+class Output(Protocol):
+    """Takes finished frames in order."""
+
+    def write(self, frames: Frames) -> None:
+        """Take the next frames, uint8 `[n, *frame_shape]`; the array may be used again afterwards."""
+
+    def commit(self) -> None:
+        """Finish, and give the result its name."""
+
+    def abort(self) -> None:
+        """Remove everything that was written. Does nothing after `commit`."""
+
+
+def is_video(output: Path | str) -> bool:
+    """Whether an output path names a video; any other names a folder of images.
+
+    Raises:
+        OutputError: it is neither: a file name with another suffix.
+    """
+    text, path = str(output), Path(output)
+    if text.endswith(("/", os.sep)) or path.is_dir():
+        return False
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    raise OutputError(
+        "neither a video nor a folder",
+        file=text,
+        field="output",
+        value=path.suffix,
+        remedy=f"end it in {', '.join(VIDEO_SUFFIXES)} for a video, or in / for a folder of images",
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How to write what is rendered.
+
+    Attributes:
+        encoder: how videos are encoded.
+        segment_frames: frames encoded on their own, from a keyframe.
+        image_format: of images.
+        jpeg_quality: 1 to 100, libjpeg's scale.
+        image_workers: images encoded at a time.
+        overwrite: replace an existing output.
+    """
+
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    segment_frames: int = SEGMENT_FRAMES
+    image_format: ImageFormat = "jpg"
+    jpeg_quality: int = 95
+    image_workers: int = 1
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise an OptionError for a number that is out of range."""
+        limits = (
+            ("--jpeg-quality", self.jpeg_quality, 1, 100),
+            ("--segment-frames", self.segment_frames, 1, 1 << 31),
+            ("--encoder-threads", self.encoder.threads, 1, 1024),
+        )
+        for name, value, low, high in limits:
+            if not low <= value <= high:
+                raise OptionError("out of range", field=name, value=value, remedy=f"give {low} to {high}")
+
+
+def open_output(path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> Output:
+    """Open a video or a folder of images for the finished frames of a character.
+
+    Args:
+        path: where; see `is_video`.
+        body: the body video, whose size, rate and colours the output has.
+        pixel_format: of the frames.
+        options: how.
+
+    Raises:
+        OutputError: it exists already, or cannot be written.
+        OptionError: an option is out of range, or the encoder does not have it.
+    """
+    options.check()
+    if is_video(path):
+        return VideoOutput(path, body, pixel_format, options)
+    if pixel_format != "bgr24":
+        raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
+    return ImageOutput(path, options)
+
+
+def _work_folder(beside: Path) -> Path:
+    """A new folder on the same file system as `beside`, so that moving into place is a rename."""
+    if not beside.parent.is_dir():
+        raise OutputError("no such folder", file=beside.parent, field="output", remedy="create it first")
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{beside.name}.", suffix=".partial", dir=beside.parent))
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written to: {error.strerror}", file=beside.parent, field="output", remedy="use another folder"
+        ) from error
+
+
+class VideoOutput:
+    """A video, encoded segment by segment and then joined without encoding again; see `open_output`."""
+
+    def __init__(self, path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> None:
+        if path.exists() and not options.overwrite:
+            raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
+        self.path = path
+        self.fps = body.fps
+        self._segment_frames = options.segment_frames
+        self._suffix = part_suffix(options.encoder.encoder, path.suffix)
+        self._work = _work_folder(path)
+        self._segments: list[Path] = []
+        self._in_segment = 0
+        self._writer: VideoWriter | None = None
+
+        def writer() -> VideoWriter:
+            self._segments.append(self._work / f"segment_{len(self._segments):05d}{self._suffix}")
+            return VideoWriter(
+                self._segments[-1],
+                width=body.width,
+                height=body.height,
+                fps=body.fps,
+                pixel_format=pixel_format,
+                options=options.encoder,
+                colour=body.colour,
+                sample_aspect_ratio=body.sample_aspect_ratio,
+            )
+
+        self._new_writer = writer
+        try:
+            self._writer = writer()  # an encoder that does not open is found before the first frame is drawn
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, frames: Frames) -> None:
+        """Encode the next frames."""
+        for frame in frames:
+            if self._in_segment == self._segment_frames:
+                self._close_segment()
+            if self._writer is None:
+                self._writer = self._new_writer()
+            self._writer.write(frame)
+            self._in_segment += 1
+
+    def commit(self) -> None:
+        """Join the segments and give the video its name."""
+        self._close_segment()
+        joined = self._work / f"joined{self.path.suffix}"
+        join(self._segments, joined, self.fps)
+        joined.replace(self.path)
+        shutil.rmtree(self._work)
+
+    def abort(self) -> None:
+        """Remove everything that was written."""
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _close_segment(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._in_segment = None, 0
+
+
+class ImageOutput:
+    """A folder of images, `frame_0000.jpg` and on; see `open_output`."""
+
+    def __init__(self, folder: Path, options: OutputOptions) -> None:
+        self.folder = folder
+        if self._old() and not options.overwrite:
+            raise OutputError(
+                "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
+            )
+        self._format: ImageFormat = options.image_format
+        self._quality = options.jpeg_quality
+        # Inside the folder if it is there already: its own rights are what counts.
+        self._work = _work_folder(folder / "images" if folder.is_dir() else folder)
+        self._pool = ThreadPoolExecutor(options.image_workers, "image")
+        self._next = 0
+
+    def write(self, frames: Frames) -> None:
+        """Write the next frames."""
+        paths = [self._work / image_name(self._next + number, self._format) for number in range(len(frames))]
+        self._next += len(frames)
+        list(self._pool.map(lambda path, frame: write_image(path, frame, jpeg_quality=self._quality), paths, frames))
+
+    def commit(self) -> None:
+        """Move the images into the folder."""
+        self._pool.shutdown()
+        if not self.folder.is_dir():
+            self._work.chmod(0o755)
+            self._work.rename(self.folder)
+            return
+        for path in self._old():
+            path.unlink()
+        for number in range(self._next):
+            name = image_name(number, self._format)
+            (self._work / name).replace(self.folder / name)
+        self._work.rmdir()
+
+    def abort(self) -> None:
+        """Remove everything that was written."""
+        self._pool.shutdown(cancel_futures=True)
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _old(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if re.fullmatch(r"frame_\d{4,}\.(jpg|png)", path.name)]
