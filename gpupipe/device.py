@@ -1,0 +1,344 @@
+"""Pick and open the GPU: its streams and events, memory on both sides, copies between them, and every wait for it.
+
+CuPy is imported when a device is opened, never before.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gpupipe.errors import DeviceError, DeviceMemoryError
+
+WAYS_OUT = (
+    "use nv12 instead of bgr24, a smaller --batch, fewer --frames, another GPU, or --device cpu, "
+    "or end other programs that use this GPU"
+)
+INSTALL = "pip install 'gpupipe[cuda]', or use --device cpu"
+
+# Where memory allocated by `Device` lies: host memory that the GPU addresses too, in every CUDA context.
+_MAPPED, _PORTABLE = 2, 1
+
+
+def _cupy() -> ModuleType:
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        missing = "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported: {error}"
+        raise DeviceError(missing, remedy=INSTALL) from error
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DeviceError(f"CuPy cannot be imported: {reason}", remedy=f"install it again: {INSTALL}") from error
+    return cupy  # type: ignore[no-any-return]
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _device_count(cupy: ModuleType) -> int:
+    runtime = cupy.cuda.runtime
+    driver, wanted = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if driver == 0:
+        raise DeviceError(
+            "no NVIDIA driver is installed (libcuda was not found)",
+            remedy="install the driver of your GPU (nvidia-smi shows whether it works), or use --device cpu",
+        )
+    if driver // 1000 < wanted // 1000:
+        raise DeviceError(
+            f"the NVIDIA driver is too old: it supports CUDA {_version(driver)}, CuPy needs CUDA {wanted // 1000}",
+            remedy="update the driver, or use --device cpu",
+        )
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"the NVIDIA driver finds no usable GPU: {error}",
+            remedy="see nvidia-smi and the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
+        ) from error
+    if count == 0:
+        raise DeviceError(
+            "there is no NVIDIA GPU in this machine",
+            remedy="see the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
+        )
+    return count
+
+
+def open_device(index: int | None = None) -> Device:
+    """Open a GPU.
+
+    Args:
+        index: which, as CUDA numbers the visible ones; None is the first.
+
+    Raises:
+        DeviceError: it cannot be used; says why and what to do.
+    """
+    cupy = _cupy()
+    count = _device_count(cupy)
+    number = 0 if index is None else index
+    if not 0 <= number < count:
+        raise DeviceError("no such GPU", field="GPU index", value=index, remedy=f"choose one of 0 to {count - 1}")
+    try:
+        with cupy.cuda.Device(number):
+            return Device(cupy, number)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"GPU {number} cannot be opened: {error}", remedy="see nvidia-smi, or use --device cpu"
+        ) from error
+
+
+def describe() -> dict[str, Any]:
+    """What `gpupipe doctor` says about GPUs. Never raises.
+
+    Returns:
+        `cupy`: its version or None; `driver` and `runtime`: the CUDA versions, as text or None; `devices`: for each
+        GPU its index, name, compute_capability, total_bytes and free_bytes; `problem`: why none can be used, or None.
+    """
+    found: dict[str, Any] = {"cupy": None, "driver": None, "runtime": None, "devices": [], "problem": None}
+    try:
+        cupy = _cupy()
+        found["cupy"] = cupy.__version__
+        driver = cupy.cuda.runtime.driverGetVersion()
+        found["driver"] = _version(driver) if driver else None
+        found["runtime"] = _version(cupy.cuda.runtime.runtimeGetVersion())
+        for index in range(_device_count(cupy)):
+            device = open_device(index)
+            found["devices"].append(
+                {
+                    "index": index,
+                    "name": device.name,
+                    "compute_capability": ".".join(map(str, device.compute_capability)),
+                    "total_bytes": device.total_bytes,
+                    "free_bytes": device.free_bytes,
+                }
+            )
+    except Exception as error:
+        found["problem"] = " ".join(str(error).split()) or type(error).__name__
+    if found["cupy"] is None:
+        names = ("cupy-cuda12x", "cupy-cuda13x", "cupy-cuda11x", "cupy")
+        found["cupy"] = next((v for v in map(_installed, names) if v), None)
+    return found
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def megabytes(number: float) -> str:
+    """A number of bytes for people: `1234.5 MB`."""
+    return f"{number / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Rows to copy: `rows` of `width` bytes that start `source_pitch` and `target_pitch` bytes apart."""
+
+    rows: int
+    width: int
+    source_pitch: int
+    target_pitch: int
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether neither side has gaps between its rows."""
+        return self.source_pitch == self.width == self.target_pitch
+
+
+class Device:
+    """An open GPU; made by `open_device`.
+
+    Every array is an allocation of its own, made outside CuPy's pools, so that dropping it returns its bytes at once.
+
+    Attributes:
+        index: as CUDA numbers the visible GPUs.
+        name: as the driver says it.
+        compute_capability: (major, minor).
+        total_bytes: of its memory.
+        driver_version: CUDA version of the driver, 12090 for 12.9.
+        runtime_version: CUDA version that CuPy uses.
+        compute_stream: a non-blocking `cupy.cuda.Stream`, for kernels and the model.
+        copy_stream: a non-blocking `cupy.cuda.Stream`, for copies between device and host.
+    """
+
+    def __init__(self, cupy: ModuleType, index: int) -> None:
+        self._cupy = cupy
+        self._runtime = cupy.cuda.runtime
+        self.index = index
+        properties = self._runtime.getDeviceProperties(index)
+        self.name: str = properties["name"].decode()
+        self.compute_capability: tuple[int, int] = (int(properties["major"]), int(properties["minor"]))
+        self.total_bytes = int(properties["totalGlobalMem"])
+        self.driver_version = int(self._runtime.driverGetVersion())
+        self.runtime_version = int(self._runtime.runtimeGetVersion())
+        self.compute_stream: Any = cupy.cuda.Stream(non_blocking=True)
+        self.copy_stream: Any = cupy.cuda.Stream(non_blocking=True)
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Make this GPU the calling thread's current one."""
+        with self._cupy.cuda.Device(self.index):
+            yield
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of device memory that nothing uses now."""
+        with self.use():
+            return int(self._runtime.memGetInfo()[0])
+
+    def require(self, wanted: Mapping[str, int]) -> None:
+        """Check that a job fits, before anything is allocated.
+
+        Args:
+            wanted: bytes of each part of the job, by name.
+
+        Raises:
+            DeviceMemoryError: it does not fit; gives the bytes wanted and free, and the ways out.
+        """
+        total, free = sum(wanted.values()), self.free_bytes
+        if total > free:
+            parts = ", ".join(f"{name} {megabytes(size)}" for name, size in wanted.items() if size)
+            raise DeviceMemoryError(
+                f"the job wants {megabytes(total)} of GPU memory ({parts}) but {megabytes(free)} of "
+                f"{megabytes(self.total_bytes)} are free on GPU {self.index} ({self.name})",
+                remedy=WAYS_OUT,
+            )
+
+    def memory_error(self, what: str, wanted: int | None = None) -> DeviceMemoryError:
+        """The error for an allocation that failed.
+
+        Args:
+            what: what the memory was for.
+            wanted: its bytes, where they are known.
+        """
+        amount = "" if wanted is None else f" of {megabytes(wanted)}"
+        return DeviceMemoryError(
+            f"GPU {self.index} ({self.name}) is out of memory: {what}{amount} does not fit in "
+            f"{megabytes(self.free_bytes)} free of {megabytes(self.total_bytes)}",
+            remedy=WAYS_OUT,
+        )
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike, what: str = "a buffer") -> Any:
+        """A new `cupy.ndarray` in device memory, not initialised, 256-byte aligned.
+
+        Raises:
+            DeviceMemoryError: it does not fit.
+        """
+        size = max(1, prod(shape) * np.dtype(dtype).itemsize)
+        with self.use():
+            try:
+                memory = self._cupy.cuda.Memory(size)
+            except (self._runtime.CUDARuntimeError, self._cupy.cuda.memory.OutOfMemoryError) as error:
+                self._raise_unless_memory(error)
+                raise self.memory_error(what, size) from error
+            return self._cupy.ndarray(shape, dtype, memptr=self._cupy.cuda.MemoryPointer(memory, 0))
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike, what: str = "a buffer") -> NDArray[Any]:
+        """A new array in page-locked host memory, not initialised, which the GPU can copy from and to, and address.
+
+        Raises:
+            DeviceMemoryError: the host has not so much memory that can be locked.
+        """
+        count = prod(shape)
+        size = max(1, count * np.dtype(dtype).itemsize)
+        pinned_memory = self._cupy.cuda.pinned_memory
+        with self.use():
+            try:
+                memory = pinned_memory.PinnedMemory(size, _MAPPED | _PORTABLE)
+            except self._runtime.CUDARuntimeError as error:
+                self._raise_unless_memory(error)
+                raise DeviceMemoryError(
+                    f"the host cannot lock {megabytes(size)} of memory for {what}",
+                    remedy="use a smaller --batch, or end other programs",
+                ) from error
+        return np.frombuffer(pinned_memory.PinnedMemoryPointer(memory, 0), dtype, count).reshape(shape)
+
+    def mapped(self, array: NDArray[Any]) -> Any:
+        """A `cupy.ndarray` of the same memory as an array that `pinned` made: the GPU reads and writes it in place."""
+        with self.use():
+            pointer = self._runtime.pointerGetAttributes(array.ctypes.data).devicePointer
+            memory = self._cupy.cuda.UnownedMemory(pointer, array.nbytes, array, self.index)
+            return self._cupy.ndarray(array.shape, array.dtype, memptr=self._cupy.cuda.MemoryPointer(memory, 0))
+
+    def _raise_unless_memory(self, error: Exception) -> None:
+        out_of_memory = self._runtime.cudaErrorMemoryAllocation
+        if getattr(error, "status", out_of_memory) != out_of_memory:
+            raise DeviceError(f"GPU {self.index} ({self.name}) failed: {error}", remedy="see nvidia-smi") from error
+
+    def copy(self, target: Any, source: Any, stream: Any, *, rows: Copy | None = None) -> None:
+        """Queue a copy between device arrays and arrays that `pinned` made. Both must be C-contiguous.
+
+        Args:
+            target: a `cupy.ndarray` or a NumPy array.
+            source: a `cupy.ndarray` or a NumPy array.
+            stream: the `cupy.cuda.Stream` to queue it on.
+            rows: the rows to copy where one side has gaps between them; else everything, of equal size on both.
+        """
+        default = self._runtime.memcpyDefault
+        with self.use():
+            if rows is None or rows.contiguous:
+                if target.nbytes != source.nbytes:
+                    raise ValueError(f"target has {target.nbytes} bytes, source {source.nbytes}")
+                self._runtime.memcpyAsync(_address(target), _address(source), source.nbytes, default, stream.ptr)
+            else:
+                last = (rows.rows - 1, rows.width)
+                for array, pitch in ((target, rows.target_pitch), (source, rows.source_pitch)):
+                    if last[0] * pitch + last[1] > array.nbytes:
+                        raise ValueError(f"{rows} does not fit in an array of {array.nbytes} bytes")
+                self._runtime.memcpy2DAsync(
+                    _address(target),
+                    rows.target_pitch,
+                    _address(source),
+                    rows.source_pitch,
+                    rows.width,
+                    rows.rows,
+                    default,
+                    stream.ptr,
+                )
+
+    def upload(self, host: NDArray[Any], what: str = "a table") -> Any:
+        """A new device array with the contents of a small host array. Waits for the copy."""
+        staging = self.pinned(host.shape, host.dtype, what)
+        staging[...] = host
+        array = self.empty(host.shape, host.dtype, what)
+        self.copy(array, staging, self.copy_stream)
+        self.copy_stream.synchronize()
+        return array
+
+    def event(self) -> Any:
+        """A new `cupy.cuda.Event` without timing; a host thread that waits for it sleeps."""
+        with self.use():
+            return self._cupy.cuda.Event(block=True, disable_timing=True)
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Let `event` stand for all that is queued on `stream` now."""
+        with self.use():
+            event.record(stream)
+
+    def order(self, stream: Any, event: Any) -> None:
+        """Let what is queued on `stream` from now on run after `event`. The host does not wait."""
+        with self.use():
+            stream.wait_event(event)
+
+    def wait(self, event: Any) -> None:
+        """Wait, on the host, for `event`."""
+        event.synchronize()
+
+    def synchronize(self) -> None:
+        """Wait, on the host, for everything queued on both streams."""
+        self.copy_stream.synchronize()
+        self.compute_stream.synchronize()
+
+
+def _address(array: Any) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
