@@ -4,7 +4,8 @@ CuPy reaches the CUDA runtime through one extension module with the runtime link
 source for the installed version, compiles that one module against the software device, and lays the result over a
 folder of links to the installed package. Nothing in the environment itself is changed.
 
-Needs g++ and a package registry for pip. Takes about half a minute, once for each CuPy, Python and state of these files.
+Needs g++ and a package registry for pip. Takes about half a minute, once for each CuPy, Python and state
+of these files.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ def _build_into(out: Path, work: Path) -> None:
     )
     target = out / "python" / f"{EXTENSION}.{sysconfig.get_config_var('SOABI')}.so"
     _step("link CuPy's runtime module", [*CXX, "-shared", module, library, "-o", target])
-    shutil.copy(HERE / "ptxcc.py", out / "ptxcc.py")
+    # What compiles kernels later: a copy, so that the folder stays what it was built from.
+    ignore = shutil.ignore_patterns("__pycache__", "*.cpp")
+    shutil.copytree(HERE, out / "softcuda", ignore=ignore)
 
 
 def _fetch_cupy(work: Path) -> Path:
@@ -248,8 +251,7 @@ def _step(what: str, command: Sequence[object], *, cwd: Path | None = None, env:
         [str(part) for part in command],
         cwd=cwd,
         env=os.environ | (env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from softcuda.build import BuildError, build
+from softcuda.build import BuildError, build  # noqa: E402
 
 
 def environment(folder: Path, base: Mapping[str, str]) -> dict[str, str]:
@@ -20,9 +20,9 @@ def environment(folder: Path, base: Mapping[str, str]) -> dict[str, str]:
 
     return dict(base) | {
         "SOFTCUDA": "1",
+        "SOFTCUDA_PYTHON": sys.executable,
         "PYTHONPATH": first(folder / "python", "PYTHONPATH"),
         "LD_LIBRARY_PATH": first(folder / "lib", "LD_LIBRARY_PATH"),
-        "SOFTCUDA_CACHE": base.get("SOFTCUDA_CACHE", str(folder / "kernels")),
         # The device translates PTX, so CuPy must not ask NVRTC for machine code, nor use libraries made of it.
         "CUPY_COMPILE_WITH_PTX": "1",
         "CUPY_ACCELERATORS": "",

@@ -1,0 +1,180 @@
+// What the device says of itself: its settings, its properties, its errors, and the parts of the driver's interface
+// that CuPy and NVRTC ask for beside modules and launches.
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "device.h"
+
+namespace softcuda {
+namespace {
+
+constexpr int version = 12090;
+constexpr int multiprocessors = 4;
+thread_local cudaError_t last_error = cudaSuccess;
+
+long long number(const char* variable, long long otherwise) {
+  const char* v = getenv(variable);
+  return v && *v ? strtoll(v, nullptr, 0) : otherwise;
+}
+
+cudaError_t properties(cudaDeviceProp* p, int device) {
+  if (device) return fail(cudaErrorInvalidDevice);
+  memset(p, 0, sizeof *p);
+  strcpy(p->name, "softcuda (CPU)");
+  p->totalGlobalMem = memory_limit();
+  p->major = compute_capability() / 10;
+  p->minor = compute_capability() % 10;
+  p->multiProcessorCount = multiprocessors;
+  p->warpSize = 32;
+  p->maxThreadsPerBlock = 1024;
+  p->sharedMemPerBlock = 49152;
+  p->maxGridSize[0] = 2147483647;
+  p->maxGridSize[1] = p->maxGridSize[2] = 65535;
+  p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024;
+  p->maxThreadsDim[2] = 64;
+  p->memoryBusWidth = 64;
+  p->memoryClockRate = p->clockRate = 1000000;
+  p->l2CacheSize = 1 << 20;
+  p->asyncEngineCount = 2;
+  return cudaSuccess;
+}
+
+}  // namespace
+
+bool flag(const char* variable) {
+  const char* v = getenv(variable);
+  return v && *v && *v != '0';
+}
+size_t memory_limit() {
+  static const size_t bytes = static_cast<size_t>(number("SOFTCUDA_MEM", 4ll << 30));
+  return bytes;
+}
+int compute_capability() {
+  static const int cc = static_cast<int>(number("SOFTCUDA_CC", 86));
+  return cc;
+}
+void log(const char* format, ...) {
+  static const bool wanted = flag("SOFTCUDA_LOG");
+  if (!wanted) return;
+  va_list arguments;
+  va_start(arguments, format);
+  fputs("[softcuda] ", stderr);
+  vfprintf(stderr, format, arguments);
+  fputc('\n', stderr);
+  va_end(arguments);
+}
+cudaError_t fail(cudaError_t e) {
+  log("error %s", cudaGetErrorName(e));
+  return last_error = e;
+}
+
+#define NAMES(X)                                                                                                   \
+  X(Success) X(ErrorMemoryAllocation) X(ErrorInvalidValue) X(ErrorNotSupported) X(ErrorNotReady)                   \
+  X(ErrorInvalidDevice) X(ErrorInvalidPitchValue) X(ErrorInvalidResourceHandle) X(ErrorHostMemoryAlreadyRegistered) \
+  X(ErrorHostMemoryNotRegistered) X(ErrorStreamCaptureUnsupported) X(ErrorIllegalState)
+
+API const char* cudaGetErrorName(cudaError_t e) {
+  switch (e) {
+#define X(name) \
+  case cuda##name: return "cuda" #name;
+    NAMES(X)
+#undef X
+    default: return "cudaErrorUnknown";
+  }
+}
+API const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(e);
+}
+API cudaError_t cudaGetLastError() {
+  const cudaError_t e = last_error;
+  last_error = cudaSuccess;
+  return e;
+}
+API cudaError_t cudaPeekAtLastError() { return last_error; }
+API cudaError_t cudaDriverGetVersion(int* v) {
+  *v = version;
+  return cudaSuccess;
+}
+API cudaError_t cudaRuntimeGetVersion(int* v) {
+  *v = version;
+  return cudaSuccess;
+}
+API cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+API cudaError_t cudaSetDevice(int device) { return device ? fail(cudaErrorInvalidDevice) : cudaSuccess; }
+API cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (device) return fail(cudaErrorInvalidDevice);
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = compute_capability() / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = compute_capability() % 10; break;
+    case cudaDevAttrMultiProcessorCount: *value = multiprocessors; break;
+    case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
+    case cudaDevAttrWarpSize: *value = 32; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = 49152; break;
+    case cudaDevAttrMaxGridDimX: *value = 2147483647; break;
+    default: *value = 0;
+  }
+  return cudaSuccess;
+}
+API cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int) {
+  snprintf(id, size, "0000:00:00.0");
+  return cudaSuccess;
+}
+API cudaError_t cudaDeviceGetByPCIBusId(int* device, const char*) {
+  *device = 0;
+  return cudaSuccess;
+}
+// CUDA 12 renames the function with a macro; CuPy links either name.
+#undef cudaGetDeviceProperties
+API cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* p, int device) { return properties(p, device); }
+API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) { return properties(p, device); }
+API cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 0;
+  return cudaSuccess;
+}
+API cudaError_t cudaDeviceGetLimit(size_t* value, cudaLimit) {
+  *value = 0;
+  return cudaSuccess;
+}
+API cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
+API cudaError_t cudaProfilerStart() { return cudaSuccess; }
+API cudaError_t cudaProfilerStop() { return cudaSuccess; }
+
+API CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
+API CUresult cuDriverGetVersion(int* v) {
+  *v = version;
+  return CUDA_SUCCESS;
+}
+// NVRTC asks for a private table of the driver and goes on without it.
+API CUresult cuGetExportTable(const void** table, const CUuuid*) {
+  *table = nullptr;
+  return CUDA_ERROR_NOT_FOUND;
+}
+static CUcontext context() {
+  static char the_only_context;
+  return reinterpret_cast<CUcontext>(&the_only_context);
+}
+API CUresult cuCtxGetCurrent(CUcontext* c) {
+  *c = context();
+  return CUDA_SUCCESS;
+}
+API CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
+API CUresult cuCtxGetDevice(CUdevice* device) {
+  *device = 0;
+  return CUDA_SUCCESS;
+}
+API CUresult cuDevicePrimaryCtxRelease(CUdevice) { return CUDA_SUCCESS; }
+API CUresult cuStreamGetCtx(CUstream, CUcontext* c) {
+  *c = context();
+  return CUDA_SUCCESS;
+}
+
+}  // namespace softcuda
