@@ -24,14 +24,18 @@ Frame = NDArray[np.uint8]
 COPIES_INPUT = frozenset({"libx264", "libx265"})
 """Encoders that have copied a frame's pixels when `encode` returns, so that its buffer may be handed over as it is."""
 
-QUALITY_OPTION = {
-    "h264_nvenc": "cq",
-    "hevc_nvenc": "cq",
-    "av1_nvenc": "cq",
-    "mpeg4": "global_quality",
-    "mjpeg": "global_quality",
-}
+QUALITY_OPTION = {"h264_nvenc": "cq", "hevc_nvenc": "cq", "av1_nvenc": "cq"}
 """The option that holds the constant quality of encoders that do not call it `crf`."""
+
+DEFAULTS: dict[str, tuple[int, str]] = {
+    "libx264": (20, "veryfast"),
+    "libx265": (23, "veryfast"),
+    "libsvtav1": (30, "10"),
+    "h264_nvenc": (20, "p4"),
+    "hevc_nvenc": (23, "p4"),
+    "av1_nvenc": (28, "p4"),
+}
+"""Constant quality and preset where none is asked for; other encoders keep their own defaults."""
 
 DEFAULT_THREADS = 4
 """Encoder threads, the same on every machine: x264's output depends on their number, and a joined file must not depend
@@ -44,14 +48,14 @@ class EncoderOptions:
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
-        crf: constant quality, lower is better; None for the encoder's default.
-        preset: speed against size, by the encoder's own names; None for the encoder's default.
+        crf: constant quality, lower is better; None for the default (20 for libx264).
+        preset: speed against size, by the encoder's own names; None for the default (veryfast for libx264).
         threads: encoder threads.
     """
 
     encoder: str = "libx264"
-    crf: int | None = 20
-    preset: str | None = "veryfast"
+    crf: int | None = None
+    preset: str | None = None
     threads: int = DEFAULT_THREADS
 
     def codec_options(self, context: av.VideoCodecContext) -> dict[str, str]:
@@ -61,20 +65,24 @@ class EncoderOptions:
             OptionError: the encoder has no such option.
         """
         names = {option.name for option in context.supported_options.private}
+        crf, preset = DEFAULTS.get(self.encoder, (None, None))
+        crf, preset = crf if self.crf is None else self.crf, self.preset or preset
         chosen: dict[str, str] = {}
-        if self.crf is not None:
+        if crf is not None:
             name = QUALITY_OPTION.get(self.encoder, "crf")
             if name not in names:
                 raise OptionError(
-                    f"{self.encoder} has no constant quality", field="--crf", value=self.crf, remedy="leave --crf out"
+                    f"{self.encoder} has no constant quality", field="--crf", value=crf, remedy="leave --crf out"
                 )
-            chosen[name] = str(self.crf)
-        if self.preset is not None:
+            chosen[name] = str(crf)
+        if preset is not None:
             if "preset" not in names:
                 raise OptionError(
-                    f"{self.encoder} has no presets", field="--preset", value=self.preset, remedy="leave --preset out"
+                    f"{self.encoder} has no presets", field="--preset", value=preset, remedy="leave --preset out"
                 )
-            chosen["preset"] = self.preset
+            chosen["preset"] = preset
+        if self.encoder == "libx265":
+            chosen["x265-params"] = "log-level=error"  # it writes to standard error on its own
         return chosen
 
 

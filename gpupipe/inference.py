@@ -14,7 +14,7 @@ from gpupipe.errors import InferenceError, OptionError
 from gpupipe.geometry import SPEECH_SHAPE
 from gpupipe.session import SessionOptions, failures, open_session, runtime
 
-DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class Model:
@@ -158,7 +158,17 @@ class Signature:
         self.visual, self.audio, self.prediction = (node.name for node in nodes)
         self.size: int | None = sizes.pop() if sizes else None
         self.batch: int | None = batches.pop() if batches else None
-        self.dtype = DTYPES[visual[0].type]
+        self.dtype: np.dtype[Any] = DTYPES[visual[0].type]
+
+    def describe(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "inputs": [self.visual, self.audio],
+            "output": self.prediction,
+            "size": self.size,
+            "batch": self.batch,
+            "dtype": self.dtype.name,
+        }
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         """The shape of each input for batches of `batch` frames."""

@@ -97,8 +97,8 @@ def render(
     frames: int | None = None,
     start_frame: int = 0,
     encoder: str = "libx264",
-    crf: int | None = 20,
-    preset: str | None = "veryfast",
+    crf: int | None = None,
+    preset: str | None = None,
     encoder_threads: int | None = None,
     pixel_format: PixelFormat | None = None,
     image_format: ImageFormat = "jpg",
@@ -124,8 +124,8 @@ def render(
         frames: the most output frames to render.
         start_frame: position in the ping-pong order at which to start.
         encoder: FFmpeg's name of the video encoder.
-        crf: constant quality, lower is better.
-        preset: speed against size, by the encoder's own names.
+        crf: constant quality, lower is better; None for 20 with libx264.
+        preset: speed against size, by the encoder's own names; None for veryfast with libx264.
         encoder_threads: encoder threads; None for the same number on every machine.
         pixel_format: "nv12" (the default for video) or "bgr24" (for images).
         image_format: "jpg" or "png".

@@ -23,6 +23,13 @@ PROVIDER_NAMES: dict[Provider, str] = {
 }
 
 
+IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""An ONNX model (IR version 8, opset 13) that copies one float: the least that shows whether a provider opens."""
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """How to run a model.
@@ -88,7 +95,7 @@ def failures() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)))
 
 
-def open_session(path: Path, options: SessionOptions) -> Any:
+def open_session(path: Path | bytes, options: SessionOptions) -> Any:
     """Open a model.
 
     Returns:
@@ -98,8 +105,9 @@ def open_session(path: Path, options: SessionOptions) -> Any:
         InferenceError: the file is missing or is no model, or the provider cannot be had.
     """
     ort = runtime()
-    if not path.is_file():
-        raise InferenceError("no such file", file=path, field="model", remedy="give one with --model")
+    file = None if isinstance(path, bytes) else path
+    if file is not None and not file.is_file():
+        raise InferenceError("no such file", file=file, field="model", remedy="give one with --model")
     name = PROVIDER_NAMES[options.provider]
     if name not in ort.get_available_providers():
         raise InferenceError(
@@ -116,11 +124,11 @@ def open_session(path: Path, options: SessionOptions) -> Any:
     if options.provider != "cpu":
         ort.preload_dlls()
     try:
-        session = ort.InferenceSession(str(path), settings, providers=_providers(options))
+        session = ort.InferenceSession(path if file is None else str(file), settings, providers=_providers(options))
     except failures() as error:
         raise InferenceError(
             f"cannot be opened: {_one_line(error)}",
-            file=path,
+            file=file,
             field="model",
             remedy="export it again, or see `gpupipe doctor`",
         ) from error
@@ -132,6 +140,15 @@ def open_session(path: Path, options: SessionOptions) -> Any:
             remedy="see `gpupipe doctor` for what is missing, or use --provider cpu",
         )
     return session
+
+
+def probe_provider(provider: Provider) -> str | None:
+    """Why a provider does not open on this machine, or None if it does."""
+    try:
+        open_session(IDENTITY, SessionOptions(provider))
+    except InferenceError as error:
+        return str(error)
+    return None
 
 
 def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:

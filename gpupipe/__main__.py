@@ -1,0 +1,7 @@
+"""`python -m gpupipe`: the command line."""
+
+import sys
+
+from gpupipe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,224 @@
+"""The command line: arguments, progress, messages and exit codes. The only room that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpupipe import __version__
+from gpupipe.character import GpupipeWarning
+from gpupipe.errors import GpupipeError, OutputError
+from gpupipe.output import SEGMENT_FRAMES
+from gpupipe.progress import LineProgress, TerminalProgress
+from gpupipe.render import RenderStats, render
+from gpupipe.trace import Trace
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0; 1 with one line `error: …` on standard error; 2 for wrong usage; 130 if interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except GpupipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    kind = "warning" if issubclass(category, GpupipeWarning) else category.__name__
+    print(f"{kind}: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("gpupipe", description="Render lip-synced avatar video.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        added.set_defaults(command=command)
+        return added
+
+    _add_render(add("render", _render, "render a character speaking into a video or a folder of images"))
+    demo = add("demo", _demo, "make a small character from nothing")
+    demo.add_argument("folder", type=Path, metavar="DIR", help="where to make it")
+    demo.add_argument("--model", choices=("tiny", "full"), default="tiny", help="the lip-sync model's cost")
+    demo.add_argument("--frames", type=_at_least(1), default=125, help="frames filmed")
+    demo.add_argument("--size", type=_size, default="1280x720", metavar="WxH", help="of the body video, pixels")
+    demo.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    inspect = add("inspect", _inspect, "tell what is in a character folder, and every fault in it")
+    inspect.add_argument("character", type=Path, metavar="CHARACTER")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    doctor = add("doctor", _doctor, "tell what this machine can do, and what is missing")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _add_render(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("character", type=Path, metavar="CHARACTER", help="the character's folder")
+    add("-o", "--output", required=True, metavar="OUT", help="FILE.mp4, FILE.mkv, or a folder (ending in /) for images")
+    add("--features", type=Path, metavar="F.npy", help="speech features [default: the character's own]")
+    add("--model", type=Path, metavar="M.onnx", help="lip-sync model [default: the character's own]")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where frames are composited")
+    add("--provider", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto", help="what runs the model")
+    add("--batch", type=_at_least(1), default=8, help="frames in a batch")
+    add("--workers", type=_at_least(1), metavar="N", help="compositing threads [default: one a core, 4 at most]")
+    add("--inference-threads", type=_at_least(1), metavar="N", help="CPU threads for the model [default: one a core]")
+    add("--frames", type=_at_least(1), metavar="N", help="the most frames to render [default: all of the speech]")
+    add("--start-frame", type=_at_least(0), default=0, metavar="K", help="position in the ping-pong order to start at")
+    add("--encoder", default="libx264", help="video encoder; see `gpupipe doctor`")
+    add("--crf", type=int, help="constant quality, lower is better [default: 20 for libx264]")
+    add("--preset", help="encoding speed [default: veryfast for libx264]")
+    add("--encoder-threads", type=_at_least(1), metavar="N", help="encoder threads [default: 4 on every machine]")
+    add("--segment-frames", type=_at_least(1), default=SEGMENT_FRAMES, metavar="N", help="frames encoded on their own")
+    add("--pixel-format", choices=("nv12", "bgr24"), help="of finished frames [default: nv12 for video, else bgr24]")
+    add("--image-format", choices=("jpg", "png"), default="jpg", help="of images")
+    add("--jpeg-quality", type=int, default=95, metavar="Q", help="1 to 100")
+    add("--masked-video", action="store_true", help="take the model's inputs from the recorded videos")
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add("--stats", type=Path, metavar="FILE.json", help="write what was measured")
+    add("--trace", type=Path, metavar="FILE.json", help="write a trace for chrome://tracing or Perfetto")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    number.__name__ = "number"
+    return number
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1280x720")
+    return int(width), int(height)
+
+
+def _render(options: argparse.Namespace) -> int:
+    chosen = vars(options)
+    own = ("command", "stats", "trace", "quiet", "character", "output")
+    for path in (options.stats, options.trace):
+        if path is not None and not path.parent.is_dir():
+            raise OutputError("no such folder", file=path.parent, remedy="create it first")
+    trace = Trace()
+    progress = None
+    if not options.quiet:
+        progress = TerminalProgress() if sys.stderr.isatty() else LineProgress(lambda line: print(line, flush=True))
+    try:
+        stats = render(
+            options.character,
+            options.output,
+            trace=trace,
+            progress=progress,
+            **{name: value for name, value in chosen.items() if name not in own},
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+    if options.stats is not None:
+        _write_json(options.stats, stats.as_dict())
+    if options.trace is not None:
+        _write_json(options.trace, trace.chrome())
+    if not options.quiet:
+        print(summary(stats))
+    return 0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    try:
+        path.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", file=path, remedy="use another folder") from error
+
+
+def summary(stats: RenderStats) -> str:
+    """What a render did, for people."""
+    infer, composite, save = (stats.stages[name] for name in ("inference", "composite", "save"))
+    return (
+        f"{stats.output}: {stats.frames} frames of {stats.width}x{stats.height} in {stats.total_seconds:.2f} s, "
+        f"{stats.fps:.1f} FPS ({stats.load_seconds:.2f} s loading)\n"
+        f"  composited on {stats.device}, model on {stats.provider}, batch {stats.batch}, {stats.pixel_format}\n"
+        f"  a frame: inference {infer.mean_ms:.2f} ms, composite {composite.mean_ms:.2f} ms, "
+        f"save {save.mean_ms:.2f} ms\n"
+        f"  inference alone: {stats.inference_fps:.1f} FPS; "
+        f"peak memory {stats.peak_rss_bytes / 1e6:.0f} MB, of it {stats.cache_bytes / 1e6:.0f} MB cached frames"
+    )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from gpupipe.demo import make_demo
+
+    folder = make_demo(
+        options.folder, model=options.model, frames=options.frames, size=options.size, overwrite=options.overwrite
+    )
+    print(f"{folder}: a character of {options.frames} frames; render it with: gpupipe render {folder} -o talk.mp4")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from gpupipe.inspection import inspect
+
+    found = inspect(options.character)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(_lines({k: v for k, v in found.items() if k not in ("faults", "notes") and v is not None})))
+        for note in found["notes"]:
+            print(f"warning: {note}", file=sys.stderr)
+    for fault in found["faults"]:
+        print(f"error: {fault}", file=sys.stderr)
+    return 1 if found["faults"] else 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gpupipe.inspection import doctor
+
+    found = doctor()
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for group in ("providers", "encoders"):
+        found[group] = {
+            name: "opens" if problem is None else f"no: {problem}" for name, problem in found[group].items()
+        }
+    print("\n".join(_lines(found)))
+    return 0
+
+
+def _lines(value: Any, indent: str = "") -> list[str]:
+    """Nested JSON values as indented lines; bytes in megabytes."""
+    lines = []
+    for name, entry in value.items() if isinstance(value, dict) else ():
+        if isinstance(entry, dict):
+            lines += [f"{indent}{name}:", *_lines(entry, indent + "  ")]
+        elif isinstance(entry, list) and any(isinstance(item, (dict, str)) for item in entry):
+            lines.append(f"{indent}{name}:")
+            for item in entry:
+                lines += _lines(item, indent + "  ") if isinstance(item, dict) else [f"{indent}  {item}"]
+        else:
+            size = isinstance(entry, int) and ("bytes" in name or name in ("nv12", "bgr24"))
+            lines.append(f"{indent}{name}: {f'{entry / 1e6:.1f} MB' if size else 'none' if entry is None else entry}")
+    return lines
