@@ -44,7 +44,7 @@ class PacketScan(NamedTuple):
     first_seconds: float
     end_seconds: float
     whole: bool
-    """Every packet has a time and a length, follows the one before, and is to be played."""
+    """Every packet has a time and a length, follows the one before, and is to be played (or is encoder delay)."""
 
 
 def probe_sound(path: StrPath) -> SoundInfo:
@@ -106,10 +106,12 @@ def scan_packets(container: InputContainer, stream: AudioStream) -> PacketScan:
             whole = whole and packet.size == 0
             continue
         largest = max(largest, packet.duration)
-        whole = whole and not packet.is_discard and not packet.is_corrupt and packet.duration > 0
-        whole = whole and (end is None or packet.pts == end)
+        delay = packet.pts + packet.duration <= (stream.start_time or 0)
+        whole = whole and (delay or not packet.is_discard) and not packet.is_corrupt
+        whole = whole and packet.duration > 0 and (end is None or packet.pts == end)
         first = packet.pts if first is None else min(first, packet.pts)
-        end = max(end or 0, packet.pts + (packet.duration or largest))
+        after = packet.pts + (packet.duration or largest)
+        end = after if end is None else max(end, after)
     return PacketScan(stream_seconds(stream, first), stream_seconds(stream, end), whole and first is not None)
 
 
@@ -120,9 +122,9 @@ def start_seconds(container: InputContainer, stream: AudioStream) -> float:
         for other in (*container.streams.audio, *container.streams.video)
         if other.start_time is not None and other.time_base is not None and not _is_cover(other)
     ]
-    return (
-        stream_seconds(stream, stream.start_time) - min(starts, default=0.0) if stream.start_time is not None else 0.0
-    )
+    if stream.start_time is None:
+        return 0.0
+    return stream_seconds(stream, stream.start_time) - min(starts, default=0.0)
 
 
 def _is_cover(stream: Stream) -> bool:

@@ -20,15 +20,16 @@ from gpupipe.errors import OutputError
 from gpupipe.sound import decode_sound
 from gpupipe.sound_file import StrPath, exact_seconds, open_sound, scan_packets, start_seconds, stream_seconds
 
-AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-"""Sample rates that AAC can have (ISO/IEC 14496-3, sampling frequency index)."""
+AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000)
+"""Sample rates that are kept: those of AAC (ISO/IEC 14496-3, sampling frequency index) at which a packet of 1024
+samples lasts at most 32 ms, less than a frame at 30 fps, so that a file's last packet does not outlast the picture."""
 BITS_PER_CHANNEL = 64_000
 """Bit rate of each encoded channel: 128 kbit/s for stereo."""
 
 _OTHER_RATE = 48_000
 _SILENCE_SAMPLES = 16_384
 _MOV_FAMILY = {"mov", "mp4", "ipod", "3gp", "3g2"}
-# Later than this, a sound does not start with the picture; Matroska's milliseconds round by half of it.
+# A sound that starts later than this does not start with the picture.
 _START_SECONDS = 0.001
 
 
@@ -43,8 +44,8 @@ def sound_packets(
 
     Copied packet by packet if it is AAC in an MP4 or MOV, goes into one, starts at 0, has no hole, and ends less than a
     frame before the picture. Otherwise decoded and encoded by FFmpeg's own AAC encoder: mono stays mono, stereo stays
-    stereo, more channels become stereo; the sample rate stays if AAC has it, else it is 48 kHz; what is missing is
-    silence. Either way the sound is cut at `duration_seconds`. (In the file: a decoder that ignores the last packet's
+    stereo, more channels become stereo; the sample rate stays if it is one of `AAC_RATES`, else it is 48 kHz; what is
+    missing is silence. Either way the sound is cut at `duration_seconds`. (A decoder that ignores the last packet's
     length still gives the rest of that packet, less than 1024 samples.)
 
     Encoder delay: the first packets have negative times, which MP4 and MOV keep as an edit list and Matroska as a codec
@@ -87,8 +88,7 @@ def sound_packets(
     layout = "mono" if channels == 1 else "stereo"
     rate = rate if rate in AAC_RATES else _OTHER_RATE
     encoded = container.add_stream("aac", rate=rate, layout=layout)
-    # A frame of 1024 samples can have 6144 bits a channel at most (ISO/IEC 14496-3).
-    encoded.codec_context.bit_rate = channels * min(BITS_PER_CHANNEL, 6 * rate)
+    encoded.codec_context.bit_rate = channels * BITS_PER_CHANNEL
     return encoded, _encoded(encoded, source, seconds, rate, layout)
 
 
