@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,7 @@ def compile_ptx(source: Path, library: Path) -> None:
         cpp.write_text(code, encoding="utf-8")
         command = ["g++", *FLAGS, f"-I{HERE / 'device'}", "-o", str(built), str(cpp)]
         subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
-        os.replace(built, library)
+        built.replace(library)
 
 
 def main(source: str, library: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from softcuda.build import BuildError, build  # noqa: E402
+from softcuda.build import BuildError, build
 
 
 def environment(folder: Path, base: Mapping[str, str]) -> dict[str, str]:

@@ -41,10 +41,8 @@ class Arithmetic:
     def __init__(self, operands: Operands) -> None:
         self._operands = operands
         self.table = {
-            **dict.fromkeys((*FLOAT, "rem", "popc", "clz", "brev", "mul24", "mad24", "addc", "subc"), self.arithmetic),
-            **dict.fromkeys(
-                ("and", "or", "xor", "not", "shl", "shr", "shf", "prmt", "lop3", "bfe", "bfi"), self.bitwise
-            ),
+            **dict.fromkeys((*FLOAT, "rem", "popc", "clz", "brev"), self.arithmetic),
+            **dict.fromkeys((*LOGIC, "not", "shl", "shr", "shf", "prmt", "lop3", "bfe", "bfi"), self.bitwise),
             **dict.fromkeys(("dp4a", "dp2a", "sad"), self.sums),
             "setp": self.compare_to_predicate,
             "set": self.compare_to_value,
@@ -204,12 +202,15 @@ class Arithmetic:
         """setp, with one or two predicates as the result."""
         target, *inverse = i.operands[0].split("|")
         condition = self._condition(i, i.type)
-        code = f"const bool condition = {condition}; {self._operands.write(target, 'pred', 'condition')}"
-        if inverse:
-            # With a combination, the second is combined as well, not the first one's opposite.
-            code += f" const bool opposite = {self._condition(i, i.type, negated=True)};"
-            code += f" {self._operands.write(inverse[0], 'pred', 'opposite')}"
-        return f"{{ {code} }}"
+        if not inverse:
+            return self._operands.write(target, "pred", condition)
+        # With a combination, the second is combined as well, not the first one's opposite.
+        opposite = self._condition(i, i.type, negated=True)
+        writes = (
+            self._operands.write(target, "pred", "condition"),
+            self._operands.write(inverse[0], "pred", "opposite"),
+        )
+        return f"{{ const bool condition = {condition}, opposite = {opposite}; {' '.join(writes)} }}"
 
     def compare_to_value(self, i: Instruction) -> str:
         """set: all bits, or 1.0, where the comparison holds."""

@@ -78,9 +78,8 @@ class Convert:
         ty = i.modifiers[2]
         read, width = self._operands.read, WIDTH[ty]
         mask = (1 << width) - 1
-        high, low = (
-            f"(static_cast<uint32_t>(saturate<{C_TYPE[ty]}>({read(op, 's32')})) & {mask}u)" for op in i.operands[1:3]
-        )
+        saturated = (f"saturate<{C_TYPE[ty]}>({read(op, 's32')})" for op in i.operands[1:3])
+        high, low = (f"(static_cast<uint32_t>({s}) & {mask}u)" for s in saturated)
         whole = f"{low} | {high} << {width}"
         if len(i.operands) > 3:
             whole += f" | {read(i.operands[3], 'b32')} << {2 * width}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 from .arithmetic import Arithmetic
 from .convert import Convert
@@ -70,7 +71,7 @@ class _Kernel:
         """The body as a function, and the description of the kernel."""
         body = list(pieces(self._entry.body))
         # Jumps go forward as well, so the targets of indexed ones are read first.
-        for (kind, label), (_, text) in zip(body, body[1:], strict=False):
+        for (kind, label), (_, text) in pairwise(body):
             if kind is Kind.LABEL and text.startswith(".branchtargets"):
                 self._branch_targets[label] = split_operands(text.removeprefix(".branchtargets"))
         for kind, text in body:
@@ -106,9 +107,8 @@ class _Kernel:
             v = variable(text)
             self._place(v)
             if v.space == "local":
-                self._locals.append(
-                    f"alignas({v.align}) char {v.name}[{v.size}]; std::memset({v.name}, 0xA5, {v.size});"
-                )
+                self._locals.append(f"alignas({v.align}) char {v.name}[{v.size}];")
+                self._locals.append(f"std::memset({v.name}, 0xA5, {v.size});")
         elif text.startswith((".branchtargets", ".pragma")):
             pass
         elif text.startswith("."):

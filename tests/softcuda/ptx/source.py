@@ -15,6 +15,7 @@ VARIABLE = re.compile(
     r"(?P<dimensions>(?:\[\d*\])*)(?:\s*=\s*(?P<value>.+))?$",
     re.S,
 )
+DECLARATION = re.compile(r"(?:\.(?:visible|extern|weak|common)\s+)?\.(?:shared|global|const)\s[^;]*")
 PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<type>\w+)\s+"
     r"(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?(?P<name>[\w$]+)(?:\[(?P<count>\d+)\])?$"
@@ -88,9 +89,7 @@ def parse(ptx: str) -> Module:
             if found["kind"] == "entry":
                 entries.append(_entry(found["head"], ptx[found.end() : position - 1]))
     outside.append(ptx[position:])
-    declarations = re.findall(
-        r"(?:\.(?:visible|extern|weak|common)\s+)?\.(?:shared|global|const)\s[^;]*", "".join(outside)
-    )
+    declarations = DECLARATION.findall("".join(outside))
     return Module([variable(text.strip()) for text in declarations], entries)
 
 
