@@ -15,22 +15,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .demo_graph import Dtype, Graph, Value
-from .geometry import SPEECH_BEFORE, SPEECH_SHAPE
+from gpupipe.demo_graph import Dtype, Graph, Value
+from gpupipe.geometry import SPEECH_BEFORE, SPEECH_SHAPE
+
+FULL_SIZE = 10 * 2**5
+"""Side of the full model's roi in pixels: five halvings lead to the 10 x 10 cells that the speech is joined to."""
 
 _Array = NDArray[np.float64]
 _EPSILON = 1e-5
 
 _CENTRE, _DOWN, _UP, _RIGHT, _LEFT = (4, 1, 7, 3, 5)
-"""Taps of a 3 × 3 kernel, in reading order; a map shifts down when the tap above is read."""
+"""Taps of a 3 by 3 kernel, in reading order; a map shifts down when the tap above is read."""
 
 # Channels of the wired speech, from the stride-2 convolution on: the loudness, then the four sides of the mouth.
 _LOUD, _SIDES = 0, (1, 2, 3, 4)
 # In the final 16 channels: the roi's blue, green and red, then the hole of the mouth.
 _HOLE = 3
 # A hole opens where loudness * place exceeds the first number, and is complete after 1 / the second.
-_HOLE_FROM, _HOLE_GAIN = 0.36, 7.0
-_HOLE_COLOUR = (-3.2, -3.2, -2.8)
+_HOLE_FROM, _HOLE_GAIN = 0.30, 7.0
+_HOLE_COLOUR = (-3.3, -3.3, -3.0)
 
 
 def _kernel(tap: int) -> _Array:
@@ -40,6 +43,7 @@ def _kernel(tap: int) -> _Array:
 
 
 _BOX = np.full((3, 3), 1 / 9)
+_CORNERS = np.array([[0, 0, 0], [0.5, 1.0, 0.5], [0, 0, 0]])
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,8 @@ def _speech(net: _Net, x: Value) -> Value:
     return x
 
 
-# How many cells each side still moves after the strided convolution: the mouth is row 3, columns 3 to 6.
-_SHIFTS = {1: (_DOWN, 1), 2: (_UP, 5), 3: (_RIGHT, 1), 4: (_LEFT, 2)}
+# How many cells each side still moves after the strided convolution: the mouth is row 3, columns 4 and 5.
+_SHIFTS = {1: (_DOWN, 1), 2: (_UP, 5), 3: (_RIGHT, 2), 4: (_LEFT, 3)}
 
 
 def _tap(side: int, step: int) -> int:
@@ -189,8 +193,8 @@ def _picture(net: _Net, features: Value, skips: list[Value]) -> Value:
         second=[*_hold(_LOUD), *_shift_in_place(3)],
     )
     x = net.block(x, 512, 256, wires=[_move(c, c, _kernel(_tap(c, 4))) if c else _move(c, c) for c in (0, *_SIDES)])
-    # Loud where all four sides hold, else less than nothing.
-    gate = _Wire({_LOUD: 1.0, **dict.fromkeys(_SIDES, 16.0)}, {_LOUD: 1.0}, bias=-16.0 * len(_SIDES))
+    # Loud where all four sides hold, else less than nothing; the kernel adds corners to the mouth.
+    gate = _Wire({_LOUD: 1.0, **dict.fromkeys(_SIDES, 16.0)}, {_LOUD: 1.0}, -16.0 * len(_SIDES), _CORNERS)
     x = net.block(x, 256, 256, residual=True, wires=[gate, _Wire({_LOUD: 1.0}, {_LOUD: -1.0})])
 
     channels = 256
@@ -222,27 +226,24 @@ def _logit() -> list[_Wire]:
     return wires
 
 
-def full_model(size: int, dtype: Dtype = "float32", seed: int = 7) -> Any:
+def full_model(dtype: Dtype = "float32", seed: int = 7) -> Any:
     """A model with the exact structure and cost of the published one, which leaves the picture recognisable.
 
-    About 12.2 million parameters and, for a roi of 320 pixels, 4.886 billion multiplications a frame; Conv and
-    BatchNormalization are separate nodes, as in a plain export. It needs a roi whose side is a multiple of 32.
+    12.2 million parameters and 4.886 billion multiplications a frame; Conv and BatchNormalization are separate nodes,
+    as in a plain export.
 
     Args:
-        size: side of the roi in pixels; the speech branch is made for a bottleneck of 10 × 10 cells.
         dtype: of inputs, output and weights.
         seed: of the random weights.
 
     Returns:
-        `onnx.ModelProto` with inputs `input` `[B, 6, size, size]` and `audio` `[B, 32, 16, 16]` and output `output`
-        `[B, 3, size, size]`, B dynamic.
+        `onnx.ModelProto` with inputs `input` `[B, 6, S, S]` and `audio` `[B, 32, 16, 16]` and output `output`
+        `[B, 3, S, S]`, S = `FULL_SIZE` and B dynamic.
 
     Raises:
-        ValueError: `size` does not give 10 × 10 cells.
         GpupipeError: the onnx package is not installed.
     """
-    if size != 10 * 2**5:
-        raise ValueError(f"the full model has a roi of {10 * 2**5} pixels (got {size})")
+    size = FULL_SIZE
     graph = Graph("full_lip_sync", dtype)
     net = _Net(graph, seed)
     visual = graph.input("input", ["batch", 6, size, size])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GpupipeError
+from gpupipe.errors import GpupipeError
 
 Dtype = Literal["float32", "float16"]
 
@@ -41,27 +41,35 @@ class Value:
         self.name = name
 
     def __add__(self, other: Operand) -> Value:
+        """One Add node."""
         return self.graph.op("Add", self, other)
 
     def __radd__(self, other: Operand) -> Value:
+        """One Add node, this value on the right."""
         return self.graph.op("Add", other, self)
 
     def __sub__(self, other: Operand) -> Value:
+        """One Sub node."""
         return self.graph.op("Sub", self, other)
 
     def __rsub__(self, other: Operand) -> Value:
+        """One Sub node, this value on the right."""
         return self.graph.op("Sub", other, self)
 
     def __mul__(self, other: Operand) -> Value:
+        """One Mul node."""
         return self.graph.op("Mul", self, other)
 
     def __rmul__(self, other: Operand) -> Value:
+        """One Mul node, this value on the right."""
         return self.graph.op("Mul", other, self)
 
     def __truediv__(self, other: Operand) -> Value:
+        """One Div node."""
         return self.graph.op("Div", self, other)
 
     def __rtruediv__(self, other: Operand) -> Value:
+        """One Div node, this value on the right."""
         return self.graph.op("Div", other, self)
 
     def clip(self, low: float, high: float) -> Value:

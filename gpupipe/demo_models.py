@@ -8,31 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .demo_full import full_model
-from .demo_graph import Dtype, Graph, save
-from .demo_mouth import draw_mouth, patch, speech_weights, tiny_reference
-from .geometry import SPEECH_SHAPE, SPEECH_WIDTH
+from gpupipe.audio import WINDOW_COLUMNS
+from gpupipe.demo_full import full_model
+from gpupipe.demo_graph import Dtype, Graph, save
+from gpupipe.demo_mouth import draw_mouth, patch, speech_weights, tiny_reference
+from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH
+from gpupipe.mel import FFT_SIZE, MEL_BANDS, PREEMPHASIS, SAMPLE_RATE, mel_filters
 
 __all__ = ["encoder_model", "encoder_reference", "full_model", "save", "tiny_model", "tiny_reference"]
 
-MEL_BANDS = 80
-"""Mel bands in a window of the speech encoder."""
-MEL_COLUMNS = 16
-"""Mel columns in a window of the speech encoder."""
-
-# Row i of a features file is window i - 1, whose first column is int(3.2 * (i - 1)): the column at time i / 25 s, where
-# output frame i begins, is its column 3.2 … 4.
-_COLUMNS = slice(3, 6)
+# Row i of a features file is window i - 1, whose first column is int(3.2 * (i - 1)): output frame i, shown from
+# i / 25 s on, begins at its column 3.2 ... 4 and ends 3.2 columns later.
+_COLUMNS = slice(4, 6)
 # A mel value v is 12.5 dB a unit and stands for the magnitude 10 ** ((12.5 * (v + 4) - 80) / 20); squared, that is a
 # power, exp(_POWER_SCALE * v + _POWER_OFFSET).
 _POWER_SCALE = 12.5 * math.log(10) / 10
 _POWER_OFFSET = (12.5 * 4 - 80) * math.log(10) / 10
 # Bands above about 2.7 kHz, where hisses are and vowels are weak.
 _BRIGHT_BANDS = slice(45, MEL_BANDS)
-_LOUDNESS_POWER = 0.32
-_LOUDNESS_GAIN = 0.82
-_LOUDNESS_FLOOR = 0.07
-_BRIGHT_FLOOR = 0.004
+# Nearly proportional to the amplitude (which would be the power 0.5), so that the mouth follows it closely.
+_LOUDNESS_POWER = 0.4
+_LOUDNESS_GAIN = 0.78
+_LOUDNESS_FLOOR = 0.05
+_BRIGHT_FLOOR = 0.02
 
 
 def tiny_model(size: int, dtype: Dtype = "float32") -> Any:
@@ -70,12 +68,23 @@ def tiny_model(size: int, dtype: Dtype = "float32") -> Any:
 
 
 def _band_weights() -> NDArray[np.float32]:
-    """Float32 `[80 * columns, 2]`: what each mel power of a window adds to the total and to the bright power."""
+    """What each mel power of a window adds to the sound's power, to the mel power, and to its bright part.
+
+    The sound's power is taken back from the mel power: each band's area normalisation and pre-emphasis undone.
+
+    Returns:
+        float32 `[80 * columns, 3]`.
+    """
+    filters = mel_filters()
+    hertz = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE)
+    centre = filters @ hertz / filters.sum(axis=1)
+    emphasis = np.abs(1 - PREEMPHASIS * np.exp(-2j * np.pi * centre / SAMPLE_RATE)) ** 2
     columns = _COLUMNS.stop - _COLUMNS.start
-    weights = np.zeros((MEL_BANDS, columns, 2), np.float32)
-    weights[..., 0] = 1 / columns
-    weights[_BRIGHT_BANDS, :, 1] = 1 / columns
-    return weights.reshape(-1, 2)
+    weights = np.zeros((MEL_BANDS, columns, 3))
+    weights[..., 0] = (2 / filters.max(axis=1) / 100 / emphasis)[:, None]
+    weights[..., 1] = 1
+    weights[_BRIGHT_BANDS, :, 2] = 1
+    return (weights / columns).reshape(-1, 3).astype(np.float32)
 
 
 def _spread_weights() -> NDArray[np.float32]:
@@ -99,11 +108,11 @@ def encoder_model() -> Any:
         GpupipeError: the onnx package is not installed.
     """
     graph = Graph("speech_encoder")
-    mel = graph.input("input", ["batch", 1, MEL_BANDS, MEL_COLUMNS])
+    mel = graph.input("input", ["batch", 1, MEL_BANDS, WINDOW_COLUMNS])
     centre = graph.op("Flatten", graph.cut(mel, 3, _COLUMNS.start, _COLUMNS.stop), axis=1)
     power = graph.op("MatMul", graph.op("Exp", centre * _POWER_SCALE + _POWER_OFFSET), _band_weights())
-    total, bright = graph.cut(power, 1, 0, 1), graph.cut(power, 1, 1, 2)
-    loudness = graph.op("Pow", total, _LOUDNESS_POWER) * _LOUDNESS_GAIN - _LOUDNESS_FLOOR
+    loud, total, bright = (graph.cut(power, 1, column, column + 1) for column in range(3))
+    loudness = graph.op("Pow", loud, _LOUDNESS_POWER) * _LOUDNESS_GAIN - _LOUDNESS_FLOOR
     both = graph.op("Concat", loudness, bright / (total + _BRIGHT_FLOOR), axis=1)
     return graph.model(graph.op("Relu", graph.op("MatMul", both, _spread_weights())), "output", ["batch", SPEECH_WIDTH])
 
@@ -119,8 +128,8 @@ def encoder_reference(windows: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     centre = windows[..., _COLUMNS].reshape(len(windows), -1).astype(np.float32)
     power = np.exp(centre * np.float32(_POWER_SCALE) + np.float32(_POWER_OFFSET)) @ _band_weights()
-    total, bright = power[:, :1], power[:, 1:]
-    loudness = np.power(total, np.float32(_LOUDNESS_POWER)) * np.float32(_LOUDNESS_GAIN) - np.float32(_LOUDNESS_FLOOR)
+    loud, total, bright = power[:, :1], power[:, 1:2], power[:, 2:]
+    loudness = np.power(loud, np.float32(_LOUDNESS_POWER)) * np.float32(_LOUDNESS_GAIN) - np.float32(_LOUDNESS_FLOOR)
     both = np.concatenate([loudness, bright / (total + np.float32(_BRIGHT_FLOOR))], axis=1)
     features: NDArray[np.float32] = np.maximum(both @ _spread_weights(), 0)
     return features

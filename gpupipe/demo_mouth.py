@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import SPEECH_BEFORE, SPEECH_ROWS
+from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS
 
-MOUTH_X, MOUTH_Y = 0.5, 0.345
+MOUTH_X, MOUTH_Y = 0.5, 0.335
 """Centre of the mouth, as a share of the roi's side: where the drawn head has it, and filmed ones nearly."""
 
 _HALF_WIDTH, _HALF_HEIGHT = 0.21, 0.165
@@ -67,8 +67,8 @@ def _colour(blue: float, green: float, red: float) -> NDArray[np.float32]:
     return np.array([blue, green, red], np.float32)[None, :, None, None]
 
 
-_UPPER_LIP = _colour(0.37, 0.37, 0.64)
-_LOWER_LIP = _colour(0.46, 0.46, 0.77)
+_UPPER_LIP = _colour(0.34, 0.37, 0.65)
+_LOWER_LIP = _colour(0.40, 0.45, 0.75)
 _CAVITY = _colour(0.07, 0.05, 0.16)
 _TONGUE = _colour(0.31, 0.29, 0.60)
 _TEETH = _colour(0.80, 0.86, 0.88)
@@ -91,15 +91,15 @@ def draw_mouth(pixels: Any, x: Any, y: Any, size: int, opening: Any, spread: Any
     """
     edge = size / 2.2
     soft = size / 6.0
-    width = 0.112 + 0.016 * spread - 0.014 * opening
+    width = 0.163 + 0.016 * spread - 0.024 * opening
     across = x / width
     arch = (1.0 - across * across).clip(0.0, 1.0)
     # A steeper arch than the parabola gives full lips that still meet at the corners.
-    full = arch * (2.0 - arch)
-    middle = np.float32(0.9) * x * x * (0.2 - 0.6 * opening)
+    full = arch * (1.5 - 0.5 * arch)
+    middle = x * x * (-0.5 - 0.25 * opening)
     upper = middle - 0.016 * opening * full
     lower = middle + (0.006 + 0.072 * opening) * full
-    bow = 1.0 - 0.22 * (1.0 - x * x * 2600.0).clip(0.0, 1.0)
+    bow = 1.0 - 0.22 * (1.0 - x * x * 1800.0).clip(0.0, 1.0)
     outer_top = upper - 0.036 * full * bow
     outer_bottom = lower + (0.047 - 0.008 * opening) * full
     corners = (arch * 5.0).clip(0.0, 1.0)
