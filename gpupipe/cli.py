@@ -83,6 +83,8 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=_at_least(1), default=8, help="frames in a batch")
     add("--workers", type=_at_least(1), metavar="N", help="compositing threads [default: one a core, 4 at most]")
     add("--inference-threads", type=_at_least(1), metavar="N", help="CPU threads for the model [default: one a core]")
+    add("--tf32", action="store_true", help="let the CUDA provider round matrix products to TF32")
+    add("--fp16", action="store_true", help="let TensorRT compute in float16")
     add("--frames", type=_at_least(1), metavar="N", help="the most frames to render [default: all of the speech]")
     add("--start-frame", type=_at_least(0), default=0, metavar="K", help="position in the ping-pong order to start at")
     add("--encoder", default="libx264", help="video encoder; see `gpupipe doctor`")
@@ -165,6 +167,7 @@ def summary(stats: RenderStats) -> str:
         f"save {save.mean_ms:.2f} ms\n"
         f"  inference alone: {stats.inference_fps:.1f} FPS; "
         f"peak memory {stats.peak_rss_bytes / 1e6:.0f} MB, of it {stats.cache_bytes / 1e6:.0f} MB cached frames"
+        + "".join(f"\n  {note}" for note in stats.notes)
     )
 
 

@@ -315,10 +315,21 @@ class Device:
         self.copy_stream.synchronize()
         return array
 
-    def event(self) -> Any:
-        """A new `cupy.cuda.Event` without timing; a host thread that waits for it sleeps."""
+    def event(self, *, timing: bool = False) -> Any:
+        """A new `cupy.cuda.Event`, which takes the time if asked to; a host thread that waits for it sleeps."""
         with self.use():
-            return self._cupy.cuda.Event(block=True, disable_timing=True)
+            return self._cupy.cuda.Event(block=True, disable_timing=not timing)
+
+    def elapsed_seconds(self, start: Any, end: Any) -> float:
+        """Seconds from one event to another, both made with `timing` and already past."""
+        return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
+
+    def marker(self, name: str | None) -> None:
+        """Open an NVTX range of that name in the calling thread, or close the innermost one (None)."""
+        if name is None:
+            self._cupy.cuda.nvtx.RangePop()
+        else:
+            self._cupy.cuda.nvtx.RangePush(name)
 
     def record(self, event: Any, stream: Any) -> None:
         """Let `event` stand for all that is queued on `stream` now."""

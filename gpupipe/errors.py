@@ -60,6 +60,10 @@ class InferenceError(GpupipeError):
     """The model cannot be loaded, does not fit, or gave a wrong result."""
 
 
+class ProviderError(InferenceError):
+    """The ONNX Runtime provider that was asked for cannot be had."""
+
+
 class OutputError(GpupipeError):
     """The result cannot be written."""
 

@@ -32,6 +32,8 @@ class Model:
     Attributes:
         size: pixels along each side of the model's images, or None if the file leaves it open.
         dtype: of inputs and output.
+        provider: the execution provider in use.
+        runs: frames run at a time.
 
     Raises:
         InferenceError: the file cannot be opened, or has other inputs or outputs than a lip-sync model.
@@ -41,7 +43,7 @@ class Model:
         self.path = path
         on_cpu = options.provider == "cpu"
         self.runs = min(runs or 4, options.threads, batch) if on_cpu else 1
-        self.threads = options.threads
+        self.provider = options.provider
         signature = Signature(path, open_session(path, SessionOptions())) if options.provider == "tensorrt" else None
         if signature is not None:
             options = replace(options, profile=signature.shapes(batch))

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe import pipeline
+from gpupipe.backend import BackendOptions, DeviceChoice, ProviderChoice, Reader, open_backend
 from gpupipe.character import Character, GpupipeWarning, read_features
-from gpupipe.compose_cpu import CpuCompositor
 from gpupipe.compositor import MAX_BATCH, PixelFormat
 from gpupipe.errors import InferenceError, OptionError, PackageError
-from gpupipe.frame_cache import FrameSpec, HostFrames
+from gpupipe.frame_cache import FrameSpec
 from gpupipe.geometry import SPEECH_WIDTH, frame_order
+from gpupipe.gpu_clock import GpuClock
 from gpupipe.inference import Model
 from gpupipe.machine import cpu_count
-from gpupipe.session import SessionOptions
+from gpupipe.pipeline import Item, Stage
 from gpupipe.trace import Trace
 from gpupipe.video import read_frames
-
-DeviceChoice = Literal["auto", "cpu", "cuda"]
-ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
-
-HOST_SLOTS = 2
-"""Batches under way on the CPU: one is inferred while the other is pasted, encoded and prepared again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,8 @@ class JobOptions:
         start_frame: position in the ping-pong order at which to start.
         masked_video: take the model's inputs from the recorded videos instead of masking the crops.
         inference_threads: CPU threads for the model; None for one a core.
+        tf32: let the CUDA provider use TF32.
+        fp16: let TensorRT use float16.
     """
 
     features: Path | str | NDArray[np.float32] | None = None
@@ -59,6 +56,8 @@ class JobOptions:
     start_frame: int = 0
     masked_video: bool = False
     inference_threads: int | None = None
+    tf32: bool = False
+    fp16: bool = False
 
     def check(self) -> None:
         """Raise an OptionError for a number that is out of range."""
@@ -95,65 +94,61 @@ class Job:
     Attributes:
         total: output frames.
         spec: the finished frames' shape and the cached frames' sizes.
-        device: "cpu" or "cuda".
-        provider: the execution provider in use.
+        backend: what it runs on.
         workers: compositing threads.
-        notes: what was odd, or picked on its own.
+        warnings: what is odd about the character.
     """
 
     def __init__(self, character: Character, pixel_format: PixelFormat, options: JobOptions, trace: Trace) -> None:
         options.check()
-        self.character, self.options, self.trace = character, options, trace
-        self.notes = character.notes
-        self._closing = ExitStack()
-        try:
-            self._open(pixel_format)
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self, pixel_format: PixelFormat) -> None:
-        options, character = self.options, self.character
+        self.options, self.trace = options, trace
         features = load_features(character, options.features)
         self.total = min(options.frames or len(features), len(features))
         self.order = frame_order(self.total, *_available(character, options))
         self.spec = _spec(character, pixel_format, int(self.order.max()) + 1, options.masked_video)
         self.workers = min(options.workers or min(4, cpu_count()), options.batch)
-        self.device, self.provider = "cpu", "cpu"
         self.threads = options.inference_threads or cpu_count()
-        self.model = Model(
-            character.model_path if options.model is None else Path(options.model),
-            SessionOptions(threads=self.threads),
-            batch=options.batch,
-        )
-        self._closing.callback(self.model.close)
-        check_model_size(self.model, character)
         with self.trace.span("load", self.spec.count):
-            frames = HostFrames.load(self.spec, *frame_readers(character, self.spec))
-        self.compositor = CpuCompositor(
-            frames, features, batch=options.batch, dtype=self.model.dtype, workers=self.workers
-        )
-        self._closing.callback(self.compositor.close)
-        self._slots = [self.compositor.new_slot() for _ in range(HOST_SLOTS)]
-        self._bindings = {id(s): self.model.bind(s.visual, s.audio, s.prediction) for s in self._slots}
+            self.backend = open_backend(
+                self.spec,
+                features,
+                lambda: frame_readers(character, self.spec),
+                BackendOptions(
+                    model=character.model_path if options.model is None else Path(options.model),
+                    device=options.device,
+                    provider=options.provider,
+                    batch=options.batch,
+                    workers=self.workers,
+                    inference_threads=self.threads,
+                    tf32=options.tf32,
+                    fp16=options.fp16,
+                    check_model=lambda model: check_model_size(model, character),
+                ),
+            )
+        self.warnings = character.notes
+        self._compositor, self._model = self.backend.compositor, self.backend.model
+        self._bindings = {id(s): self._model.bind(s.visual, s.audio, s.prediction) for s in self.backend.slots}
+        self._clock: GpuClock | None = None
+        if self.backend.gpu is not None:
+            trace.marker = trace.marker or self.backend.gpu.marker
+            self._clock = GpuClock(self.backend.gpu, trace, model_on_device=self.backend.provider != "cpu")
+            for slot in self.backend.slots:
+                self._clock.add(slot)
 
-    def run(self, *more: pipeline.Stage[Any, Batch]) -> Generator[tuple[NDArray[np.uint8], Batch], None, None]:
+    def run(self, *more: Stage[Any, Batch]) -> Generator[Item[Any, Batch], None, None]:
         """Do the job; `more` stages follow the compositing of each batch, each in its own thread.
 
         Yields:
-            Finished frames in order, uint8 `[n, *frame_shape]`, valid until the next are asked for.
+            Each batch in order, with its slot; `finish` gives the frames.
 
         Raises:
-            InferenceError: the model failed, or gave NaN.
+            InferenceError: the model failed.
         """
-        stages = (
-            pipeline.Stage("prepare", self._prepare),
-            pipeline.Stage("infer", self._infer),
-            pipeline.Stage("paste", self._paste),
-            *more,
-        )
-        for slot, batch in pipeline.run(self._batches(), self._slots, stages):
-            yield slot.frames[: batch.frames], batch
+        stages = [Stage("prepare", self._prepare), Stage("infer", self._infer), Stage("paste", self._paste)]
+        if self.backend.gpu is not None:
+            # On a GPU these only queue work: one thread keeps the stream in order.
+            stages = [Stage("compute", self._compute)]
+        yield from pipeline.run(self._batches(), self.backend.slots, [*stages, *more])
 
     def finish(self, slot: Any, batch: Batch) -> NDArray[np.uint8]:
         """Wait for the frames of a slot.
@@ -164,11 +159,13 @@ class Job:
         Raises:
             InferenceError: the model gave NaN.
         """
-        has_nan = self.compositor.finish(slot)[: batch.frames]
+        has_nan = self._compositor.finish(slot)[: batch.frames]
+        if self._clock is not None:
+            self._clock.collect(slot, batch.frames)
         if has_nan.any():
             raise InferenceError(
                 "the model gave NaN",
-                file=self.model.path,
+                file=self._model.path,
                 field=f"output frame {batch.start + int(np.argmax(has_nan))}",
                 remedy="check the model and the features; a float16 export may overflow",
             )
@@ -177,7 +174,8 @@ class Job:
 
     def close(self) -> None:
         """Release everything."""
-        self._closing.close()
+        self._bindings.clear()
+        self.backend.close()
 
     def __enter__(self) -> Job:
         return self
@@ -193,18 +191,34 @@ class Job:
             yield Batch(start, min(size, self.total - start), self.order[frames], frames)
 
     def _prepare(self, slot: Any, batch: Batch) -> None:
-        with self.trace.span("prepare", batch.frames):
-            self.compositor.prepare(slot, batch.source, batch.speech)
+        with self._step("prepare", slot, batch):
+            self._compositor.prepare(slot, batch.source, batch.speech)
 
     def _infer(self, slot: Any, batch: Batch) -> None:
-        self.compositor.ready(slot)
-        with self.trace.span("infer", batch.frames):
-            self.model.run(self._bindings[id(slot)])
+        self._compositor.ready(slot)
+        with self._step("infer", slot, batch):
+            self._model.run(self._bindings[id(slot)])
 
     def _paste(self, slot: Any, batch: Batch) -> None:
-        with self.trace.span("paste", batch.frames):
-            self.compositor.paste(slot)
-        self.finish(slot, batch)
+        with self._step("paste", slot, batch):
+            self._compositor.paste(slot)
+
+    def _compute(self, slot: Any, batch: Batch) -> None:
+        self._prepare(slot, batch)
+        self._infer(slot, batch)
+        self._paste(slot, batch)
+
+    @contextmanager
+    def _step(self, name: str, slot: Any, batch: Batch) -> Iterator[None]:
+        """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
+        if self._clock is None or (name == "infer" and self.backend.provider == "cpu"):
+            with self.trace.span(name, batch.frames):
+                yield
+        else:
+            self._clock.mark(slot, name, end=False)
+            with self.trace.span(f"queue {name}"):
+                yield
+            self._clock.mark(slot, name, end=True)
 
 
 def load_features(character: Character, features: Path | str | NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -284,9 +298,6 @@ def _spec(character: Character, pixel_format: PixelFormat, count: int, recorded:
         colour=body.colour,
         recorded=recorded,
     )
-
-
-Reader = Iterator[NDArray[np.uint8]]
 
 
 def frame_readers(character: Character, spec: FrameSpec) -> tuple[Reader, Reader, Reader | None]:

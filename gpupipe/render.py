@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpupipe.backend import DeviceChoice, ProviderChoice
 from gpupipe.character import Character
 from gpupipe.compositor import PixelFormat
 from gpupipe.encode import DEFAULT_THREADS, EncoderOptions
 from gpupipe.images import ImageFormat
-from gpupipe.job import Batch, DeviceChoice, Job, JobOptions, ProviderChoice
+from gpupipe.job import Batch, Job, JobOptions
 from gpupipe.machine import cpu_count, peak_rss_bytes
 from gpupipe.output import SEGMENT_FRAMES, OutputOptions, is_video, open_output
 from gpupipe.pipeline import Stage
@@ -57,7 +58,8 @@ class RenderStats:
         stages: times of `inference`, `composite` (preparing and pasting) and `save`, milliseconds a frame.
         peak_rss_bytes: the most resident memory of the process.
         cache_bytes: the cached frames.
-        warnings: what was odd.
+        warnings: what is odd about the character, but does no harm.
+        notes: what was picked on its own, and why.
     """
 
     output: str
@@ -78,6 +80,7 @@ class RenderStats:
     peak_rss_bytes: int
     cache_bytes: int
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -106,6 +109,8 @@ def render(
     segment_frames: int = SEGMENT_FRAMES,
     masked_video: bool = False,
     inference_threads: int | None = None,
+    tf32: bool = False,
+    fp16: bool = False,
     overwrite: bool = False,
     trace: Trace | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -133,6 +138,8 @@ def render(
         segment_frames: frames encoded on their own, from a keyframe.
         masked_video: take the model's inputs from the recorded videos.
         inference_threads: CPU threads for the model.
+        tf32: let the CUDA provider use TF32.
+        fp16: let TensorRT use float16.
         overwrite: replace an existing output.
         trace: collects the times of every stage.
         progress: called after each batch is written, in the encoder's thread.
@@ -147,7 +154,18 @@ def render(
     trace = trace or Trace()
     pixel_format = pixel_format or ("nv12" if is_video(output) else "bgr24")
     options = JobOptions(
-        features, model, device, provider, batch, workers, frames, start_frame, masked_video, inference_threads
+        features,
+        model,
+        device,
+        provider,
+        batch,
+        workers,
+        frames,
+        start_frame,
+        masked_video,
+        inference_threads,
+        tf32,
+        fp16,
     )
     options.check()
     writing = OutputOptions(
@@ -195,6 +213,8 @@ def frames(
     pixel_format: PixelFormat = "nv12",
     masked_video: bool = False,
     inference_threads: int | None = None,
+    tf32: bool = False,
+    fp16: bool = False,
     trace: Trace | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Render a character speaking, frame by frame, for those who show or stream the frames elsewhere.
@@ -208,12 +228,23 @@ def frames(
         GpupipeError: one of its kinds.
     """
     options = JobOptions(
-        features, model, device, provider, batch, workers, frames, start_frame, masked_video, inference_threads
+        features,
+        model,
+        device,
+        provider,
+        batch,
+        workers,
+        frames,
+        start_frame,
+        masked_video,
+        inference_threads,
+        tf32,
+        fp16,
     )
     character = character if isinstance(character, Character) else Character.load(character)
     with Job(character, pixel_format, options, trace or Trace()) as job:
-        for ready, _ in job.run():
-            for frame in ready:
+        for slot, done in job.run():
+            for frame in job.finish(slot, done):
                 yield frame.copy()
 
 
@@ -230,8 +261,8 @@ def _stats(job: Job, output: Path | str, trace: Trace, seconds: float) -> Render
         width=job.spec.width,
         height=job.spec.height,
         pixel_format=job.spec.pixel_format,
-        device=job.device,
-        provider=job.provider,
+        device=job.backend.device,
+        provider=job.backend.provider,
         batch=job.options.batch,
         workers=job.workers,
         inference_threads=job.threads,
@@ -242,5 +273,6 @@ def _stats(job: Job, output: Path | str, trace: Trace, seconds: float) -> Render
         stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times("save")},
         peak_rss_bytes=peak_rss_bytes(),
         cache_bytes=job.spec.cache_bytes,
-        warnings=job.notes,
+        warnings=job.warnings,
+        notes=job.backend.notes,
     )

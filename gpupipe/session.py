@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from gpupipe.errors import InferenceError
+from gpupipe.errors import InferenceError, ProviderError
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -102,7 +102,8 @@ def open_session(path: Path | bytes, options: SessionOptions) -> Any:
         An `onnxruntime.InferenceSession` whose first provider is the one that was asked for.
 
     Raises:
-        InferenceError: the file is missing or is no model, or the provider cannot be had.
+        InferenceError: the file is missing or is no model.
+        ProviderError: the provider cannot be had.
     """
     ort = runtime()
     file = None if isinstance(path, bytes) else path
@@ -110,7 +111,7 @@ def open_session(path: Path | bytes, options: SessionOptions) -> Any:
         raise InferenceError("no such file", file=file, field="model", remedy="give one with --model")
     name = PROVIDER_NAMES[options.provider]
     if name not in ort.get_available_providers():
-        raise InferenceError(
+        raise ProviderError(
             f"this ONNX Runtime was built without {name}",
             field="--provider",
             value=options.provider,
@@ -133,7 +134,7 @@ def open_session(path: Path | bytes, options: SessionOptions) -> Any:
             remedy="export it again, or see `gpupipe doctor`",
         ) from error
     if session.get_providers()[0] != name:
-        raise InferenceError(
+        raise ProviderError(
             f"{name} did not open; ONNX Runtime would use {session.get_providers()[0]} in silence",
             field="--provider",
             value=options.provider,
