@@ -38,6 +38,7 @@ __all__ = [
 WINDOW_COLUMNS = 16
 """Mel columns that the speech encoder sees at once, 0.2 s (Wav2Lip's `syncnet_mel_step_size`)."""
 
+# Rows at a time, so that temporary copies stay near 8 MiB.
 _RESAMPLE_BLOCK = 4096
 _CAPACITY = 4096
 

@@ -449,6 +449,9 @@ def test_copied_packets_are_the_sources(tmp_path: Path) -> None:
     # Silence has to be added: more than a frame is missing.
     assert join(tmp_path / "longer.mp4", source, Fraction(25), 59) == "encoded"
     assert join(tmp_path / "told.mp4", source, Fraction(25), 59, frame_seconds=0.2) == "copied"
+    film = write_video(tmp_path / "film.mp4", "aac", 48_000)
+    assert join(tmp_path / "talk1.mp4", film, Fraction(25), 58) == "copied"
+    np.testing.assert_allclose(click_errors(heard_and_seen(tmp_path / "talk1.mp4")[0], 48_000), 0, atol=CLICK_TOLERANCE)
     # The sound of this one does not start with its picture.
     late = write_video(tmp_path / "late.mp4", "aac", 48_000, 0.5)
     assert join(tmp_path / "talk2.mp4", late, Fraction(25), 50) == "encoded"
