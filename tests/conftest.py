@@ -35,6 +35,11 @@ def on_softcuda() -> bool:
     return os.environ.get("SOFTCUDA", "0") not in ("", "0")
 
 
+def device_required() -> bool:
+    """Whether a test that finds no device must fail."""
+    return os.environ.get("GPUPIPE_REQUIRE_CUDA", "0") not in ("", "0")
+
+
 def has_gpu() -> bool:
     """Whether the driver of a real GPU is there and counts at least one device."""
     try:
@@ -51,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if importlib.util.find_spec("cupy") is None:
         config.stash[no_device] = "CuPy is not installed: pip install cupy-cuda12x"
+        if device_required():  # tests that import CuPy are skipped as files, where no mark is seen
+            raise pytest.UsageError(f"GPUPIPE_REQUIRE_CUDA is set, and {config.stash[no_device]}")
     elif has_gpu():
         return
     elif "SOFTCUDA" in os.environ:
@@ -86,7 +93,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     reason = item.config.stash.get(no_device, None)
     if reason is None or item.get_closest_marker("cuda") is None:
         return
-    if item.config.stash.get(is_fault, False) or os.environ.get("GPUPIPE_REQUIRE_CUDA", "0") not in ("", "0"):
+    if item.config.stash.get(is_fault, False) or device_required():
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
@@ -123,6 +130,25 @@ def softcuda_stats(tmp_path: Path) -> SoftcudaStats:
         return counted
 
     return run
+
+
+@pytest.fixture
+def softcuda_counters() -> Callable[[], dict[str, Any]]:
+    """A function that returns what softcuda has counted in this process so far; compare two calls.
+
+    The result has the same keys as that of `softcuda_stats`.
+    """
+    if not on_softcuda():
+        pytest.skip("counts bytes and launches with softcuda, and this run is on a GPU")
+    device = ctypes.CDLL("libcuda.so.1")
+
+    def read() -> dict[str, Any]:
+        text = ctypes.create_string_buffer(1 << 20)
+        device.softcudaStats(text, ctypes.c_size_t(len(text)))
+        counted: dict[str, Any] = json.loads(text.value)
+        return counted
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,8 @@ API cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind 
 API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {
   return copy(row(to, from, n), kind, stream, true);
 }
-API cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                             cudaMemcpyKind kind) {
+API cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                             size_t height, cudaMemcpyKind kind) {
   return copy(rows(to, to_pitch, from, from_pitch, width, height), kind, nullptr, false);
 }
 API cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,

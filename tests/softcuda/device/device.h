@@ -78,7 +78,9 @@ struct KernelProfile {
   unsigned long long bytes[2], sectors[2], unique_sectors[2];  // of loads, of stores
 };
 struct Stats {
-  unsigned long long h2d = 0, d2h = 0, d2d = 0, mallocs = 0, pinned = 0, pageable_async = 0, syncs = 0, used = 0, peak = 0;
+  unsigned long long h2d = 0, d2h = 0, d2d = 0;  // bytes copied
+  unsigned long long mallocs = 0, pinned = 0, used = 0, peak = 0;
+  unsigned long long pageable_async = 0, syncs = 0;
   std::map<std::string, unsigned long long> launches;
   std::map<std::string, KernelProfile> profiles;
 };

@@ -23,7 +23,7 @@ constexpr size_t sector_bits = 5;  // the memory system moves sectors of 32 byte
 class Profiler {
  public:
   Profiler(const Kernel& kernel, unsigned threads)
-      : kernel_(kernel), threads_(threads), occurrences_(size_t{threads} * kernel.memory_instructions) {}
+      : kernel_(kernel), occurrences_(size_t{threads} * kernel.memory_instructions) {}
 
   void access(const Thread& t, unsigned instruction, uint64_t address, unsigned bytes, bool store) {
     profile_.bytes[store] += bytes;
@@ -64,7 +64,6 @@ class Profiler {
     size_t operator()(const Request& r) const { return r.first * 0x9E3779B97F4A7C15u ^ r.second; }
   };
   const Kernel& kernel_;
-  unsigned threads_;
   KernelProfile profile_{};
   std::vector<uint32_t> occurrences_;
   std::unordered_map<Request, std::unordered_set<uint64_t>, Hash> requests_;
@@ -103,7 +102,8 @@ void access(Thread& t, unsigned instruction, uint64_t address, unsigned bytes, b
 }
 void misaligned(Thread& t, uint64_t address, unsigned bytes) {
   char text[80];
-  snprintf(text, sizeof text, "misaligned access of %u bytes at 0x%llx", bytes, static_cast<unsigned long long>(address));
+  snprintf(text, sizeof text, "misaligned access of %u bytes at 0x%llx", bytes,
+           static_cast<unsigned long long>(address));
   stop(t, text);
 }
 void trap(Thread& t) { stop(t, "trap"); }
@@ -200,7 +200,8 @@ void run_fibres(const std::vector<Thread>& threads) {
       swapcontext(&scheduler, &f.context);
     }
     more = open_barrier(0, n, State::at_block_barrier);
-    for (size_t i = 0; i < n; i += warp_size) more |= open_barrier(i, std::min(n, i + warp_size), State::at_warp_barrier);
+    for (size_t i = 0; i < n; i += warp_size)
+      more |= open_barrier(i, std::min(n, i + warp_size), State::at_warp_barrier);
   }
   for (auto& f : fibres)
     if (f.state != State::ended) stop(f.thread, "a barrier that other threads of the block never reach");

@@ -22,7 +22,8 @@ std::map<uintptr_t, size_t>& registered = *new std::map<uintptr_t, size_t>;  // 
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-template <class Value> const std::pair<const uintptr_t, Value>* at_or_below(const std::map<uintptr_t, Value>& map, uintptr_t p) {
+template <class Value>
+const std::pair<const uintptr_t, Value>* at_or_below(const std::map<uintptr_t, Value>& map, uintptr_t p) {
   auto it = map.upper_bound(p);
   return it == map.begin() ? nullptr : &*--it;
 }

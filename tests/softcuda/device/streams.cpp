@@ -75,7 +75,8 @@ void drain_all(Lock& lock) {
   for (auto& s : streams) all.push_back(s.second);
   all.insert(all.end(), destroyed.begin(), destroyed.end());
   for (auto& s : all) drain(lock, s);
-  destroyed.erase(std::remove_if(destroyed.begin(), destroyed.end(), [](auto& s) { return idle(*s); }), destroyed.end());
+  auto left = std::remove_if(destroyed.begin(), destroyed.end(), [](auto& s) { return idle(*s); });
+  destroyed.erase(left, destroyed.end());
 }
 
 // Asking does not wait, but who asks often enough must see the end: the answer is from before, the step comes after.
