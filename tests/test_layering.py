@@ -1,0 +1,135 @@
+"""Each room imports only what it may."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import gpupipe
+
+ROOMS = Path(gpupipe.__file__).parent
+
+# Third-party packages, and the rooms that may import them.
+OWNERS = {
+    "av": {"video", "encode", "sound", "sound_file", "soundtrack"},
+    "cv2": {"compose_cpu", "images", "demo_draw", "demo_head", "demo_paint", "demo_scene", "demo"},
+    "cupy": {"device", "kernels"},
+    "onnxruntime": {"session"},
+    "onnx": {"demo_graph", "demo_full", "demo_mouth", "demo_models"},
+    "rich": {"progress"},
+}
+
+# gpupipe's rooms, and the rooms that each may import.
+BASE = {"errors", "geometry", "colour", "compositor"}
+MAY: dict[str, set[str]] = {
+    "errors": set(),
+    "geometry": set(),
+    "colour": set(),
+    "compositor": set(),
+    "machine": set(),
+    "pipeline": set(),
+    "trace": set(),
+    "images": {"errors"},
+    "video": {"errors", "colour", "compositor"},
+    "encode": {"errors", "colour", "compositor", "soundtrack"},
+    "sound_file": {"errors"},
+    "sound": {"errors", "sound_file"},
+    "soundtrack": {"errors", "sound", "sound_file"},
+    "mel": {"errors", "geometry"},
+    "audio": {"errors", "geometry", "mel"},
+    "character": {"errors", "geometry", "video"},
+    "session": {"errors"},
+    "inference": {"errors", "geometry", "session"},
+    "frame_cache": BASE,
+    "device": {"errors"},
+    "kernels": BASE,
+    "compose_cpu": {*BASE, "frame_cache"},
+    "frame_cache_gpu": {*BASE, "frame_cache", "device", "kernels"},
+    "compose_gpu": {*BASE, "frame_cache", "frame_cache_gpu", "device", "kernels"},
+    "gpu_clock": {"device", "trace"},
+    "backend": {
+        *BASE,
+        "frame_cache",
+        "frame_cache_gpu",
+        "compose_cpu",
+        "compose_gpu",
+        "device",
+        "inference",
+        "session",
+        "machine",
+    },
+    "job": {
+        *BASE,
+        "backend",
+        "character",
+        "frame_cache",
+        "gpu_clock",
+        "inference",
+        "machine",
+        "pipeline",
+        "session",
+        "trace",
+        "video",
+    },
+    "output": {*BASE, "encode", "images", "video"},
+    "render": {*BASE, "backend", "character", "encode", "images", "job", "machine", "output", "pipeline", "trace"},
+    "progress": {"render"},
+}
+ANYTHING = {"cli", "inspection", "__main__", "__init__"}
+DEMO_MAY = {*BASE, "audio", "mel", "encode", "character", "machine"}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of what a file imports, those inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def rooms() -> list[Path]:
+    return sorted(path for path in ROOMS.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda path: path.stem)
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    names = imports(path)
+    for package, owners in OWNERS.items():
+        if any(name.split(".")[0] == package for name in names):
+            assert path.stem in owners, f"{path.stem} imports {package}"
+    used = {name.split(".")[1] for name in names if name.startswith("gpupipe.")} - {"__version__"}
+    if path.stem in ANYTHING:
+        return
+    may = DEMO_MAY | {room.stem for room in rooms() if room.stem.startswith("demo")}
+    if not path.stem.startswith("demo"):
+        assert path.stem in MAY, f"{path.stem} is a new room: say here what it may import"
+        may = MAY[path.stem]
+    assert used <= may, f"{path.stem} imports {sorted(used - may)}"
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda path: path.stem)
+def test_a_room_is_small(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 330
+
+
+def test_only_geometry_knows_the_sizes() -> None:
+    for path in rooms():
+        if path.stem == "geometry":
+            continue
+        numbers = {
+            node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)
+        }
+        sizes = {324, 328, 164, 168} | (set() if path.stem == "demo_speech" else {320})  # which names 320 Hz
+        assert not numbers & sizes, f"{path.stem} names a size that belongs in geometry"
+
+
+def test_importing_gpupipe_opens_nothing() -> None:
+    """The device is never chosen at import: no heavy package is loaded by `import gpupipe`."""
+    import subprocess
+    import sys
+
+    code = "import sys, gpupipe; print([n for n in ('cupy', 'onnxruntime', 'av', 'cv2') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
