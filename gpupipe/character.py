@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,12 +128,15 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
         for info in recorded:
             if info is not None and (info.width, info.height) != (layout.model_size, layout.model_size):
                 faults.append(_size_fault(info, f"{layout.model_size}x{layout.model_size} as the crops say"))
-    counts = {info.path.name: info.frames for info in (body, crops) if info is not None} | {RECTANGLES: len(entries)}
+    counts = {info.path.name: info.frames for info in (body, crops) if info is not None}
+    counts[RECTANGLES] = max(entries, default=-1) + 1
     count = min(counts.values())
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) > 1 and entries:
         listed = ", ".join(f"{name} {number}" for name, number in counts.items())
         notes.append(f"{path}: counts differ ({listed}); the first {count} frames are used")
-    rects = [_rectangle(path / RECTANGLES, frame, entries[frame], body, faults) for frame in range(count)]
+    # Bounded, for one wild frame number would otherwise be reported as a million missing frames.
+    listed_frames = range(min(count, 2 * len(entries) + 1))
+    rects = [_rectangle(path / RECTANGLES, frame, entries, body, faults) for frame in listed_frames]
     if faults or body is None or crops is None or layout is None:
         return None, faults, notes
     both = (recorded[0], recorded[1]) if len(recorded) == 2 and recorded[0] and recorded[1] else None
@@ -154,9 +158,10 @@ def read_features(path: Path) -> NDArray[np.float32]:
         raise PackageError("no such file", file=path, field="features", remedy=remedy)
     try:
         features = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise PackageError(f"is no NumPy array: {error}", file=path, field="features", remedy=remedy) from error
     if not isinstance(features, np.ndarray):
+        features.close()
         raise PackageError("holds several arrays", file=path, field="features", remedy=remedy)
     if features.dtype != np.float32:
         raise PackageError("wrong type", file=path, field="features", value=str(features.dtype), remedy=remedy)
@@ -185,38 +190,38 @@ def _size_fault(info: VideoInfo, wanted: str) -> PackageError:
 
 
 def _read_rectangles(path: Path, faults: list[GpupipeError]) -> dict[int, Any]:
-    """The entries of the rectangle file by frame, 0 to the last without a gap."""
+    """The entries of the rectangle file by frame."""
     remedy = 'write {"0": {"rect": [x1, y1, x2, y2]}, …}'
     try:
-        entries = json.loads(path.read_text("utf-8"))
+        entries = json.loads(path.read_text("utf-8-sig"))
         if not isinstance(entries, dict):
             raise ValueError(f"a {type(entries).__name__} instead of an object")
         numbered = {int(key): entry for key, entry in entries.items()}
     except FileNotFoundError:
         faults.append(PackageError("no such file", file=path, remedy=remedy))
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         faults.append(PackageError(f"cannot be read: {error}", file=path, remedy=remedy))
         return {}
     if not numbered:
         faults.append(PackageError("holds no rectangle", file=path, remedy=remedy))
-    for frame in range(min(max(numbered, default=-1) + 1, 2 * len(numbered) + 1)):
-        if frame not in numbered:
-            faults.append(
-                PackageError("missing", file=path, field=f"frame {frame}", value=None, remedy="add its rectangle")
-            )
-            numbered[frame] = None
+    elif min(numbered) < 0:
+        faults.append(PackageError("no such frame", file=path, field=f"frame {min(numbered)}", remedy="count from 0"))
     return numbered
 
 
-def _rectangle(path: Path, frame: int, entry: Any, body: VideoInfo | None, faults: list[GpupipeError]) -> Rect | None:
+def _rectangle(
+    path: Path, frame: int, entries: dict[int, Any], body: VideoInfo | None, faults: list[GpupipeError]
+) -> Rect | None:
     """The rectangle of one frame, or None and a fault."""
 
     def fault(what: str, value: Any, remedy: str) -> None:
         faults.append(PackageError(what, file=path, field=f"frame {frame}: rect", value=value, remedy=remedy))
 
-    if entry is None:
-        return None  # reported as missing already
+    if frame not in entries:
+        faults.append(PackageError("missing", file=path, field=f"frame {frame}", remedy="add its rectangle"))
+        return None
+    entry = entries[frame]
     numbers = entry.get("rect") if isinstance(entry, dict) else None
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(type(number) is int for number in numbers):
         fault(

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpupipe import __version__
 from gpupipe.character import GpupipeWarning
+from gpupipe.compositor import MAX_BATCH
 from gpupipe.errors import GpupipeError, OutputError
 from gpupipe.output import SEGMENT_FRAMES
 from gpupipe.progress import LineProgress, TerminalProgress
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "make a small character from nothing")
     demo.add_argument("folder", type=Path, metavar="DIR", help="where to make it")
     demo.add_argument("--model", choices=("tiny", "full"), default="tiny", help="the lip-sync model's cost")
-    demo.add_argument("--frames", type=_at_least(1), default=125, help="frames filmed")
+    demo.add_argument("--frames", type=_number(1), default=125, help="frames filmed")
     demo.add_argument("--size", type=_size, default="1280x720", metavar="WxH", help="of the body video, pixels")
     demo.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     inspect = add("inspect", _inspect, "tell what is in a character folder, and every fault in it")
@@ -80,21 +81,21 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, metavar="M.onnx", help="lip-sync model [default: the character's own]")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where frames are composited")
     add("--provider", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto", help="what runs the model")
-    add("--batch", type=_at_least(1), default=8, help="frames in a batch")
-    add("--workers", type=_at_least(1), metavar="N", help="compositing threads [default: one a core, 4 at most]")
-    add("--inference-threads", type=_at_least(1), metavar="N", help="CPU threads for the model [default: one a core]")
+    add("--batch", type=_number(1, MAX_BATCH), default=8, help="frames in a batch")
+    add("--workers", type=_number(1), metavar="N", help="compositing threads [default: one a core, 4 at most]")
+    add("--inference-threads", type=_number(1), metavar="N", help="CPU threads for the model [default: one a core]")
     add("--tf32", action="store_true", help="let the CUDA provider round matrix products to TF32")
     add("--fp16", action="store_true", help="let TensorRT compute in float16")
-    add("--frames", type=_at_least(1), metavar="N", help="the most frames to render [default: all of the speech]")
-    add("--start-frame", type=_at_least(0), default=0, metavar="K", help="position in the ping-pong order to start at")
+    add("--frames", type=_number(1), metavar="N", help="the most frames to render [default: all of the speech]")
+    add("--start-frame", type=_number(0), default=0, metavar="K", help="position in the ping-pong order to start at")
     add("--encoder", default="libx264", help="video encoder; see `gpupipe doctor`")
-    add("--crf", type=int, help="constant quality, lower is better [default: 20 for libx264]")
+    add("--crf", type=_number(0), help="constant quality, lower is better [default: 20 for libx264]")
     add("--preset", help="encoding speed [default: veryfast for libx264]")
-    add("--encoder-threads", type=_at_least(1), metavar="N", help="encoder threads [default: 4 on every machine]")
-    add("--segment-frames", type=_at_least(1), default=SEGMENT_FRAMES, metavar="N", help="frames encoded on their own")
+    add("--encoder-threads", type=_number(1), metavar="N", help="encoder threads [default: 4 on every machine]")
+    add("--segment-frames", type=_number(1), default=SEGMENT_FRAMES, metavar="N", help="frames encoded on their own")
     add("--pixel-format", choices=("nv12", "bgr24"), help="of finished frames [default: nv12 for video, else bgr24]")
     add("--image-format", choices=("jpg", "png"), default="jpg", help="of images")
-    add("--jpeg-quality", type=int, default=95, metavar="Q", help="1 to 100")
+    add("--jpeg-quality", type=_number(1, 100), default=95, metavar="Q", help="1 to 100")
     add("--masked-video", action="store_true", help="take the model's inputs from the recorded videos")
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--stats", type=Path, metavar="FILE.json", help="write what was measured")
@@ -102,13 +103,14 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _number(least: int, most: int | None = None) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        if most is not None and int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text} is more than {most}")
         return int(text)
 
-    number.__name__ = "number"
     return number
 
 

@@ -37,6 +37,12 @@ DEFAULTS: dict[str, tuple[int, str]] = {
 }
 """Constant quality and preset where none is asked for; other encoders keep their own defaults."""
 
+X264_FAMILY = frozenset({"libx264", "libx265"})
+X264_PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+)  # fmt: skip
+"""The presets of libx264 and libx265, which FFmpeg passes on as text and therefore does not list."""
+
 DEFAULT_THREADS = 4
 """Encoder threads, the same on every machine: x264's output depends on their number, and a joined file must not depend
 on who encoded which part."""
@@ -62,23 +68,35 @@ class EncoderOptions:
         """The options in the encoder's own names.
 
         Raises:
-            OptionError: the encoder has no such option.
+            OptionError: the encoder has no such option, or the option no such value.
         """
-        names = {option.name for option in context.supported_options.private}
+        own = {option.name: option for option in context.supported_options.private}
         crf, preset = DEFAULTS.get(self.encoder, (None, None))
         crf, preset = crf if self.crf is None else self.crf, self.preset or preset
         chosen: dict[str, str] = {}
         if crf is not None:
             name = QUALITY_OPTION.get(self.encoder, "crf")
-            if name not in names:
+            if name not in own:
                 raise OptionError(
                     f"{self.encoder} has no constant quality", field="--crf", value=crf, remedy="leave --crf out"
                 )
+            # x264 and x265 state no limit, and take what is above 51 for 51.
+            highest = min(int(own[name].max), 51 if self.encoder in X264_FAMILY else 255)
+            if not 0 <= crf <= highest:
+                raise OptionError("out of range", field="--crf", value=crf, remedy=f"give 0 to {highest}")
             chosen[name] = str(crf)
         if preset is not None:
-            if "preset" not in names:
+            if "preset" not in own:
                 raise OptionError(
                     f"{self.encoder} has no presets", field="--preset", value=preset, remedy="leave --preset out"
+                )
+            known = X264_PRESETS if self.encoder in X264_FAMILY else [c.name for c in own["preset"].choices or ()]
+            if known and preset not in known:
+                raise OptionError(
+                    f"{self.encoder} has no such preset",
+                    field="--preset",
+                    value=preset,
+                    remedy=f"give one of {', '.join(known)}",
                 )
             chosen["preset"] = preset
         if self.encoder == "libx265":
@@ -157,12 +175,12 @@ class VideoWriter:
             try:
                 self._container.start_encoding()
             except (av.FFmpegError, OSError) as error:
+                needs = "it needs an NVIDIA GPU and its driver; " if options.encoder.endswith("_nvenc") else ""
                 raise OutputError(
-                    f"encoder cannot be opened: {error}",
-                    file=path,
+                    f"cannot be opened: {_reason(error)}",
                     field="--encoder",
                     value=options.encoder,
-                    remedy="see `gpupipe doctor` for the encoders that open here",
+                    remedy=f"{needs}see `gpupipe doctor` for the encoders that open here",
                 ) from error
         except BaseException:
             self._container.close()
@@ -236,6 +254,21 @@ def encoder_formats(encoder: str) -> list[str]:
     Raises:
         OptionError: PyAV has no such video encoder.
     """
+    return [f.name for f in _codec(encoder).video_formats or ()]
+
+
+def part_suffix(encoder: str, output_suffix: str) -> str:
+    """The suffix of the parts of a video: .mp4, which keeps decoding times, unless it cannot hold the codec.
+
+    Raises:
+        OptionError: PyAV has no such video encoder.
+    """
+    codec = _codec(encoder).canonical_name
+    with av.open(io.BytesIO(), "w", format="mp4") as container:
+        return ".mp4" if codec in container.supported_codecs else output_suffix
+
+
+def _codec(encoder: str) -> av.Codec:
     try:
         codec = av.Codec(encoder, "w")
     except ValueError:  # av.codec.codec.UnknownCodecError
@@ -247,14 +280,7 @@ def encoder_formats(encoder: str) -> list[str]:
             value=encoder,
             remedy="use libx264, or see `gpupipe doctor`",
         )
-    return [f.name for f in codec.video_formats or ()]
-
-
-def part_suffix(encoder: str, output_suffix: str) -> str:
-    """The suffix of the parts of a video: .mp4, which keeps decoding times, unless it cannot hold the codec."""
-    codec = av.Codec(encoder, "w").canonical_name
-    with av.open(io.BytesIO(), "w", format="mp4") as container:
-        return ".mp4" if codec in container.supported_codecs else output_suffix
+    return codec
 
 
 def join(parts: Sequence[Path], output: Path, fps: Fraction) -> None:
@@ -271,7 +297,8 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction) -> None:
     try:
         with av.open(str(output), "w", options={"movflags": "+faststart"} if output.suffix == ".mp4" else {}) as joined:
             with av.open(str(parts[0])) as first:
-                stream = joined.add_stream_from_template(first.streams.video[0])
+                # Opaque: the codec is taken as it is, for some decoders (libdav1d) have no encoder of their name.
+                stream = joined.add_stream_from_template(first.streams.video[0], opaque=True)
             stream.time_base = 1 / fps
             for packet in _in_one_time(parts, fps):
                 packet.stream = stream
@@ -315,8 +342,11 @@ def _planar(frame: Frame, height: int) -> Frame:
     return out
 
 
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
 def _write_error(path: Path | str, error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or str(error)
     return OutputError(
-        f"cannot be written: {reason}", file=path, remedy="check the folder, its rights and its free space"
+        f"cannot be written: {_reason(error)}", file=path, remedy="check the folder, its rights and its free space"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 _ABSENT = object()
 
@@ -34,6 +34,11 @@ class GpupipeError(Exception):
         got = "" if value is _ABSENT else f" (got {value!r})"
         end = "" if remedy is None else f"; {remedy}"
         super().__init__(" ".join(f"{where}{what}{got}{end}".split()))
+        self._parts: dict[str, Any] = {"what": what, "field": field, "value": value, "remedy": remedy}
+
+    def naming(self, file: str | PathLike[str]) -> Self:
+        """The same error about another file: the one that the user knows, if this was about a part of it."""
+        return type(self)(**self._parts, file=file)
 
 
 class PackageError(GpupipeError):

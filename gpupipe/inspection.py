@@ -168,7 +168,7 @@ def _encoder_problem(encoder: str) -> str | None:
                 options=EncoderOptions(encoder),
             )
         except GpupipeError as error:
-            return str(error.__cause__ or error)
+            return str(getattr(error.__cause__, "strerror", None) or error)
         writer.abort()
     return None
 

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpupipe.compositor import PixelFormat
 from gpupipe.encode import EncoderOptions, VideoWriter, join, part_suffix
-from gpupipe.errors import OptionError, OutputError
+from gpupipe.errors import OptionError, OutputError, PackageError
 from gpupipe.images import ImageFormat, image_name, write_image
 from gpupipe.video import VideoInfo
 
@@ -92,11 +94,11 @@ class OutputOptions:
                 raise OptionError("out of range", field=name, value=value, remedy=f"give {low} to {high}")
 
 
-def open_output(path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> Output:
+def open_output(output: Path | str, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> Output:
     """Open a video or a folder of images for the finished frames of a character.
 
     Args:
-        path: where; see `is_video`.
+        output: where; see `is_video`.
         body: the body video, whose size, rate and colours the output has.
         pixel_format: of the frames.
         options: how.
@@ -106,11 +108,11 @@ def open_output(path: Path, body: VideoInfo, pixel_format: PixelFormat, options:
         OptionError: an option is out of range, or the encoder does not have it.
     """
     options.check()
-    if is_video(path):
-        return VideoOutput(path, body, pixel_format, options)
+    if is_video(output):
+        return VideoOutput(Path(output), body, pixel_format, options)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
-    return ImageOutput(path, options)
+    return ImageOutput(Path(output), options)
 
 
 def _work_folder(beside: Path) -> Path:
@@ -125,12 +127,35 @@ def _work_folder(beside: Path) -> Path:
         ) from error
 
 
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Let what fails inside name the output, not the part of it that could not be written and is gone."""
+    try:
+        yield
+    except OutputError as error:
+        raise error.naming(output) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror}",
+            file=output,
+            remedy="check the folder, its rights and its free space",
+        ) from error
+
+
 class VideoOutput:
     """A video, encoded segment by segment and then joined without encoding again; see `open_output`."""
 
     def __init__(self, path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
+        if body.width % 2 or body.height % 2:
+            raise PackageError(
+                "video needs an even width and height",
+                file=body.path,
+                field="size",
+                value=f"{body.width}x{body.height}",
+                remedy="write a folder of images instead, or crop the body video",
+            )
         self.path = path
         self.fps = body.fps
         self._segment_frames = options.segment_frames
@@ -162,21 +187,23 @@ class VideoOutput:
 
     def write(self, frames: Frames) -> None:
         """Encode the next frames."""
-        for frame in frames:
-            if self._in_segment == self._segment_frames:
-                self._close_segment()
-            if self._writer is None:
-                self._writer = self._new_writer()
-            self._writer.write(frame)
-            self._in_segment += 1
+        with _naming(self.path):
+            for frame in frames:
+                if self._in_segment == self._segment_frames:
+                    self._close_segment()
+                if self._writer is None:
+                    self._writer = self._new_writer()
+                self._writer.write(frame)
+                self._in_segment += 1
 
     def commit(self) -> None:
         """Join the segments and give the video its name."""
-        self._close_segment()
-        joined = self._work / f"joined{self.path.suffix}"
-        join(self._segments, joined, self.fps)
-        joined.replace(self.path)
-        shutil.rmtree(self._work)
+        with _naming(self.path):
+            self._close_segment()
+            joined = self._work / f"joined{self.path.suffix}"
+            join(self._segments, joined, self.fps)
+            joined.replace(self.path)
+        shutil.rmtree(self._work, ignore_errors=True)
 
     def abort(self) -> None:
         """Remove everything that was written."""
@@ -196,6 +223,8 @@ class ImageOutput:
 
     def __init__(self, folder: Path, options: OutputOptions) -> None:
         self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
         if self._old() and not options.overwrite:
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
@@ -211,21 +240,26 @@ class ImageOutput:
         """Write the next frames."""
         paths = [self._work / image_name(self._next + number, self._format) for number in range(len(frames))]
         self._next += len(frames)
-        list(self._pool.map(lambda path, frame: write_image(path, frame, jpeg_quality=self._quality), paths, frames))
+        with _naming(self.folder):
+            list(
+                self._pool.map(lambda path, frame: write_image(path, frame, jpeg_quality=self._quality), paths, frames)
+            )
 
     def commit(self) -> None:
         """Move the images into the folder."""
         self._pool.shutdown()
-        if not self.folder.is_dir():
-            self._work.chmod(0o755)
-            self._work.rename(self.folder)
-            return
-        for path in self._old():
-            path.unlink()
-        for number in range(self._next):
-            name = image_name(number, self._format)
-            (self._work / name).replace(self.folder / name)
-        self._work.rmdir()
+        with _naming(self.folder):
+            if not self.folder.is_dir():
+                self._work.chmod(0o755)
+                self._work.rename(self.folder)
+                return
+            names = [image_name(number, self._format) for number in range(self._next)]
+            old = {path.name for path in self._old()}
+            for name in names:
+                (self._work / name).replace(self.folder / name)
+            for name in old.difference(names):
+                (self.folder / name).unlink()
+            self._work.rmdir()
 
     def abort(self) -> None:
         """Remove everything that was written."""

@@ -177,7 +177,7 @@ def render(
         overwrite=overwrite,
     )
     character = character if isinstance(character, Character) else Character.load(character)
-    sink = open_output(Path(output), character.body, pixel_format, writing)
+    sink = open_output(output, character.body, pixel_format, writing)
     try:
         with Job(character, pixel_format, options, trace) as job:
             first = time.perf_counter()

@@ -80,8 +80,10 @@ def probe(path: Path) -> VideoInfo:
             packets = [packet for packet in container.demux(stream) if packet.size]
         except av.FFmpegError as error:
             raise MediaError(f"cannot be read: {_reason(error)}", file=path, remedy="write it again") from error
+        if not packets and not stream.frames:
+            raise MediaError("holds no frame", file=path, remedy="write it again")
         whole = sum(not packet.is_corrupt for packet in packets)
-        if whole < max(len(packets), stream.frames) or not packets:
+        if whole < max(len(packets), stream.frames):
             raise MediaError(
                 f"is truncated: {whole} whole frames of {max(len(packets), stream.frames)}",
                 file=path,
