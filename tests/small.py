@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -39,15 +40,9 @@ def small_character(folder: Path) -> Path:
 @cache
 def _original() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="gpupipe-small-"))
-    _remove_at_exit(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make(folder)
     return folder
-
-
-def _remove_at_exit(folder: Path) -> None:
-    import atexit
-
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def make(folder: Path, *, size: tuple[int, int] = (WIDTH, HEIGHT), model_size: int = MODEL_SIZE) -> None:
@@ -84,7 +79,10 @@ def features(rows: int, seed: int = 2) -> NDArray[np.float32]:
 def pictures(width: int, height: int, count: int, seed: int = 0) -> list[Frame]:
     """Smooth, colourful pictures that move: uint8 `[H, W, 3]` each."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count + 6, 6, 3), np.uint8)
-    return [cv2.resize(coarse[i : i + 6], (width, height), interpolation=cv2.INTER_CUBIC) for i in range(count)]
+    return [
+        np.asarray(cv2.resize(coarse[i : i + 6], (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+        for i in range(count)
+    ]
 
 
 def write_video(path: Path, frames: Sequence[Frame]) -> None:
@@ -112,6 +110,14 @@ def frames_in(path: Path) -> int:
     """Frames that PyAV decodes from a video."""
     with av.open(str(path)) as container:
         return sum(1 for _ in container.decode(video=0))
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder: the bytes of each file by its path; folders have none, and end in a slash."""
+    return {
+        path.relative_to(folder).as_posix() + "/" * path.is_dir(): b"" if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+    }
 
 
 def write_model(
@@ -173,9 +179,10 @@ def write_graph(
     path: Path, nodes: list[Any], inputs: dict[str, Dims], outputs: dict[str, Dims], constants: list[Any], kind: int
 ) -> None:
     """Write an ONNX file that ONNX Runtime 1.20 reads too."""
-    describe: Callable[[dict[str, Dims]], list[Any]] = lambda values: [  # noqa: E731
-        helper.make_tensor_value_info(name, kind, list(shape)) for name, shape in values.items()
-    ]
+
+    def describe(values: dict[str, Dims]) -> list[Any]:
+        return [helper.make_tensor_value_info(name, kind, list(shape)) for name, shape in values.items()]
+
     graph = helper.make_graph(nodes, "small", describe(inputs), describe(outputs), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     path.parent.mkdir(parents=True, exist_ok=True)
