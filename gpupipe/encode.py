@@ -43,6 +43,14 @@ X264_PRESETS = (
 )  # fmt: skip
 """The presets of libx264 and libx265, which FFmpeg passes on as text and therefore does not list."""
 
+FIXED: dict[str, dict[str, str]] = {
+    # x264's AVX-512 code for the macroblock tree reads memory that nothing has written when a row of macroblocks is no
+    # multiple of 16: the same frames give other bytes at every run (seen with the x264 of the PyAV 18.1 wheel).
+    "libx264": {"x264-params": "mbtree=0"},
+    "libx265": {"x265-params": "log-level=error"},  # it writes to standard error on its own
+}
+"""Options that an encoder always gets."""
+
 DEFAULT_THREADS = 4
 """Encoder threads, the same on every machine: x264's output depends on their number, and a joined file must not depend
 on who encoded which part."""
@@ -99,8 +107,7 @@ class EncoderOptions:
                     remedy=f"give one of {', '.join(known)}",
                 )
             chosen["preset"] = preset
-        if self.encoder == "libx265":
-            chosen["x265-params"] = "log-level=error"  # it writes to standard error on its own
+        chosen |= FIXED.get(self.encoder, {})
         return chosen
 
 

@@ -1,0 +1,144 @@
+"""video and encode: decoding against OpenCV and FFmpeg's own planes; segments, joins, tags and times."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from gpupipe.colour import Colour
+from gpupipe.compositor import PixelFormat
+from gpupipe.encode import EncoderOptions, VideoWriter, join
+from gpupipe.video import probe, read_frames
+
+SIZE = {"width": 64, "height": 48}
+LOSSLESS = EncoderOptions("libx264", crf=0)
+
+
+def noise(count: int, pixel_format: PixelFormat, seed: int = 0) -> np.ndarray:
+    shape = (72, 64) if pixel_format == "nv12" else (48, 64, 3)
+    return np.random.default_rng(seed).integers(16, 235, (count, *shape), dtype=np.uint8)
+
+
+def write(path: Path, frames: np.ndarray, **more: Any) -> None:
+    settings: dict[str, Any] = {"fps": Fraction(25), "pixel_format": "nv12", "options": LOSSLESS, **SIZE, **more}
+    with VideoWriter(path, **settings) as writer:
+        for frame in frames:
+            writer.write(frame)
+
+
+@pytest.mark.parametrize("height", [48, 50])  # handed over as it is, or copied
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(24), Fraction(50)])
+def test_nv12_goes_through_a_lossless_encoder_unchanged(tmp_path: Path, fps: Fraction, height: int) -> None:
+    frames = np.random.default_rng(1).integers(0, 256, (7, height * 3 // 2, 64), dtype=np.uint8)
+    write(tmp_path / "a.mp4", frames, fps=fps, height=height)
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / "a.mp4", "nv12"))), frames)
+    info = probe(tmp_path / "a.mp4")
+    assert (info.width, info.height, info.frames, info.fps) == (64, height, 7, fps)
+
+
+def test_a_buffer_may_be_used_again_after_write(tmp_path: Path) -> None:
+    frames = noise(20, "nv12")
+    buffer = np.empty_like(frames[0])
+    with VideoWriter(tmp_path / "a.mp4", fps=Fraction(25), pixel_format="nv12", options=LOSSLESS, **SIZE) as writer:
+        for frame in frames:
+            buffer[:] = frame
+            writer.write(buffer)
+            buffer[:] = 0
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / "a.mp4", "nv12"))), frames)
+
+
+@pytest.mark.parametrize(("encoder", "suffix"), [("ffv1", ".mkv"), ("libx264", ".mkv"), ("mpeg4", ".mp4")])
+def test_encoders_that_take_other_layouts(tmp_path: Path, encoder: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    frames = noise(9, "nv12")
+    write(path, frames, options=EncoderOptions(encoder, crf=0 if encoder == "libx264" else None))
+    read = np.stack(list(read_frames(path, "nv12")))
+    assert read.shape == frames.shape
+    if encoder != "mpeg4":
+        assert np.array_equal(read, frames)
+
+
+@pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
+def test_reading_agrees_with_pyav_and_opencv(tmp_path: Path, pixel_format: PixelFormat) -> None:
+    path = tmp_path / "a.mp4"
+    smooth = [cv2.GaussianBlur(frame, (0, 0), 3) for frame in noise(10, "bgr24")]
+    write(path, np.stack(smooth), pixel_format="bgr24", options=EncoderOptions())
+    ours = list(read_frames(path, pixel_format))
+    with av.open(str(path)) as container:
+        pictures = list(container.decode(video=0))
+    assert len(ours) == len(pictures) == 10
+    capture = cv2.VideoCapture(str(path))
+    for frame, picture in zip(ours, pictures, strict=True):
+        if pixel_format == "bgr24":
+            assert np.array_equal(frame, picture.to_ndarray(format="bgr24"))
+            shown: Any = capture.read()[1]
+            assert np.array_equal(frame, shown)
+        else:
+            planar = picture.to_ndarray()  # yuv420p: Y, then Cb, then Cr
+            assert np.array_equal(frame[:48], planar[:48])
+            assert np.array_equal(frame[48:].reshape(-1, 2).T.ravel(), planar[48:].ravel())
+
+
+def test_only_as_many_frames_as_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", noise(9, "nv12"))
+    assert len(list(read_frames(tmp_path / "a.mp4", "nv12", 4))) == 4
+    assert len(list(read_frames(tmp_path / "a.mp4", "nv12", 0))) == 0
+
+
+@pytest.mark.parametrize("matrix", [1, 5, 6, 9])
+@pytest.mark.parametrize("range_", [1, 2])
+def test_colour_tags_are_written_and_read(tmp_path: Path, matrix: int, range_: int) -> None:
+    colour = Colour(matrix, range_, primaries=1, transfer=1)
+    frames = np.random.default_rng(2).integers(0, 256, (3, 72, 64), dtype=np.uint8)
+    write(tmp_path / "a.mp4", frames, colour=colour)
+    assert probe(tmp_path / "a.mp4").colour == colour
+    # Full range too: the planes are never rescaled.
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / "a.mp4", "nv12"))), frames)
+
+
+@pytest.mark.parametrize("matrix", [1, 5])
+@pytest.mark.parametrize("range_", [1, 2])
+def test_bgr24_is_encoded_with_the_streams_matrix_and_range(tmp_path: Path, matrix: int, range_: int) -> None:
+    """Flat colours come back as they were: written with one matrix and read with the same."""
+    for bgr in ((30, 200, 90), (220, 40, 60), (128, 128, 128)):
+        frames = np.full((2, 48, 64, 3), bgr, np.uint8)
+        write(tmp_path / "a.mp4", frames, pixel_format="bgr24", colour=Colour(matrix, range_))
+        read = next(read_frames(tmp_path / "a.mp4", "bgr24"))
+        assert np.abs(read.astype(int) - bgr).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("lengths", [[30, 30, 7], [30, 1], [30, 2], [5], [1], [1, 1, 1]])
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001)])
+def test_joined_parts_are_one_even_video(tmp_path: Path, suffix: str, lengths: list[int], fps: Fraction) -> None:
+    frames = noise(sum(lengths), "nv12", seed=3)
+    parts, start = [], 0
+    for number, length in enumerate(lengths):
+        parts.append(tmp_path / f"part{number}.mp4")
+        write(parts[-1], frames[start : start + length], fps=fps)
+        start += length
+    join(parts, tmp_path / f"all{suffix}", fps)
+    info = probe(tmp_path / f"all{suffix}")
+    assert info.frames == len(frames)
+    if len(frames) > 1 or suffix == ".mp4":
+        assert info.fps == fps
+    with av.open(str(tmp_path / f"all{suffix}")) as container:
+        pictures = list(container.decode(video=0))
+    tick = Fraction(1, 1000) if suffix == ".mkv" else Fraction(0)  # Matroska counts milliseconds
+    for number, picture in enumerate(pictures):
+        assert abs(picture.pts * picture.time_base - number / fps) <= tick
+    assert [p.key_frame for p in pictures if p.key_frame].count(True) >= len(lengths)
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / f"all{suffix}", "nv12"))), frames)
+
+
+def test_joining_does_not_depend_on_who_encoded_what(tmp_path: Path) -> None:
+    frames = noise(20, "nv12", seed=4)
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}_b.mp4", frames[10:])
+        write(tmp_path / f"{name}_a.mp4", frames[:10])
+        join([tmp_path / f"{name}_a.mp4", tmp_path / f"{name}_b.mp4"], tmp_path / f"{name}.mp4", Fraction(25))
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
