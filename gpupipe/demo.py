@@ -24,7 +24,8 @@ from gpupipe.demo_full import FULL_SIZE, full_model
 from gpupipe.demo_graph import Dtype, load_onnx, save
 from gpupipe.demo_models import encoder_model, encoder_reference, tiny_model
 from gpupipe.demo_speech import synthesise
-from gpupipe.encode import EncoderOptions, VideoWriter
+from gpupipe.encode import VideoWriter
+from gpupipe.encoders import EncoderOptions
 from gpupipe.errors import OptionError, OutputError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.mel import FFT_SIZE, HOP, SAMPLE_RATE

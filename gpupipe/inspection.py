@@ -13,7 +13,8 @@ from typing import Any
 import gpupipe.device
 from gpupipe.character import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine, read_features
 from gpupipe.compositor import PixelFormat
-from gpupipe.encode import EncoderOptions, VideoWriter
+from gpupipe.encode import VideoWriter
+from gpupipe.encoders import EncoderOptions
 from gpupipe.errors import GpupipeError
 from gpupipe.frame_cache import FrameSpec
 from gpupipe.frame_cache_gpu import bytes_wanted

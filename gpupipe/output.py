@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.compositor import PixelFormat
-from gpupipe.encode import EncoderOptions, VideoWriter, join, part_suffix
+from gpupipe.encode import VideoWriter
+from gpupipe.encoders import EncoderOptions, part_suffix
 from gpupipe.errors import OptionError, OutputError, PackageError
 from gpupipe.images import ImageFormat, image_name, write_image
+from gpupipe.join import join
 from gpupipe.video import VideoInfo
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gpupipe.backend import DeviceChoice, ProviderChoice
 from gpupipe.character import Character
 from gpupipe.compositor import PixelFormat
-from gpupipe.encode import DEFAULT_THREADS, EncoderOptions
+from gpupipe.encoders import DEFAULT_THREADS, EncoderOptions
 from gpupipe.images import ImageFormat
 from gpupipe.job import Batch, Job, JobOptions
 from gpupipe.machine import cpu_count, peak_rss_bytes

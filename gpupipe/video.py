@@ -1,6 +1,6 @@
 """Reading video: what a file holds, and its frames as NumPy arrays.
 
-With `encode` and `sound`, the only rooms that use PyAV.
+One of the few rooms that use PyAV; `tests/test_layering.py` names them.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def composite_nv12(
     means = (full.reshape(height // 2, 2, width // 2, 2, 2).sum(axis=(1, 3)) + 2) >> 2
     touched = np.zeros((height, width), bool)
     touched[seen.y1 : seen.y2, seen.x1 : seen.x2] = True
-    touched = touched.reshape(height // 2, 2, width // 2, 2).any(axis=(1, 3))
+    partly = touched.reshape(height // 2, 2, width // 2, 2).max(axis=(1, 3))
     blocks = frame[height:].reshape(height // 2, width // 2, 2)
-    blocks[touched] = means[touched].astype(np.uint8)
+    blocks[partly] = means[partly].astype(np.uint8)
     return frame

@@ -11,10 +11,12 @@ import pytest
 
 from gpupipe.colour import Colour
 from gpupipe.compositor import PixelFormat
-from gpupipe.encode import EncoderOptions, VideoWriter, join
+from gpupipe.encode import VideoWriter
+from gpupipe.encoders import EncoderOptions
+from gpupipe.join import join
 from gpupipe.video import probe, read_frames
 
-SIZE = {"width": 64, "height": 48}
+SIZE: dict[str, Any] = {"width": 64, "height": 48}
 LOSSLESS = EncoderOptions("libx264", crf=0)
 
 
@@ -130,6 +132,8 @@ def test_joined_parts_are_one_even_video(tmp_path: Path, suffix: str, lengths: l
         pictures = list(container.decode(video=0))
     tick = Fraction(1, 1000) if suffix == ".mkv" else Fraction(0)  # Matroska counts milliseconds
     for number, picture in enumerate(pictures):
+        assert picture.pts is not None
+        assert picture.time_base is not None
         assert abs(picture.pts * picture.time_base - number / fps) <= tick
     assert [p.key_frame for p in pictures if p.key_frame].count(True) >= len(lengths)
     assert np.array_equal(np.stack(list(read_frames(tmp_path / f"all{suffix}", "nv12"))), frames)

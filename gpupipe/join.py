@@ -1,0 +1,62 @@
+"""Joining parts that were encoded one by one into a finished file, without encoding again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from gpupipe.encode import write_error
+
+
+def join(parts: Sequence[Path], output: Path, fps: Fraction) -> None:
+    """Join parts that were encoded one by one into `output`, without encoding again.
+
+    Args:
+        parts: files that `VideoWriter` finished with the same settings, in order.
+        output: the joined file.
+        fps: frames a second.
+
+    Raises:
+        OutputError: `output` cannot be written.
+    """
+    try:
+        with av.open(str(output), "w", options={"movflags": "+faststart"} if output.suffix == ".mp4" else {}) as joined:
+            with av.open(str(parts[0])) as first:
+                # Opaque: the codec is taken as it is, for some decoders (libdav1d) have no encoder of their name.
+                stream = joined.add_stream_from_template(first.streams.video[0], opaque=True)
+            stream.time_base = 1 / fps
+            for packet in _in_one_time(parts, fps):
+                packet.stream = stream
+                joined.mux(packet)
+    except (av.FFmpegError, OSError) as error:
+        raise write_error(output, error) from error
+
+
+def _in_one_time(parts: Sequence[Path], fps: Fraction) -> Iterator[Any]:
+    """The packets of all parts on one time line.
+
+    Decoding times count on evenly over the joins. A part of one or two frames reorders less than the others do, so its
+    own decoding times would leave a gap, and a wrong average frame rate.
+    """
+    delay: int | None = None
+    done = shown = 0
+    for path in parts:
+        with av.open(str(path)) as part:
+            shown = done
+            for packet in part.demux(part.streams.video[0]):
+                if not packet.size:
+                    continue
+                assert packet.pts is not None
+                assert packet.time_base is not None
+                if delay is None:
+                    delay = -round((packet.dts or 0) * packet.time_base * fps)
+                packet.pts = round(packet.pts * packet.time_base * fps) + shown
+                packet.dts = done - delay
+                packet.duration = 1
+                packet.time_base = 1 / fps
+                done += 1
+                yield packet
