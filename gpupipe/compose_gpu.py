@@ -29,14 +29,20 @@ from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH
 class GpuSlot:
     """The buffers of one batch; see `compositor.Slot`.
 
-    `visual`, `audio` and `prediction` are CuPy arrays where the model runs on the device, else NumPy arrays in
-    page-locked memory that the kernels read and write in place.
+    Attributes:
+        visual: a CuPy array where the model runs on the device, else a NumPy array in page-locked memory that the
+            kernels address in place; like `audio` and `prediction`.
+        frames: in page-locked memory.
+        drawn: the event that follows the paste on the compute stream, with timing.
+
+    The names with an underscore are the compositor's: what the kernels are given, and the events between its steps.
     """
 
     visual: Any
     audio: Any
     prediction: Any
     frames: NDArray[np.uint8]
+    drawn: Any
     _visual: Any
     _audio: Any
     _prediction: Any
@@ -46,7 +52,6 @@ class GpuSlot:
     _status: Any
     _host_status: NDArray[np.uint32]
     _prepared: Any
-    _drawn: Any
     _copied: Any
 
 
@@ -113,25 +118,25 @@ class GpuCompositor:
     def new_slot(self) -> GpuSlot:
         """Allocate the buffers of one batch, on the device and page-locked on the host."""
         device, batch, size = self.device, self.batch, self.spec.layout.model_size
+        allocate = device.empty if self.model_on_device else device.pinned
         shapes = ((batch, 6, size, size), (batch, *SPEECH_SHAPE), (batch, 3, size, size))
-        if self.model_on_device:
-            model = [device.empty(shape, self.dtype, "a slot") for shape in shapes]
-            addressed = model
-        else:
-            model = [device.pinned(shape, self.dtype, "a slot") for shape in shapes]
-            addressed = [device.mapped(array) for array in model]
+        visual, audio, prediction = (allocate(shape, self.dtype, "a slot") for shape in shapes)
         words = -(-batch // 32)
         slot = GpuSlot(
-            *model,
-            device.pinned((batch, *self.spec.frame_shape), np.uint8, "finished frames"),
-            *addressed,
+            visual=visual,
+            audio=audio,
+            prediction=prediction,
+            frames=device.pinned((batch, *self.spec.frame_shape), np.uint8, "finished frames"),
+            drawn=device.event(timing=True),
+            _visual=visual if self.model_on_device else device.mapped(visual),
+            _audio=audio if self.model_on_device else device.mapped(audio),
+            _prediction=prediction if self.model_on_device else device.mapped(prediction),
             _index=device.empty((batch, 2), np.int32, "a slot"),
             _host_index=device.pinned((batch, 2), np.int32, "a slot"),
             _drawn_frames=device.empty((batch, self._rows, self._pitch), np.uint8, "finished frames"),
             _status=device.empty((words,), np.uint32, "a slot"),
             _host_status=device.pinned((words,), np.uint32, "a slot"),
             _prepared=device.event(),
-            _drawn=device.event(),
             _copied=device.event(),
         )
         self._slots.append(slot)
@@ -176,7 +181,7 @@ class GpuCompositor:
                 frames.body,
                 frames.placements,
                 frames.taps,
-                frames.matrix,
+                spec.colour.from_bgr,
                 slot._index,
                 slot._drawn_frames,
                 slot._status,
@@ -187,8 +192,8 @@ class GpuCompositor:
                 draw_threads=int(frames.draw_threads[slot._host_index[:, 0]].max()),
                 stream=device.compute_stream,
             )
-            device.record(slot._drawn, device.compute_stream)
-            device.order(device.copy_stream, slot._drawn)
+            device.record(slot.drawn, device.compute_stream)
+            device.order(device.copy_stream, slot.drawn)
             width = spec.frame_bytes // self._rows
             rows = Copy(rows=self.batch * self._rows, width=width, source_pitch=self._pitch, target_pitch=width)
             device.copy(slot.frames, slot._drawn_frames, device.copy_stream, rows=rows)

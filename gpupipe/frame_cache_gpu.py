@@ -1,4 +1,4 @@
-"""A character's frames in device memory, with the tables that the kernels need: uploaded once, through pinned staging."""
+"""A character's frames in device memory, and the tables that the kernels need: uploaded once, by pinned staging."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class DeviceFrames:
         recorded: uint8 `[N, 6, S, S]` or None.
         placements: int32 `[N, 8]`; see `kernels.paste`.
         taps: uint32 `[T, 2]`; see `kernels.paste`.
-        matrix: int32 `[3, 4]`, `spec.colour.from_bgr`.
         draw_threads: int64 `[N]`, on the host; see `kernels.draw_threads`.
     """
 
@@ -44,7 +43,6 @@ class DeviceFrames:
             self.recorded = device.empty((spec.count, *spec.recorded_shape), np.uint8, "recorded inputs")
         self.placements: Any = device.upload(placements)
         self.taps: Any = device.upload(taps)
-        self.matrix: Any = device.upload(spec.colour.from_bgr)
         self.draw_threads = np.array(
             [draw_threads(rect, spec.width, spec.height, spec.pixel_format) for rect in spec.rects], np.int64
         )
@@ -92,7 +90,7 @@ class DeviceFrames:
 
     def close(self) -> None:
         """Release the device memory."""
-        self.body = self.crops = self.recorded = self.placements = self.taps = self.matrix = None
+        self.body = self.crops = self.recorded = self.placements = self.taps = None
 
 
 def body_shape(spec: FrameSpec) -> tuple[int, int, int]:
@@ -114,7 +112,7 @@ def bytes_wanted(spec: FrameSpec, table_bytes: int | None = None) -> dict[str, i
         "body frames": int(np.prod(body_shape(spec))),
         "crops": spec.count * int(np.prod(spec.crop_shape)),
         "recorded inputs": spec.count * int(np.prod(spec.recorded_shape)) if spec.recorded else 0,
-        "tables": table_bytes + spec.colour.from_bgr.nbytes,
+        "tables": table_bytes,
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from gpupipe.colour import FRACTION_BITS
 from gpupipe.compositor import MAX_BATCH, PixelFormat
@@ -27,7 +27,7 @@ ALIGNMENT = 16
 """Bytes to which rows of body frames and finished frames are padded on the device."""
 
 THREADS = 256
-CHUNKS_A_THREAD = 4
+CHUNKS_A_THREAD = 8
 CHUNKS_A_BLOCK = THREADS * CHUNKS_A_THREAD
 """16-byte vectors that a block copies or scans."""
 
@@ -167,7 +167,7 @@ def draw_threads(rect: Rect, width: int, height: int, pixel_format: PixelFormat)
         return 0
     bytes_a_pixel = 1 if pixel_format == "nv12" else 3
     first, end = bytes_a_pixel * seen.x1 // 32 * 32, -(-bytes_a_pixel * seen.x2 // 32) * 32
-    columns = min(end, pitch(bytes_a_pixel * width)) - first
+    columns: int = min(end, pitch(bytes_a_pixel * width)) - first
     if pixel_format == "nv12":
         return columns // 2 * (-(-seen.y2 // 2) - seen.y1 // 2)
     return columns // 4 * seen.height
@@ -191,6 +191,13 @@ def _common(index: Any, status: Any, device: int) -> int:
     _check("index", index, np.int32, (batch, 2), device)
     _check("status", status, np.uint32, (-(-batch // 32),), device)
     return batch
+
+
+def _matrix(rows: NDArray[np.int32]) -> Any:
+    """The colour matrix as the kernel's parameter: a structure, passed by value."""
+    structure = np.zeros((), np.dtype([("weights", np.int32, (3, 4))]))
+    structure["weights"] = rows
+    return structure[()]
 
 
 def check_layout(layout: CropLayout) -> None:
@@ -249,8 +256,10 @@ def prepare(
     load("prepare", visual.dtype)(
         (pixel_blocks + speech_blocks, batch),
         (THREADS,),
-        (crops, recorded if recorded is not None else np.uintp(0), speech, index, visual, audio, status)
-        + tuple(map(np.int32, (size, BORDER, *layout.mask, speech.shape[0], pixel_blocks))),
+        (
+            *(crops, recorded if recorded is not None else np.uintp(0), speech, index, visual, audio, status),
+            *map(np.int32, (size, BORDER, *layout.mask, speech.shape[0], pixel_blocks)),
+        ),
         stream=stream,
     )
 
@@ -261,7 +270,7 @@ def paste(
     body: Any,
     placements: Any,
     taps: Any,
-    matrix: Any,
+    matrix: NDArray[np.int32],
     index: Any,
     frames: Any,
     status: Any,
@@ -283,7 +292,7 @@ def paste(
         body: uint8 `[N, rows, pitch(row bytes)]`: `height` rows of bgr24, `height * 3 // 2` rows of nv12.
         placements: int32 `[N, 8]`: x1, y1, x2, y2, first x tap, first y tap, 0, 0.
         taps: uint32 `[T, 2]`: i0 + (i1 << 16), w0 + (w1 << 16).
-        matrix: int32 `[3, 4]`, `Colour.from_bgr`; used with nv12.
+        matrix: int32 `[3, 4]` on the host, `Colour.from_bgr`; used with nv12.
         index: int32 `[B, 2]`: cached frame and row of speech of each output frame.
         frames: uint8 `[B, rows, pitch(row bytes)]`, written.
         status: uint32 `[ceil(B / 32)]`: bit b is set if `prediction[b]` holds a NaN.
@@ -309,15 +318,16 @@ def paste(
     _check("frames", frames, np.uint8, (batch, rows, line), device)
     _check("placements", placements, np.int32, (cached, 8), device)
     _check("taps", taps, np.uint32, (taps.shape[0], 2), device)
-    _check("matrix", matrix, np.int32, (3, 4), device)
     draw_blocks = -(-draw_threads // THREADS)
     scan_blocks = -(-3 * size * size * prediction.dtype.itemsize // (16 * CHUNKS_A_BLOCK))
     copy_blocks = -(-rows * (line // 16) // CHUNKS_A_BLOCK)
     load(f"paste_{pixel_format}", prediction.dtype)(
         (draw_blocks + scan_blocks + copy_blocks, batch),
         (THREADS,),
-        (prediction, crops, body, placements, taps, index, frames, status)
-        + tuple(map(np.int32, (size, BORDER, width, height, line, draw_blocks, scan_blocks)))
-        + ((matrix,) if nv12 else ()),
+        (
+            *(prediction, crops, body, placements, taps, index, frames, status),
+            *map(np.int32, (size, BORDER, width, height, line, draw_blocks, scan_blocks)),
+            *([_matrix(matrix)] if nv12 else []),
+        ),
         stream=stream,
     )

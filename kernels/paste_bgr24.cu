@@ -1,13 +1,43 @@
+// paste_bgr24: predictions, cached crops and cached body frames -> finished bgr24 frames. One launch a batch.
+//
+// Must equal `CpuCompositor.paste` (gpupipe/compose_cpu.py) with pixel_format "bgr24", bit for bit.
+//
+//   prediction  Real [B, 3, S, S]       planes B, G, R, 0 to 1; NaN is drawn as 0
+//   crops       u8   [N, 3, C, C]       planes B, G, R; C = S + 2 * border
+//   body        u8   [N, H, pitch]      bytes B, G, R; rows start at multiples of 16 bytes
+//   placements  i32  [N, 8]             x1, y1, x2, y2, first tap along x, first tap along y, 0, 0
+//   taps        u32  [T, 2]             i0 + (i1 << 16), w0 + (w1 << 16): geometry.resize_taps
+//   index       i32  [B, 2]             cached frame, (row of speech)
+//   frames      u8   [B, H, pitch]      like body, written
+//   status      u32  [ceil(B / 32)]     bit b is set if prediction[b] holds a NaN anywhere; prepare has zeroed it
+//
+// Real is float32 or float16 (GPUPIPE_FLOAT16). S is a multiple of 4, every buffer is 16-byte aligned; width, height
+// and rectangles are any. Grid (draw_blocks + scan_blocks + copy_blocks, B), blocks of THREADS threads; see paste.cuh
+// for the three kinds. A drawing thread makes four neighbouring bytes of a row, whatever pixels they belong to, from
+// sixteen values of the prediction, and stores them as one word; warps store whole sectors.
+//
+// Bytes a frame must move, each once, for a rectangle of w * h pixels inside the body:
+//   3 * W * H                     the frame
+//   3 * W * H - 3 * w * h         the body around the rectangle
+//   3 * S * S * sizeof(Real)      the prediction, all of it, for NaN
+//   3 * (C * C - S * S)           the border of the crop
+//   8 * (w + h) + 40              taps, placement, index
+// 1280 x 720, w = h = 182, S = 320, C = 328: 6 677 532 bytes in float32, 6 063 132 in float16. Measured 1.005 times
+// that (sectors that the rectangle's edge or the crop's border cuts).
+//
+// Tried: a thread a pixel, byte by byte: 70 million instructions a frame and 3.0 times the sectors in stores; this
+// makes 14.6 million and 1.004. Tap positions and products as in the nv12 kernel's first version: 19.1 million. Four
+// vectors in flight in a copying thread instead of eight: 17.0 million. Unpacked taps: 20 bytes spilled at 64
+// registers, and without a bound 80 registers on sm_75, where a fourth block then finds no room.
 #include "paste.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 paste_bgr24(const Real* __restrict__ prediction, const u8* __restrict__ crops, const u8* __restrict__ body,
             const int4* __restrict__ placements, const uint2* __restrict__ taps, const int2* __restrict__ index,
             u8* __restrict__ frames, u32* __restrict__ status, int size, int border, int width, int height, int pitch,
             int draw_blocks, int scan_blocks) {
-    const int frame = blockIdx.y, plane = size * size;
+    const int frame = blockIdx.y, plane = size * size, block = blockIdx.x;
     prediction += (long long)frame * 3 * plane;
-    int block = blockIdx.x;
     if (block >= draw_blocks && block < draw_blocks + scan_blocks) {
         scan(reinterpret_cast<const uint4*>(prediction), 3 * plane / REALS_IN_16_BYTES, block - draw_blocks, status);
         return;
@@ -18,73 +48,62 @@ paste_bgr24(const Real* __restrict__ prediction, const u8* __restrict__ crops, c
     const Region region = region_of(3 * left, 3 * right, top, bottom, pitch);
     body += (long long)cached * height * pitch;
     frames += (long long)frame * height * pitch;
-
     if (block >= draw_blocks) {
-        block -= draw_blocks + scan_blocks;
-        copy(reinterpret_cast<const uint4*>(body), reinterpret_cast<uint4*>(frames), height * (pitch >> 4), pitch >> 4, block,
-             [&](int first, int last) { return last >= region.top && first < region.bottom; },
-             [&](int row, int chunk) {
-                 return row >= region.top && row < region.bottom && chunk >= region.first && chunk < region.end;
-             });
+        copy(body, frames, height, pitch, block - draw_blocks - scan_blocks, region, 0, 0);
         return;
     }
 
-    // Draw: four bytes of one row.
     const int words = (region.end - region.first) * 4, word = block * THREADS + threadIdx.x;
     if (words == 0) return;
     const int row = word / words, y = region.top + row;
     if (y >= region.bottom) return;
     const int byte = region.first * 16 + (word - row * words) * 4, offset = y * pitch + byte;
-    const int x = byte / 3, phase = byte - 3 * x;  // the word holds bytes of pixels x and x + 1 only
+    const int x = byte / 3, phase = byte - 3 * x;  // four bytes hold some of pixels x and x + 1, and of no other
     const bool covers0 = x >= left && x < right, covers1 = x + 1 >= left && x + 1 < right;
-    const u32 body_word = covers0 && covers1 ? 0 : __ldg(reinterpret_cast<const u32*>(body + offset));
     if (!covers0 && !covers1) {
-        *reinterpret_cast<u32*>(frames + offset) = body_word;
+        *reinterpret_cast<u32*>(frames + offset) = __ldg(reinterpret_cast<const u32*>(body + offset));
         return;
     }
 
+    // A pixel that is not covered gets its neighbour's taps; what it gives is not used.
     const Tap ty = load_tap(taps, at.y_taps + y - at.y1);
     const Tap t0 = load_tap(taps, at.x_taps + min(max(x, left), right - 1) - at.x1);
     const Tap t1 = load_tap(taps, at.x_taps + min(max(x + 1, left), right - 1) - at.x1);
-    const int row0 = into_roi(ty.i0, border, size) * size, row1 = into_roi(ty.i1, border, size) * size;
-    const int col0[2] = {into_roi(t0.i0, border, size), into_roi(t1.i0, border, size)};
-    const int col1[2] = {into_roi(t0.i1, border, size), into_roi(t1.i1, border, size)};
+    const Roi roi = {border, size};
+    const int row0 = roi.inside(ty.first()) * size, row1 = roi.inside(ty.second()) * size;
+    const int column0 = roi.pair(t0.first()), column1 = roi.pair(t1.first());
 
-    int p[4][4];
+    u32 p[4][4];
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const bool second = phase + k >= 3;
-        const Real* from = prediction + (phase + k - (second ? 3 : 0)) * plane;
-        const int c0 = second ? col0[1] : col0[0], c1 = second ? col1[1] : col1[0];
-        p[k][0] = quantise(__ldg(from + row0 + c0));
-        p[k][1] = quantise(__ldg(from + row0 + c1));
-        p[k][2] = quantise(__ldg(from + row1 + c0));
-        p[k][3] = quantise(__ldg(from + row1 + c1));
+        const Real* from = prediction + (second ? (phase + k - 3) * plane + column1 : (phase + k) * plane + column0);
+        p[k][0] = quantise(from[row0]);
+        p[k][1] = quantise(from[row0 + 1]);
+        p[k][2] = quantise(from[row1]);
+        p[k][3] = quantise(from[row1 + 1]);
     }
-    const bool upper = outside_roi(ty.i0, border, size), lower = outside_roi(ty.i1, border, size);
-    if (upper || lower || outside_roi(t0.i0, border, size) || outside_roi(t1.i1, border, size)) {
+    if (roi.outside(ty) || roi.outside(t0) || roi.outside(t1)) {
         const int crop = size + 2 * border;
-        crops += (long long)cached * 3 * crop * crop;
+        const u8* crop_row0 = crops + ((long long)cached * 3 * crop + ty.first()) * crop;
+        const u8* crop_row1 = crop_row0 + (ty.second() - ty.first()) * crop;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const bool second = phase + k >= 3;
-            const u8* from = crops + (phase + k - (second ? 3 : 0)) * crop * crop;
-            const int i0 = second ? t1.i0 : t0.i0, i1 = second ? t1.i1 : t0.i1;
-            const bool before = outside_roi(i0, border, size), after = outside_roi(i1, border, size);
-            if (upper || before) p[k][0] = __ldg(from + ty.i0 * crop + i0);
-            if (upper || after) p[k][1] = __ldg(from + ty.i0 * crop + i1);
-            if (lower || before) p[k][2] = __ldg(from + ty.i1 * crop + i0);
-            if (lower || after) p[k][3] = __ldg(from + ty.i1 * crop + i1);
+            const int channel = (phase + k - (second ? 3 : 0)) * crop * crop;
+            const Tap tx = second ? t1 : t0;
+            fix_edge(p[k][0], p[k][1], crop_row0 + channel, roi.outside(ty.first()), tx, roi);
+            fix_edge(p[k][2], p[k][3], crop_row1 + channel, roi.outside(ty.second()), tx, roi);
         }
     }
 
     u32 drawn = 0;
+    const u32 kept = covers0 && covers1 ? 0 : __ldg(reinterpret_cast<const u32*>(body + offset));
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const bool second = phase + k >= 3;
-        const Tap tx = {0, 0, second ? t1.w0 : t0.w0, second ? t1.w1 : t0.w1};
-        const u32 value = blend(p[k][0], p[k][1], p[k][2], p[k][3], tx, ty);
-        drawn |= ((second ? covers1 : covers0) ? value : body_word >> 8 * k & 255u) << 8 * k;
+        const u32 value = blend(p[k][0], p[k][1], p[k][2], p[k][3], second ? t1.weights : t0.weights, ty.weights);
+        drawn |= ((second ? covers1 : covers0) ? value : kept >> 8 * k & 255u) << 8 * k;
     }
     *reinterpret_cast<u32*>(frames + offset) = drawn;
 }

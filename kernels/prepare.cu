@@ -15,16 +15,21 @@
 // planes: three 4-byte loads, six 16-byte stores (8-byte ones in float16). A speech thread makes four neighbouring
 // values: one 16-byte load and store.
 //
-// The quotient x / 255 must be that of a correctly rounded float32 division. x * hi + x * lo, where hi + lo is 1 / 255 to
-// 48 bits, is that quotient for each of the 256 values (tests/test_kernels.py tries them all) in two instructions instead
-// of a division's ten and more.
+// The quotient x / 255 must be that of a correctly rounded float32 division. x * hi + x * lo, where hi + lo is 1 / 255
+// to 48 bits, is that quotient for each of the 256 values (tests/test_kernels.py tries them all).
 //
-// Bytes a frame must move: 3 * S * S read and 6 * S * S * sizeof(Real) written (with recorded inputs 6 * S * S read),
-// 16 * 512 * 4 speech read, less the rows that frames of a batch share, and 16 * 512 * sizeof(Real) written.
-// S = 320: 2 797 568 bytes in float32 and 1 569 792... less shared rows.
+// Bytes a frame must move, each once:
+//   3 * S * S                     the roi of the crop (with recorded inputs 6 * S * S)
+//   6 * S * S * sizeof(Real)      visual
+//   16 * 512 * 4                  speech; B frames in a row share rows and read (15 + B) * 2048 / B each
+//   16 * 512 * sizeof(Real)       audio
+//   8                             index
+// S = 320, B = 8, frames in a row: 2 803 464 bytes in float32, 1 558 280 in float16. Measured 1.003 and 1.005 times
+// that (the sectors at the ends of a crop's rows hold some of its border).
 //
-// Tried: a thread a value, with a division for its plane, row and column each: 3 times the instructions. A thread four
-// pixels of one plane: the row and column of a pixel and its mask were computed three times.
+// Tried: float4 and uint2 stores written as assignments: NVRTC made 4-byte stores of them, which touched 3.5 times the
+// sectors (5.7 million instructions a frame; with store4, 5.1). A thread takes all planes of its four pixels, so that
+// position and mask are computed once for the three.
 #include "real.cuh"
 
 #define RECIPROCAL_HI 0x1.010102p-8f

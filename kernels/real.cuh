@@ -26,13 +26,17 @@ static __device__ __forceinline__ u32 to_real(float value) {
     return narrow;
 }
 
+// Four neighbouring values in one store. Written as an assignment, the compiler may split it in four.
 static __device__ __forceinline__ void store4(Real* to, float a, float b, float c, float d) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(to_real(a) | to_real(b) << 16, to_real(c) | to_real(d) << 16);
+    __stwb(reinterpret_cast<uint2*>(to), make_uint2(to_real(a) | to_real(b) << 16, to_real(c) | to_real(d) << 16));
 }
 
-// Whether either of two float16 is a NaN: all exponent bits set, and a fraction.
-static __device__ __forceinline__ bool any_nan(u32 two) {
-    return (two << 17) > 0xf8000000u || (two & 0x7fff0000u) > 0x7c000000u;
+// Whether any of eight float16 is a NaN: a magnitude above 0x7c00, to which adding 0x3ff sets the sign bit.
+static __device__ __forceinline__ bool any_nan(uint4 v) {
+    const u32 magnitude = 0x7fff7fffu, more = 0x03ff03ffu;
+    const u32 first = (v.x & magnitude) + more | (v.y & magnitude) + more;
+    const u32 second = (v.z & magnitude) + more | (v.w & magnitude) + more;
+    return ((first | second) & 0x80008000u) != 0;
 }
 #else
 typedef float Real;
@@ -40,10 +44,15 @@ typedef float Real;
 static __device__ __forceinline__ float to_float(Real value) { return value; }
 
 static __device__ __forceinline__ void store4(Real* to, float a, float b, float c, float d) {
-    *reinterpret_cast<float4*>(to) = make_float4(a, b, c, d);
+    __stwb(reinterpret_cast<float4*>(to), make_float4(a, b, c, d));
 }
 
-static __device__ __forceinline__ bool any_nan(u32 one) { return (one & 0x7fffffffu) > 0x7f800000u; }
+static __device__ __forceinline__ bool unordered(u32 a, u32 b) {
+    const float x = __uint_as_float(a), y = __uint_as_float(b);
+    return (x != x) | (y != y);  // one instruction, setp.nan
+}
+
+static __device__ __forceinline__ bool any_nan(uint4 v) { return unordered(v.x, v.y) | unordered(v.z, v.w); }
 #endif
 
 // Values in a 16-byte vector.

@@ -16,9 +16,8 @@ from gpupipe.colour import Colour
 from gpupipe.compose_gpu import GpuCompositor, GpuSlot
 from gpupipe.compositor import PixelFormat
 from gpupipe.device import Device, open_device
-from gpupipe.errors import DeviceMemoryError, KernelError
 from gpupipe.frame_cache import FrameSpec
-from gpupipe.frame_cache_gpu import DeviceFrames, bytes_wanted
+from gpupipe.frame_cache_gpu import DeviceFrames
 from gpupipe.geometry import CropLayout, Rect
 
 pytestmark = pytest.mark.cuda
