@@ -34,8 +34,8 @@ class VideoWriter:
         sample_aspect_ratio: width of a pixel over its height.
 
     Raises:
-        OptionError: the encoder or an option of it does not exist.
-        OutputError: the file cannot be written or the encoder cannot be opened.
+        OptionError: the encoder or an option of it does not exist, or the encoder cannot be opened here.
+        OutputError: the file cannot be written.
     """
 
     def __init__(
@@ -89,15 +89,19 @@ class VideoWriter:
             context.colorspace, context.color_range = colour.matrix, colour.range
             context.color_primaries, context.color_trc = colour.primaries, colour.transfer
             try:
-                self._container.start_encoding()
+                context.open()
             except (av.FFmpegError, OSError) as error:
                 needs = "it needs an NVIDIA GPU and its driver; " if options.encoder.endswith("_nvenc") else ""
-                raise OutputError(
+                raise OptionError(
                     f"cannot be opened: {_reason(error)}",
                     field="--encoder",
                     value=options.encoder,
                     remedy=f"{needs}see `gpupipe doctor` for the encoders that open here",
                 ) from error
+            try:
+                self._container.start_encoding()
+            except (av.FFmpegError, OSError) as error:
+                raise write_error(path, error) from error
         except BaseException:
             self._container.close()
             raise

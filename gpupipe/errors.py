@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Self
 
@@ -75,3 +76,16 @@ class OutputError(GpupipeError):
 
 class OptionError(GpupipeError, ValueError):
     """An option has a value that it cannot have."""
+
+    @classmethod
+    def unless_within(cls, field: str, value: int | None, least: int, most: int) -> None:
+        """Raise one for a number out of range; None is right."""
+        if value is not None and not least <= value <= most:
+            raise cls("out of range", field=field, value=value, remedy=f"give {least} to {most}")
+
+    @classmethod
+    def unless_among(cls, field: str, value: str, choices: Sequence[str]) -> None:
+        """Raise one for a choice that there is not."""
+        if value not in choices:
+            *first, last = choices
+            raise cls("no such choice", field=field, value=value, remedy=f"give {', '.join(first)} or {last}")

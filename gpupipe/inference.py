@@ -61,6 +61,7 @@ class Model:
             )
         self._pool = ThreadPoolExecutor(self.runs, "infer") if self.runs > 1 else None
         self._run_options = runtime().RunOptions()
+        self._run_options.log_severity_level = 4  # what fails is raised, and told once
         if not on_cpu:
             # The stream is ours and the caller waits for it: a wait inside every run would stop the overlap.
             self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")

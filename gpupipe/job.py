@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +60,14 @@ class JobOptions:
     fp16: bool = False
 
     def check(self) -> None:
-        """Raise an OptionError for a number that is out of range."""
-        limits = (
-            ("--batch", self.batch, 1, MAX_BATCH),
-            ("--workers", self.workers, 1, 1024),
-            ("--frames", self.frames, 1, 1 << 31),
-            ("--start-frame", self.start_frame, 0, 1 << 31),
-            ("--inference-threads", self.inference_threads, 1, 1024),
-        )
-        for name, value, low, high in limits:
-            if value is not None and not low <= value <= high:
-                raise OptionError("out of range", field=name, value=value, remedy=f"give {low} to {high}")
+        """Raise an OptionError for a number that is out of range, or a choice that there is not."""
+        OptionError.unless_within("--batch", self.batch, 1, MAX_BATCH)
+        OptionError.unless_within("--workers", self.workers, 1, 1024)
+        OptionError.unless_within("--frames", self.frames, 1, 1 << 31)
+        OptionError.unless_within("--start-frame", self.start_frame, 0, 1 << 31)
+        OptionError.unless_within("--inference-threads", self.inference_threads, 1, 1024)
+        OptionError.unless_among("--device", self.device, get_args(DeviceChoice))
+        OptionError.unless_among("--provider", self.provider, get_args(ProviderChoice))
 
 
 class Batch(NamedTuple):
@@ -101,6 +98,7 @@ class Job:
 
     def __init__(self, character: Character, pixel_format: PixelFormat, options: JobOptions, trace: Trace) -> None:
         options.check()
+        OptionError.unless_among("--pixel-format", pixel_format, get_args(PixelFormat))
         self.options, self.trace = options, trace
         features = load_features(character, options.features)
         self.total = min(options.frames or len(features), len(features))

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,15 +85,11 @@ class OutputOptions:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise an OptionError for a number that is out of range."""
-        limits = (
-            ("--jpeg-quality", self.jpeg_quality, 1, 100),
-            ("--segment-frames", self.segment_frames, 1, 1 << 31),
-            ("--encoder-threads", self.encoder.threads, 1, 1024),
-        )
-        for name, value, low, high in limits:
-            if not low <= value <= high:
-                raise OptionError("out of range", field=name, value=value, remedy=f"give {low} to {high}")
+        """Raise an OptionError for a number that is out of range, or a choice that there is not."""
+        OptionError.unless_within("--jpeg-quality", self.jpeg_quality, 1, 100)
+        OptionError.unless_within("--segment-frames", self.segment_frames, 1, 1 << 31)
+        OptionError.unless_within("--encoder-threads", self.encoder.threads, 1, 1024)
+        OptionError.unless_among("--image-format", self.image_format, get_args(ImageFormat))
 
 
 def open_output(output: Path | str, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> Output:
@@ -182,7 +178,8 @@ class VideoOutput:
 
         self._new_writer = writer
         try:
-            self._writer = writer()  # an encoder that does not open is found before the first frame is drawn
+            with _naming(path):
+                self._writer = writer()  # an encoder that does not open is found before the first frame is drawn
         except BaseException:
             self.abort()
             raise

@@ -169,7 +169,7 @@ def render(
     )
     options.check()
     writing = OutputOptions(
-        encoder=EncoderOptions(encoder, crf, preset, encoder_threads or DEFAULT_THREADS),
+        encoder=EncoderOptions(encoder, crf, preset, DEFAULT_THREADS if encoder_threads is None else encoder_threads),
         segment_frames=segment_frames,
         image_format=image_format,
         jpeg_quality=jpeg_quality,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import shutil
 import tempfile
+import wave
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -106,6 +108,48 @@ def _write_444(path: Path, frames: Sequence[Frame], width: int, height: int) -> 
         container.mux(stream.encode(None))
 
 
+def put_index_first(path: Path) -> None:
+    """Rewrite an MP4 so that it can be opened when its end is missing."""
+    whole = path.read_bytes()
+    with av.open(io.BytesIO(whole), "r") as old, av.open(str(path), "w", options={"movflags": "+faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+
+
+def packets_in(path: Path) -> list[tuple[int, int]]:
+    """Where each packet of a video begins in its file, and how many bytes it has."""
+    with av.open(str(path)) as container:
+        return [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def damage(path: Path, frame: int) -> None:
+    """Overwrite the beginning of a packet, behind the length and the type of its first NAL unit."""
+    start, size = packets_in(path)[frame]
+    with path.open("r+b") as file:
+        file.seek(start + 5)
+        file.write(bytes(min(20, size - 5)))
+
+
+def write_wav(path: Path) -> None:
+    """A tenth of a second of silence."""
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16_000)
+        sound.writeframes(bytes(3200))
+
+
+def write_video_without_frames(path: Path) -> None:
+    """A Matroska file that has a video stream and ends there."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        container.start_encoding()
+
+
 def frames_in(path: Path) -> int:
     """Frames that PyAV decodes from a video."""
     with av.open(str(path)) as container:
@@ -167,12 +211,14 @@ def write_model(
     )
 
 
-def write_identity_model(
-    path: Path, inputs: dict[str, Dims], outputs: dict[str, Dims], kind: int | None = None
-) -> None:
-    """A model of any inputs and outputs, that would answer with its first input."""
-    nodes = [helper.make_node("Identity", [next(iter(inputs))], [output]) for output in outputs]
-    write_graph(path, nodes, inputs, outputs, [], TensorProto.FLOAT if kind is None else kind)
+def write_other_model(path: Path, inputs: Sequence[Dims], outputs: Sequence[Dims]) -> None:
+    """A model with inputs `in0` … and outputs `out0` …, which are copies of the first input."""
+    nodes = [helper.make_node("Identity", ["in0"], [f"out{number}"]) for number in range(len(outputs))]
+    named = [
+        {f"{kind}{number}": shape for number, shape in enumerate(shapes)}
+        for kind, shapes in (("in", inputs), ("out", outputs))
+    ]
+    write_graph(path, nodes, named[0], named[1], [], TensorProto.FLOAT)
 
 
 def write_graph(
