@@ -58,13 +58,14 @@ def resized(prediction: NDArray[Any], crop: Pixels, rect: Rect, layout: CropLayo
 
 def inside(patch: Pixels, rect: Rect, seen: Rect) -> Pixels:
     """The part of a patch that lies in the frame."""
-    return patch[seen.y1 - rect.y1 : seen.y2 - rect.y1, seen.x1 - rect.x1 : seen.x2 - rect.x1]
+    part: Pixels = patch[seen.y1 - rect.y1 : seen.y2 - rect.y1, seen.x1 - rect.x1 : seen.x2 - rect.x1]
+    return part
 
 
 def ycbcr(bgr: Pixels, colour: Colour) -> Pixels:
     """bgr24 as Y'CbCr 4:4:4, in integers with 14 fractional bits."""
     weights = colour.from_bgr.astype(np.int64)
-    sums = bgr.astype(np.int64) @ weights[:, :3].T + weights[:, 3]
+    sums: NDArray[np.int64] = bgr.astype(np.int64) @ weights[:, :3].T + weights[:, 3]
     return np.minimum(sums >> 14, 255).astype(np.uint8)
 
 
