@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A path may hold letters that the terminal's encoding does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
@@ -39,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read what is printed has gone (`| head`): what is left of it goes nowhere, and says nothing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -127,6 +136,8 @@ def _render(options: argparse.Namespace) -> int:
     for path in (options.stats, options.trace):
         if path is not None and not path.parent.is_dir():
             raise OutputError("no such folder", file=path.parent, remedy="create it first")
+        if path is not None and path.is_dir():
+            raise OutputError("is a folder", file=path, remedy="give the name of a file")
     trace = Trace()
     progress = None
     if not options.quiet:

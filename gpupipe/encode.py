@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import Colour
 from gpupipe.compositor import PixelFormat
-from gpupipe.encoders import COPIES_INPUT, EncoderOptions, encoder_formats
+from gpupipe.encoders import COPIES_INPUT, EncoderOptions, encoder_formats, encoder_name
 from gpupipe.errors import OptionError, OutputError
 
 Frame = NDArray[np.uint8]
@@ -51,6 +52,7 @@ class VideoWriter:
         sample_aspect_ratio: Fraction = Fraction(1),
     ) -> None:
         options = options or EncoderOptions()
+        options = replace(options, encoder=encoder_name(options.encoder))
         colour = colour or Colour()
         if width % 2 or height % 2:
             raise OutputError(
@@ -79,7 +81,15 @@ class VideoWriter:
         except (av.FFmpegError, OSError) as error:
             raise write_error(path, error) from error
         try:
-            self._stream = cast(av.VideoStream, self._container.add_stream(options.encoder, rate=fps))
+            try:
+                self._stream = cast(av.VideoStream, self._container.add_stream(options.encoder, rate=fps))
+            except ValueError as error:
+                raise OptionError(
+                    f"does not go into {self.path.suffix} files",
+                    field="--encoder",
+                    value=options.encoder,
+                    remedy="use libx264" if self.path.suffix == ".mkv" else "use libx264, or write an .mkv file",
+                ) from error
             context = self._stream.codec_context
             context.options = options.codec_options(context)
             context.width, context.height, context.pix_fmt = width, height, self._encoder_format

@@ -99,6 +99,15 @@ class EncoderOptions:
         return chosen
 
 
+def encoder_name(encoder: str) -> str:
+    """FFmpeg's own name of an encoder: libx264 for h264.
+
+    Raises:
+        OptionError: PyAV has no such video encoder.
+    """
+    return str(_codec(encoder).name)
+
+
 def encoder_formats(encoder: str) -> list[str]:
     """The pixel formats that an encoder takes.
 

@@ -118,6 +118,7 @@ class Signature:
     """The names, sizes and type of a lip-sync model's inputs and output.
 
     Attributes:
+        path: the ONNX file.
         visual, audio, prediction: names.
         size: pixels along each side, or None if left open.
         batch: frames in a batch, or None if left open.
@@ -125,6 +126,7 @@ class Signature:
     """
 
     def __init__(self, path: Path, session: Any) -> None:
+        self.path = path
         inputs, outputs = session.get_inputs(), session.get_outputs()
 
         def wrong(what: str) -> InferenceError:

@@ -18,10 +18,10 @@ from gpupipe.encoders import EncoderOptions
 from gpupipe.errors import GpupipeError
 from gpupipe.frame_cache import FrameSpec
 from gpupipe.frame_cache_gpu import bytes_wanted
-from gpupipe.inference import Model
+from gpupipe.inference import Signature
 from gpupipe.job import check_model_size
 from gpupipe.machine import cpu_count, cpu_name
-from gpupipe.session import PROVIDER_NAMES, SessionOptions, probe_provider, runtime
+from gpupipe.session import PROVIDER_NAMES, SessionOptions, open_session, probe_provider, runtime
 from gpupipe.video import probe
 
 PACKAGES = (
@@ -48,19 +48,18 @@ def inspect(path: Path | str) -> dict[str, Any]:
     character, faults, notes = examine(path)
     videos = {name: _video(path / name) for name in (BODY, CROPS, ROIS, MODEL_INPUTS)}
     features = model = None
-    try:
-        features = list(read_features(path / FEATURES).shape)
-    except GpupipeError as error:
-        faults.append(error)
-    model_path = path / MODEL
-    try:
-        opened = Model(model_path, SessionOptions(), batch=1)
-        model = opened.signature.describe()
-        opened.close()
-        if character is not None:
-            check_model_size(opened, character)
-    except GpupipeError as error:
-        faults.append(error)
+    if path.is_dir():
+        try:
+            features = list(read_features(path / FEATURES).shape)
+        except GpupipeError as error:
+            faults.append(error)
+        try:
+            signature = Signature(path / MODEL, open_session(path / MODEL, SessionOptions()))
+            model = signature.describe()
+            if character is not None:
+                check_model_size(signature, character)
+        except GpupipeError as error:
+            faults.append(error)
     return {
         "path": str(path),
         "videos": {name: found for name, found in videos.items() if found is not None},

@@ -20,7 +20,7 @@ from gpupipe.errors import InferenceError, OptionError, PackageError
 from gpupipe.frame_cache import FrameSpec
 from gpupipe.geometry import SPEECH_WIDTH, frame_order
 from gpupipe.gpu_clock import GpuClock
-from gpupipe.inference import Model
+from gpupipe.inference import Model, Signature
 from gpupipe.machine import cpu_count
 from gpupipe.pipeline import Item, Stage
 from gpupipe.trace import Trace
@@ -239,7 +239,7 @@ def load_features(character: Character, features: Path | str | NDArray[np.float3
     return features
 
 
-def check_model_size(model: Model, character: Character) -> None:
+def check_model_size(model: Model | Signature, character: Character) -> None:
     """Raise an InferenceError if the model does not fit the character's crops."""
     if model.size not in (None, character.layout.model_size):
         raise InferenceError(

@@ -24,7 +24,8 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction) -> None:
         OutputError: `output` cannot be written.
     """
     try:
-        with av.open(str(output), "w", options={"movflags": "+faststart"} if output.suffix == ".mp4" else {}) as joined:
+        options = {"movflags": "+faststart"} if output.suffix.lower() == ".mp4" else {}
+        with av.open(str(output), "w", options=options) as joined:
             with av.open(str(parts[0])) as first:
                 # Opaque: the codec is taken as it is, for some decoders (libdav1d) have no encoder of their name.
                 stream = joined.add_stream_from_template(first.streams.video[0], opaque=True)
