@@ -167,12 +167,11 @@ def test_counts_that_differ_warn_and_render(folder: Path, tmp_path: Path, capfd:
 def test_an_odd_body(folder: Path, refusal: Refusal, tmp_path: Path) -> None:
     path = folder / "full_body_video.mp4"
     small.write_video(path, small.pictures(97, 65, 12))
-    said = (
-        f"{path}: size: video needs an even width and height (got '97x65'); "
-        "write a folder of images instead, or crop the body video"
-    )
-    assert refusal() == said
-    assert refusal("--pixel-format", "bgr24") == said
+    wrong = "needs an even width and height (got '97x65'); write"
+    for arguments in ([], ["--pixel-format", "bgr24"]):
+        message = refusal(*arguments)
+        assert message.startswith(f"{path}: size: ")
+        assert wrong in message
     with pytest.raises(PackageError, match="nv12 needs an even width and height"):
         next(iter(gpupipe.frames(folder, device="cpu")))
     assert next(iter(gpupipe.frames(folder, device="cpu", pixel_format="bgr24"))).shape == (65, 97, 3)
