@@ -90,7 +90,7 @@ class BackendOptions:
 
 def open_backend(
     spec: FrameSpec,
-    features: NDArray[np.float32],
+    features: Callable[[SessionOptions], NDArray[np.float32]],
     readers: Callable[[], tuple[Reader, Reader, Reader | None]],
     options: BackendOptions,
 ) -> Backend:
@@ -98,7 +98,7 @@ def open_backend(
 
     Args:
         spec: the frames to cache.
-        features: speech features, float32 `[N, 512]`.
+        features: makes the speech features, float32 `[N, 512]`, with the model's own session options.
         readers: opens the body's, the crops' and the recorded inputs' frames.
         options: how.
 
@@ -111,10 +111,11 @@ def open_backend(
         model, more = _open_model(options, gpu)
         closing.callback(model.close)
         options.check_model(model)
+        speech = features(model.options)
         if gpu is None:
             compositor: Any = CpuCompositor(
                 HostFrames.load(spec, *readers()),
-                features,
+                speech,
                 batch=options.batch,
                 dtype=model.dtype,
                 workers=options.workers,
@@ -125,10 +126,10 @@ def open_backend(
                 "dtype": model.dtype,
                 "model_on_device": model.provider != "cpu",
             }
-            wanted = GpuCompositor.bytes_wanted(spec, slots=DEVICE_SLOTS, speech_rows=len(features), **placed)
+            wanted = GpuCompositor.bytes_wanted(spec, slots=DEVICE_SLOTS, speech_rows=len(speech), **placed)
             frames = DeviceFrames.load(gpu, spec, *readers(), others=wanted)
             closing.callback(frames.close)
-            compositor = GpuCompositor(gpu, frames, features, **placed)
+            compositor = GpuCompositor(gpu, frames, speech, **placed)
         closing.callback(compositor.close)
         slots = [compositor.new_slot() for _ in range(HOST_SLOTS if gpu is None else DEVICE_SLOTS)]
         name = "cpu" if gpu is None else f"cuda ({gpu.name})"

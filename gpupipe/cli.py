@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gpupipe import __version__
-from gpupipe.character import GpupipeWarning
+from gpupipe.character import AUDIO_ENCODER, GpupipeWarning
 from gpupipe.compositor import MAX_BATCH
 from gpupipe.errors import GpupipeError, OutputError
+from gpupipe.geometry import SPEECH_RATE
 from gpupipe.output import SEGMENT_FRAMES
 from gpupipe.progress import LineProgress, TerminalProgress
 from gpupipe.render import RenderStats, render
@@ -68,6 +69,17 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     _add_render(add("render", _render, "render a character speaking into a video or a folder of images"))
+    features = add("features", _features, "compute the speech features of a sound")
+    features.add_argument("character", type=Path, metavar="CHARACTER", help="the character's folder")
+    features.add_argument("audio", type=Path, metavar="SOUND", help="any sound or video file")
+    features.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="F.npy", help="float32 [N, 512], 25 a second"
+    )
+    features.add_argument("--audio-encoder", type=Path, metavar="M.onnx", help="[default: the character's own]")
+    features.add_argument(
+        "--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="what runs the encoder"
+    )
+    features.add_argument("--overwrite", action="store_true", help="replace an existing file")
     demo = add("demo", _demo, "make a small character from nothing")
     demo.add_argument("folder", type=Path, metavar="DIR", help="where to make it")
     demo.add_argument("--model", choices=("tiny", "full"), default="tiny", help="the lip-sync model's cost")
@@ -86,7 +98,15 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("character", type=Path, metavar="CHARACTER", help="the character's folder")
     add("-o", "--output", required=True, metavar="OUT", help="FILE.mp4, FILE.mkv, or a folder (ending in /) for images")
-    add("--features", type=Path, metavar="F.npy", help="speech features [default: the character's own]")
+    add("--audio", type=Path, metavar="FILE", help="the speech: any sound or video file [default: the character's own]")
+    add("--audio-encoder", type=Path, metavar="M.onnx", help="makes features of --audio [default: the character's own]")
+    add(
+        "--features",
+        type=Path,
+        metavar="F.npy",
+        help="speech features [default: made of --audio, or the character's own]",
+    )
+    add("--no-audio", dest="sound", action="store_false", help="leave the sound out of a video")
     add("--model", type=Path, metavar="M.onnx", help="lip-sync model [default: the character's own]")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where frames are composited")
     add("--provider", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto", help="what runs the model")
@@ -182,6 +202,17 @@ def summary(stats: RenderStats) -> str:
         f"peak memory {stats.peak_rss_bytes / 1e6:.0f} MB, of it {stats.cache_bytes / 1e6:.0f} MB cached frames"
         + "".join(f"\n  {note}" for note in stats.notes)
     )
+
+
+def _features(options: argparse.Namespace) -> int:
+    from gpupipe.speech import write_features
+
+    encoder = options.audio_encoder or options.character / AUDIO_ENCODER
+    rows = write_features(
+        options.output, options.audio, encoder, provider=options.provider, overwrite=options.overwrite
+    )
+    print(f"{options.output}: {rows} rows of speech features, {rows / SPEECH_RATE:.2f} s")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

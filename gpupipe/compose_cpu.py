@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import FRACTION_BITS
 from gpupipe.frame_cache import HostFrames
-from gpupipe.geometry import BORDER, SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, Rect
+from gpupipe.geometry import BORDER, SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, SPEECH_WIDTH, Rect
 
 Pixels = NDArray[np.uint8]
 FULL = np.float32(255)
@@ -62,8 +62,7 @@ class CpuCompositor:
         self._workers = min(workers, batch)
         self._pool = ThreadPoolExecutor(self._workers, "composite") if self._workers > 1 else None
         self._scratch = [_Scratch(frames, self.dtype) for _ in range(self._workers)]
-        after = SPEECH_ROWS - SPEECH_BEFORE
-        self._speech = np.pad(speech.astype(self.dtype), ((SPEECH_BEFORE, after), (0, 0)))
+        self._speech = speech
 
     def new_slot(self) -> CpuSlot:
         """Allocate the buffers of one batch."""
@@ -88,8 +87,7 @@ class CpuCompositor:
 
         def one(frame: int, _: _Scratch) -> None:
             self._visual(slot.visual[frame], int(source[frame]))
-            row = int(speech[frame])
-            slot.audio[frame] = self._speech[row : row + SPEECH_ROWS].reshape(SPEECH_SHAPE)
+            self._window(slot.audio[frame].reshape(SPEECH_ROWS, SPEECH_WIDTH), int(speech[frame]) - SPEECH_BEFORE)
 
         self._each(one)
 
@@ -150,6 +148,13 @@ class CpuCompositor:
         masked[:, mask.y2 :] = roi[:, mask.y2 :]
         masked[:, mask.y1 : mask.y2, : mask.x1] = roi[:, mask.y1 : mask.y2, : mask.x1]
         masked[:, mask.y1 : mask.y2, mask.x2 :] = roi[:, mask.y1 : mask.y2, mask.x2 :]
+
+    def _window(self, out: NDArray[Any], first: int) -> None:
+        """Rows `first` and on of the speech features; zeros outside them."""
+        begin, end = (min(max(row, 0), len(self._speech)) for row in (first, first + SPEECH_ROWS))
+        out[: begin - first] = 0
+        out[begin - first : end - first] = self._speech[begin:end]
+        out[end - first :] = 0
 
     def _place(self, prediction: NDArray[Any], source: int, scratch: _Scratch) -> bool:
         """Put a prediction into `scratch.crop`, inside the border of the cached crop; whether it held a NaN."""

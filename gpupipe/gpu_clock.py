@@ -50,4 +50,4 @@ class GpuClock:
         for step, (begin, end) in self._marks[id(slot)].items():
             start = self._origin + self._device.elapsed_seconds(self._zero, begin)
             took = self._device.elapsed_seconds(begin, end)
-            self._trace.spans.append(Span(step, self._device.name, start, start + took, frames))
+            self._trace.add(Span(step, self._device.name, start, start + took, frames))

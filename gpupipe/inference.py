@@ -32,6 +32,7 @@ class Model:
     Attributes:
         size: pixels along each side of the model's images, or None if the file leaves it open.
         dtype: of inputs and output.
+        options: how it is run.
         provider: the execution provider in use.
         runs: frames run at a time.
 
@@ -40,7 +41,7 @@ class Model:
     """
 
     def __init__(self, path: Path, options: SessionOptions, *, batch: int, runs: int = 0) -> None:
-        self.path = path
+        self.path, self.options = path, options
         on_cpu = options.provider == "cpu"
         self.runs = min(runs or 4, options.threads, batch) if on_cpu else 1
         self.provider = options.provider

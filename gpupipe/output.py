@@ -92,7 +92,14 @@ class OutputOptions:
         OptionError.unless_among("--image-format", self.image_format, get_args(ImageFormat))
 
 
-def open_output(output: Path | str, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> Output:
+def open_output(
+    output: Path | str,
+    body: VideoInfo,
+    pixel_format: PixelFormat,
+    options: OutputOptions,
+    *,
+    sound: Path | None = None,
+) -> Output:
     """Open a video or a folder of images for the finished frames of a character.
 
     Args:
@@ -100,6 +107,7 @@ def open_output(output: Path | str, body: VideoInfo, pixel_format: PixelFormat, 
         body: the body video, whose size, rate and colours the output has.
         pixel_format: of the frames.
         options: how.
+        sound: the file whose sound goes into a video.
 
     Raises:
         OutputError: it exists already, or cannot be written.
@@ -107,7 +115,7 @@ def open_output(output: Path | str, body: VideoInfo, pixel_format: PixelFormat, 
     """
     options.check()
     if is_video(output):
-        return VideoOutput(Path(output), body, pixel_format, options)
+        return VideoOutput(Path(output), body, pixel_format, options, sound)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
     return ImageOutput(Path(output), options)
@@ -143,7 +151,9 @@ def _naming(output: Path) -> Iterator[None]:
 class VideoOutput:
     """A video, encoded segment by segment and then joined without encoding again; see `open_output`."""
 
-    def __init__(self, path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions) -> None:
+    def __init__(
+        self, path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions, sound: Path | None
+    ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
         if body.width % 2 or body.height % 2:
@@ -156,6 +166,7 @@ class VideoOutput:
             )
         self.path = path
         self.fps = body.fps
+        self._sound = sound
         self._segment_frames = options.segment_frames
         self._suffix = part_suffix(options.encoder.encoder, path.suffix)
         self._work = _work_folder(path)
@@ -200,7 +211,7 @@ class VideoOutput:
         with _naming(self.path):
             self._close_segment()
             joined = self._work / f"joined{self.path.suffix}"
-            join(self._segments, joined, self.fps)
+            join(self._segments, joined, self.fps, sound=self._sound)
             joined.replace(self.path)
         shutil.rmtree(self._work, ignore_errors=True)
 

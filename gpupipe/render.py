@@ -16,10 +16,11 @@ from gpupipe.character import Character
 from gpupipe.compositor import PixelFormat
 from gpupipe.encoders import DEFAULT_THREADS, EncoderOptions
 from gpupipe.images import ImageFormat
-from gpupipe.job import Batch, Job, JobOptions
+from gpupipe.job import Job
 from gpupipe.machine import cpu_count, peak_rss_bytes
 from gpupipe.output import SEGMENT_FRAMES, OutputOptions, is_video, open_output
 from gpupipe.pipeline import Stage
+from gpupipe.plan import Batch, JobOptions, Plan
 from gpupipe.trace import StageTimes, Trace
 
 COMPOSITE = ("prepare", "paste")
@@ -92,6 +93,8 @@ def render(
     output: Path | str,
     *,
     features: Path | str | NDArray[np.float32] | None = None,
+    audio: Path | str | None = None,
+    audio_encoder: Path | str | None = None,
     model: Path | str | None = None,
     device: DeviceChoice = "auto",
     provider: ProviderChoice = "auto",
@@ -99,6 +102,7 @@ def render(
     workers: int | None = None,
     frames: int | None = None,
     start_frame: int = 0,
+    sound: bool = True,
     encoder: str = "libx264",
     crf: int | None = None,
     preset: str | None = None,
@@ -120,7 +124,10 @@ def render(
     Args:
         character: the character, or its folder.
         output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
-        features: speech features, float32 `[N, 512]` or a `.npy` file; None for the character's own.
+        features: speech features, float32 `[N, 512]` or a `.npy` file; None for those of `audio`, or the character's
+            own.
+        audio: the speech, any file that FFmpeg reads; None for the one the character was filmed with.
+        audio_encoder: ONNX file that makes features of `audio`; None for the character's own.
         model: ONNX file; None for the character's own.
         device: where to composite; "auto" takes a GPU if there is one.
         provider: where to run the model; "auto" takes the device's.
@@ -128,6 +135,7 @@ def render(
         workers: compositing threads on the CPU, and images encoded at a time.
         frames: the most output frames to render.
         start_frame: position in the ping-pong order at which to start.
+        sound: put the speech's sound into a video.
         encoder: FFmpeg's name of the video encoder.
         crf: constant quality, lower is better; None for 20 with libx264.
         preset: speed against size, by the encoder's own names; None for veryfast with libx264.
@@ -154,18 +162,21 @@ def render(
     trace = trace or Trace()
     pixel_format = pixel_format or ("nv12" if is_video(output) else "bgr24")
     options = JobOptions(
-        features,
-        model,
-        device,
-        provider,
-        batch,
-        workers,
-        frames,
-        start_frame,
-        masked_video,
-        inference_threads,
-        tf32,
-        fp16,
+        features=features,
+        audio=audio,
+        audio_encoder=audio_encoder,
+        sound=sound and is_video(output),
+        model=model,
+        device=device,
+        provider=provider,
+        batch=batch,
+        workers=workers,
+        frames=frames,
+        start_frame=start_frame,
+        masked_video=masked_video,
+        inference_threads=inference_threads,
+        tf32=tf32,
+        fp16=fp16,
     )
     options.check()
     writing = OutputOptions(
@@ -177,9 +188,10 @@ def render(
         overwrite=overwrite,
     )
     character = character if isinstance(character, Character) else Character.load(character)
-    sink = open_output(output, character.body, pixel_format, writing)
+    plan = Plan.make(character, pixel_format, options)
+    sink = open_output(output, character.body, pixel_format, writing, sound=plan.speech.sound)
     try:
-        with Job(character, pixel_format, options, trace) as job:
+        with Job(plan, trace) as job:
             first = time.perf_counter()
 
             def save(slot: Any, batch: Batch) -> None:
@@ -187,7 +199,7 @@ def render(
                 with trace.span("save", batch.frames):
                     sink.write(ready)
                 if progress:
-                    progress(_progress(trace, batch.start + batch.frames, job.total, time.perf_counter() - first))
+                    progress(_progress(trace, batch.start + batch.frames, plan.total, time.perf_counter() - first))
 
             for _ in job.run(Stage("save", save)):
                 pass
@@ -203,6 +215,8 @@ def frames(
     character: Character | Path | str,
     *,
     features: Path | str | NDArray[np.float32] | None = None,
+    audio: Path | str | None = None,
+    audio_encoder: Path | str | None = None,
     model: Path | str | None = None,
     device: DeviceChoice = "auto",
     provider: ProviderChoice = "auto",
@@ -228,51 +242,55 @@ def frames(
         GpupipeError: one of its kinds.
     """
     options = JobOptions(
-        features,
-        model,
-        device,
-        provider,
-        batch,
-        workers,
-        frames,
-        start_frame,
-        masked_video,
-        inference_threads,
-        tf32,
-        fp16,
+        features=features,
+        audio=audio,
+        audio_encoder=audio_encoder,
+        sound=False,
+        model=model,
+        device=device,
+        provider=provider,
+        batch=batch,
+        workers=workers,
+        frames=frames,
+        start_frame=start_frame,
+        masked_video=masked_video,
+        inference_threads=inference_threads,
+        tf32=tf32,
+        fp16=fp16,
     )
     character = character if isinstance(character, Character) else Character.load(character)
-    with Job(character, pixel_format, options, trace or Trace()) as job:
+    with Job(Plan.make(character, pixel_format, options), trace or Trace()) as job:
         for slot, done in job.run():
             for frame in job.finish(slot, done):
                 yield frame.copy()
 
 
 def _progress(trace: Trace, done: int, total: int, seconds: float) -> Progress:
-    infer, composite, save = (trace.times(*stages).mean_ms for stages in (("infer",), COMPOSITE, ("save",)))
+    infer, composite, save = (trace.mean_ms(*stages) for stages in (("infer",), COMPOSITE, ("save",)))
     return Progress(done, total, seconds, infer, composite, save)
 
 
 def _stats(job: Job, output: Path | str, trace: Trace, seconds: float) -> RenderStats:
+    plan = job.plan
     infer = trace.times("infer")
     return RenderStats(
         output=str(output),
-        frames=job.total,
-        width=job.spec.width,
-        height=job.spec.height,
-        pixel_format=job.spec.pixel_format,
+        frames=plan.total,
+        width=plan.spec.width,
+        height=plan.spec.height,
+        pixel_format=plan.spec.pixel_format,
         device=job.backend.device,
         provider=job.backend.provider,
-        batch=job.options.batch,
+        batch=plan.options.batch,
         workers=job.workers,
         inference_threads=job.threads,
         total_seconds=seconds,
         load_seconds=trace.times("load").total_seconds,
-        fps=job.total / seconds,
+        fps=plan.total / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
         stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times("save")},
         peak_rss_bytes=peak_rss_bytes(),
-        cache_bytes=job.spec.cache_bytes,
-        warnings=job.warnings,
+        cache_bytes=plan.spec.cache_bytes,
+        warnings=plan.character.notes,
         notes=job.backend.notes,
     )

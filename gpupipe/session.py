@@ -95,7 +95,7 @@ def failures() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)))
 
 
-def open_session(path: Path | bytes, options: SessionOptions) -> Any:
+def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "model", option: str = "--model") -> Any:
     """Open a model.
 
     Returns:
@@ -108,7 +108,7 @@ def open_session(path: Path | bytes, options: SessionOptions) -> Any:
     ort = runtime()
     file = None if isinstance(path, bytes) else path
     if file is not None and not file.is_file():
-        raise InferenceError("no such file", file=file, field="model", remedy="give one with --model")
+        raise InferenceError("no such file", file=file, field=field, remedy=f"give one with {option}")
     name = PROVIDER_NAMES[options.provider]
     if name not in ort.get_available_providers():
         raise ProviderError(
@@ -130,7 +130,7 @@ def open_session(path: Path | bytes, options: SessionOptions) -> Any:
         raise InferenceError(
             f"cannot be opened: {_one_line(error)}",
             file=file,
-            field="model",
+            field=field,
             remedy="export it again, or see `gpupipe doctor`",
         ) from error
     if session.get_providers()[0] != name:

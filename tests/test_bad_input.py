@@ -576,7 +576,7 @@ def test_ctrl_c_while_loading(
                 signal.raise_signal(signal.SIGINT)
             yield frame
 
-    monkeypatch.setattr("gpupipe.job.read_frames", interrupted)
+    monkeypatch.setattr("gpupipe.plan.read_frames", interrupted)
     before, threads = small.files_in(tmp_path), running_threads()
     for output in ("talk.mp4", "images/"):
         assert main(["render", str(folder), "-o", f"{tmp_path}/{output}", "--device", "cpu"]) == 130

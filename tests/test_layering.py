@@ -48,6 +48,7 @@ MAY: dict[str, set[str]] = {
     "compose_cpu": {*BASE, "frame_cache"},
     "frame_cache_gpu": {*BASE, "frame_cache", "device", "kernels"},
     "compose_gpu": {*BASE, "frame_cache", "frame_cache_gpu", "device", "kernels"},
+    "speech": {*BASE, "audio", "character", "machine", "mel", "session", "sound"},
     "gpu_clock": {"device", "trace"},
     "backend": {
         *BASE,
@@ -60,21 +61,22 @@ MAY: dict[str, set[str]] = {
         "session",
         "machine",
     },
-    "job": {
+    "plan": {*BASE, "backend", "character", "frame_cache", "speech", "video"},
+    "job": {*BASE, "backend", "character", "gpu_clock", "inference", "machine", "pipeline", "plan", "trace"},
+    "output": {*BASE, "encode", "encoders", "images", "join", "video"},
+    "render": {
         *BASE,
         "backend",
         "character",
-        "frame_cache",
-        "gpu_clock",
-        "inference",
+        "encoders",
+        "images",
+        "job",
         "machine",
+        "output",
         "pipeline",
-        "session",
+        "plan",
         "trace",
-        "video",
     },
-    "output": {*BASE, "encode", "encoders", "images", "join", "video"},
-    "render": {*BASE, "backend", "character", "encoders", "images", "job", "machine", "output", "pipeline", "trace"},
     "progress": {"render"},
 }
 ANYTHING = {"cli", "inspection", "__main__", "__init__"}
