@@ -24,8 +24,9 @@ WAYS_OUT = (
 )
 INSTALL = "pip install 'gpupipe[cuda]', or use --device cpu"
 
-# Where memory allocated by `Device` lies: host memory that the GPU addresses too, in every CUDA context.
+# Flags of cudaHostAlloc: host memory that the GPU addresses too, in every CUDA context.
 _MAPPED, _PORTABLE = 2, 1
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 def _cupy() -> ModuleType:
@@ -271,8 +272,7 @@ class Device:
             return self._cupy.ndarray(array.shape, array.dtype, memptr=self._cupy.cuda.MemoryPointer(memory, 0))
 
     def _raise_unless_memory(self, error: Exception) -> None:
-        out_of_memory = self._runtime.cudaErrorMemoryAllocation
-        if getattr(error, "status", out_of_memory) != out_of_memory:
+        if getattr(error, "status", _OUT_OF_MEMORY) != _OUT_OF_MEMORY:
             raise DeviceError(f"GPU {self.index} ({self.name}) failed: {error}", remedy="see nvidia-smi") from error
 
     def copy(self, target: Any, source: Any, stream: Any, *, rows: Copy | None = None) -> None:

@@ -185,7 +185,7 @@ def _check(name: str, array: Any, dtype: DTypeLike, shape: tuple[int, ...], devi
 
 
 def _common(index: Any, status: Any, device: int) -> int:
-    batch = index.shape[0]
+    batch: int = index.shape[0]
     if not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"a batch has 1 to {MAX_BATCH} frames (got {batch})")
     _check("index", index, np.int32, (batch, 2), device)

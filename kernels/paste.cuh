@@ -99,6 +99,7 @@ static __device__ __forceinline__ void scan(const uint4* __restrict__ prediction
 #pragma unroll
         for (int i = 0; i < CHUNKS_A_THREAD; i++) found |= any_nan(v[i]);
     } else {
+#pragma unroll 1
         for (int chunk = first; chunk < chunks; chunk += THREADS) found |= any_nan(__ldg(prediction + chunk));
     }
     if (found) atomicOr(status + (blockIdx.y >> 5), 1u << (blockIdx.y & 31));

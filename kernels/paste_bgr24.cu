@@ -26,7 +26,7 @@
 // that (sectors that the rectangle's edge or the crop's border cuts).
 //
 // Tried: a thread a pixel, byte by byte: 70 million instructions a frame and 3.0 times the sectors in stores; this
-// makes 14.6 million and 1.004. Tap positions and products as in the nv12 kernel's first version: 19.1 million. Four
+// makes 14.7 million and 1.004. Tap positions and products as in the nv12 kernel's first version: 19.1 million. Four
 // vectors in flight in a copying thread instead of eight: 17.0 million. Unpacked taps: 20 bytes spilled at 64
 // registers, and without a bound 80 registers on sm_75, where a fourth block then finds no room.
 #include "paste.cuh"
@@ -78,10 +78,10 @@ paste_bgr24(const Real* __restrict__ prediction, const u8* __restrict__ crops, c
     for (int k = 0; k < 4; k++) {
         const bool second = phase + k >= 3;
         const Real* from = prediction + (second ? (phase + k - 3) * plane + column1 : (phase + k) * plane + column0);
-        p[k][0] = quantise(from[row0]);
-        p[k][1] = quantise(from[row0 + 1]);
-        p[k][2] = quantise(from[row1]);
-        p[k][3] = quantise(from[row1 + 1]);
+        p[k][0] = quantise(__ldg(from + row0));
+        p[k][1] = quantise(__ldg(from + row0 + 1));
+        p[k][2] = quantise(__ldg(from + row1));
+        p[k][3] = quantise(__ldg(from + row1 + 1));
     }
     if (roi.outside(ty) || roi.outside(t0) || roi.outside(t1)) {
         const int crop = size + 2 * border;

@@ -34,7 +34,7 @@
 //   a loop over planes, 16 loads in flight             112 to 132 bytes spilled            12.9 million
 //   the same, the compiler kept from hoisting          12 to 44 bytes spilled              12.7 million
 //   a loop over planes and rows, 8 loads in flight     64 registers, none spilled          14.7 million
-//   the same, 8 vectors a copying thread, not 4        64 registers, none spilled          13.2 million
+//   the same, 8 vectors a copying thread, not 4        54 to 60 registers, none spilled    13.2 million
 #include "paste.cuh"
 
 // Rows Y, Cb, Cr of weights for B, G, R and an offset.

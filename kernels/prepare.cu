@@ -28,7 +28,7 @@
 // that (the sectors at the ends of a crop's rows hold some of its border).
 //
 // Tried: float4 and uint2 stores written as assignments: NVRTC made 4-byte stores of them, which touched 3.5 times the
-// sectors (5.7 million instructions a frame; with store4, 5.1). A thread takes all planes of its four pixels, so that
+// sectors (5.7 million instructions a frame; with store4, 5.2). A thread takes all planes of its four pixels, so that
 // position and mask are computed once for the three.
 #include "real.cuh"
 

@@ -26,9 +26,11 @@ static __device__ __forceinline__ u32 to_real(float value) {
     return narrow;
 }
 
-// Four neighbouring values in one store. Written as an assignment, the compiler may split it in four.
+// Four neighbouring values in one store. An assignment may become four stores; __stwb becomes one, but a strong one.
 static __device__ __forceinline__ void store4(Real* to, float a, float b, float c, float d) {
-    __stwb(reinterpret_cast<uint2*>(to), make_uint2(to_real(a) | to_real(b) << 16, to_real(c) | to_real(d) << 16));
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(to_real(a) | to_real(b) << 16), "r"(to_real(c) | to_real(d) << 16)
+                 : "memory");
 }
 
 // Whether any of eight float16 is a NaN: a magnitude above 0x7c00, to which adding 0x3ff sets the sign bit.
@@ -44,7 +46,9 @@ typedef float Real;
 static __device__ __forceinline__ float to_float(Real value) { return value; }
 
 static __device__ __forceinline__ void store4(Real* to, float a, float b, float c, float d) {
-    __stwb(reinterpret_cast<float4*>(to), make_float4(a, b, c, d));
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(a), "f"(b), "f"(c),
+                 "f"(d)
+                 : "memory");
 }
 
 static __device__ __forceinline__ bool unordered(u32 a, u32 b) {

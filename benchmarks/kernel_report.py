@@ -1,0 +1,281 @@
+"""What the CUDA kernels cost, counted: registers and spills, instructions, bytes moved, and their floors on three GPUs.
+
+    python benchmarks/kernel_report.py [--rectangles cache/crop_rectangles.json] [--output benchmarks/results]
+
+Needs no GPU. ptxas (nvidia-cuda-nvcc-cu12) gives registers and spills for each architecture, nvdisasm
+(nvidia-cuda-nvdisasm) the widths of loads and stores in the machine code; the software device of tests/softcuda runs
+the kernels with SOFTCUDA_PROFILE=1 and counts PTX instructions and 32-byte sectors. A kernel cannot take less time than
+its unique bytes over the memory's bandwidth, nor than its instructions over the issue rate. Writes `kernels.json` and
+`kernels.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from gpupipe import kernels
+from gpupipe.compose_gpu import GpuCompositor
+from gpupipe.compositor import PixelFormat
+from gpupipe.device import open_device
+from gpupipe.frame_cache import FrameSpec
+from gpupipe.frame_cache_gpu import DeviceFrames
+from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, CropLayout, Rect
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+DTYPES = ("float32", "float16")
+WIDTH, HEIGHT, BATCH, LAYOUT = 1280, 720, 8, CropLayout(320)
+RECTS = tuple(Rect(532 + i % 4, 210 + i % 3, 714 + i % 4, 392 + i % 3) for i in range(BATCH))
+"""Where a talking head's face is, for want of a real character's rectangles."""
+
+
+class Gpu(NamedTuple):
+    """The data sheet's numbers: GB/s of memory, multiprocessors, boost clock in GHz, GB/s of PCIe in one direction."""
+
+    name: str
+    bandwidth: float
+    multiprocessors: int
+    clock: float
+    pcie_name: str
+    pcie: float
+
+    def floor_us(self, unique_bytes: float, instructions: float) -> dict[str, float]:
+        """Microseconds that memory and the four schedulers of each multiprocessor need at least."""
+        warps_a_second = self.multiprocessors * 4 * self.clock * 1e9
+        return {"memory": unique_bytes / self.bandwidth / 1e3, "issue": instructions / 32 / warps_a_second * 1e6}
+
+
+GPUS = (
+    Gpu("T4", 320, 40, 1.59, "Gen3 x16", 15.75),
+    Gpu("RTX 4090", 1008, 128, 2.52, "Gen4 x16", 31.5),
+    Gpu("H100 SXM", 3350, 132, 1.98, "Gen5 x16", 63.0),
+)
+
+
+def tool(name: str, package: str, wheel: str) -> str:
+    """A program of one of NVIDIA's wheels."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if found := shutil.which(name, path=str(Path(folder) / "bin")):
+            return found
+    raise SystemExit(f"{name} is missing: pip install {wheel}")
+
+
+def assemble(name: str, dtype: str, architecture: int, folder: Path) -> dict[str, Any]:
+    """Registers, spilled bytes and the width of loads and stores of one kernel on one architecture."""
+    ptx, cubin = str(folder / f"{name}.ptx"), str(folder / f"{name}.cubin")
+    Path(ptx).write_bytes(kernels.compile_offline(name, dtype, architecture))
+    ptxas = tool("ptxas", "nvidia.cuda_nvcc", "nvidia-cuda-nvcc-cu12")
+    log = run(ptxas, "-v", f"-arch=sm_{architecture}", ptx, "-o", cubin).stderr
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    registers = re.search(r"Used (\d+) registers", log)
+    if spills is None or registers is None:
+        raise SystemExit(f"ptxas says neither registers nor spills:\n{log}")
+    code = run(tool("nvdisasm", "nvidia.cu13", "nvidia-cuda-nvdisasm"), "-c", cubin).stdout
+    return {
+        "registers": int(registers[1]),
+        "spill_bytes": int(spills[1]) + int(spills[2]),
+        "loads_128": len(re.findall(r"\bLDG\.E\S*\.128\b", code)),
+        "stores_128": len(re.findall(r"\bSTG\.E\S*\.128\b", code)),
+    }
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program, and return what it said."""
+    return subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def minimum_bytes(name: str, dtype: str, rects: tuple[Rect, ...]) -> float:
+    """Bytes a frame that a batch of frames in a row must move, each once, as the kernel's header derives them.
+
+    Args:
+        name: the kernel.
+        dtype: of the model.
+        rects: each output frame's, inside the body.
+    """
+    real, size, crop, batch = np.dtype(dtype).itemsize, LAYOUT.model_size, LAYOUT.crop_size, len(rects)
+    window = SPEECH_ROWS * SPEECH_WIDTH
+    if name == "prepare":
+        speech = (SPEECH_ROWS - 1 + batch) * SPEECH_WIDTH * 4 / batch
+        return 3 * size**2 + 6 * size**2 * real + speech + window * real + 8
+    pixel = 1.5 if name == "paste_nv12" else 3.0
+    covered = sum(rect.width * rect.height for rect in rects) / batch
+    taps = 8 * (sum({r.width for r in rects}) + sum({r.height for r in rects})) / batch
+    frame = WIDTH * HEIGHT * pixel
+    return 2 * frame - covered * pixel + 3 * size**2 * real + 3 * (crop**2 - size**2) + taps + 40
+
+
+def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> None:
+    """One batch through the compositor, in a process that counts."""
+    rng = np.random.default_rng(0)
+    spec = FrameSpec(LAYOUT, pixel_format, WIDTH, HEIGHT, rects)
+    device = open_device()
+    body = rng.integers(0, 256, spec.frame_shape, dtype=np.uint8)
+    crop = rng.integers(0, 256, (LAYOUT.crop_size, LAYOUT.crop_size, 3), dtype=np.uint8)
+    frames = DeviceFrames.load(device, spec, [body] * len(rects), [crop] * len(rects))
+    speech = rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32)
+    compositor = GpuCompositor(device, frames, speech, batch=len(rects), dtype=dtype, model_on_device=False)
+    slot = compositor.new_slot()
+    order = np.arange(len(rects), dtype=np.int32)
+    compositor.prepare(slot, order, order + SPEECH_ROWS)
+    compositor.ready(slot)
+    slot.prediction[...] = rng.random(slot.prediction.shape, dtype=np.float32)
+    compositor.paste(slot)
+    compositor.finish(slot)
+    compositor.close()
+
+
+def profile(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...], folder: Path) -> dict[str, Any]:
+    """What softcuda counts for `measure`, by kernel."""
+    stats = folder / "stats.json"
+    program = [sys.executable, str(Path(__file__).resolve())]
+    command = [*program, "--measure", pixel_format, dtype, json.dumps(rects)]
+    if os.environ.get("SOFTCUDA") != "1":
+        command = [sys.executable, str(ROOT / "tests" / "softcuda" / "run.py"), *command]
+    subprocess.run(command, check=True, env=os.environ | {"SOFTCUDA_PROFILE": "1", "SOFTCUDA_STATS": str(stats)})
+    counted: dict[str, Any] = json.loads(stats.read_text())["profile"]
+    return counted
+
+
+def traffic(name: str, dtype: str, counted: dict[str, int], rects: tuple[Rect, ...]) -> dict[str, Any]:
+    """A profile a frame, beside the minimum and the floors."""
+    batch = len(rects)
+    unique = (counted["load_unique_bytes"] + counted["store_unique_bytes"]) / batch
+    minimum = minimum_bytes(name, dtype, rects)
+    instructions = counted["ptx_instructions"] / batch
+    return {
+        "ptx_instructions": instructions,
+        "threads": counted["threads"] / batch,
+        "unique_bytes": unique,
+        "minimum_bytes": minimum,
+        "unique_over_minimum": unique / minimum,
+        "load_sector_bytes": counted["load_sector_bytes"] / batch,
+        "store_sector_bytes": counted["store_sector_bytes"] / batch,
+        "store_sectors_over_unique": counted["store_sector_bytes"] / counted["store_unique_bytes"],
+        "floor_us": {gpu.name: gpu.floor_us(unique, instructions) for gpu in GPUS},
+    }
+
+
+def report(rects: tuple[Rect, ...], source: str) -> dict[str, Any]:
+    """Everything that the two files hold."""
+    found: dict[str, Any] = {
+        "frame": {"width": WIDTH, "height": HEIGHT, "batch": len(rects), "rectangles": source},
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("cupy-cuda12x", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc-cu12")
+        },
+        "python": platform.python_version(),
+        "gpus": {gpu.name: gpu._asdict() for gpu in GPUS},
+        "pcie_us": {
+            pixel_format: {gpu.name: WIDTH * HEIGHT * bytes_a_pixel / gpu.pcie / 1e3 for gpu in GPUS}
+            for pixel_format, bytes_a_pixel in (("nv12", 1.5), ("bgr24", 3))
+        },
+        "kernels": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for dtype in DTYPES:
+            counted: dict[str, Any] = {}
+            for pixel_format in get_args(PixelFormat):
+                counted |= profile(pixel_format, dtype, rects, folder)
+            for name in kernels.NAMES:
+                found["kernels"][f"{name} {dtype}"] = {
+                    "architectures": {f"sm_{a}": assemble(name, dtype, a, folder) for a in ARCHITECTURES},
+                    "traffic": traffic(name, dtype, counted[name], rects),
+                }
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The report as three tables."""
+    frame = found["frame"]
+    rows = [
+        "# CUDA kernels, counted",
+        "",
+        f"{frame['width']} x {frame['height']}, batch {frame['batch']}, rectangles {frame['rectangles']}; numbers are "
+        "a frame's. Made by `benchmarks/kernel_report.py`, without a GPU.",
+        "",
+        "## Registers (none spills unless it says so), and 128-bit loads and stores in the machine code",
+        "",
+        "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " | loads | stores |",
+        "|---|" + "---|" * (len(ARCHITECTURES) + 2),
+    ]
+    for name, kernel in found["kernels"].items():
+        on = kernel["architectures"].values()
+        cells = [f"{a['registers']}" + (f" ({a['spill_bytes']} B spilled)" if a["spill_bytes"] else "") for a in on]
+        vectors = [str(min(a[key] for a in on)) for key in ("loads_128", "stores_128")]
+        rows.append("| " + " | ".join([name, *cells, *vectors]) + " |")
+    rows += [
+        "",
+        "## Memory traffic and instructions",
+        "",
+        "| kernel | minimum, bytes | moved / minimum | stored sectors / unique | PTX instructions | threads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, kernel in found["kernels"].items():
+        t = kernel["traffic"]
+        rows.append(
+            f"| {name} | {t['minimum_bytes']:,.0f} | {t['unique_over_minimum']:.3f} | "
+            f"{t['store_sectors_over_unique']:.3f} | {t['ptx_instructions'] / 1e6:.2f} M | {t['threads']:,.0f} |"
+        )
+    rows += [
+        "",
+        "## Floors, µs a frame: memory / instructions",
+        "",
+        "Unique bytes over bandwidth, and instructions / 32 over (multiprocessors * 4 * clock); the larger one is the "
+        "floor. PCIe is the copy of the finished frame to the host, which runs beside the kernels.",
+        "",
+        "| kernel | " + " | ".join(gpu.name for gpu in GPUS) + " |",
+        "|---|" + "---|" * len(GPUS),
+    ]
+    for name, kernel in found["kernels"].items():
+        floors = (kernel["traffic"]["floor_us"][gpu.name] for gpu in GPUS)
+        rows.append(f"| {name} | " + " | ".join(f"{f['memory']:.2f} / {f['issue']:.2f}" for f in floors) + " |")
+    for pixel_format, times in found["pcie_us"].items():
+        cells = [f"{times[gpu.name]:.1f} ({gpu.pcie_name})" for gpu in GPUS]
+        rows.append(f"| PCIe, {pixel_format} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def read_rects(path: Path) -> tuple[Rect, ...]:
+    """The rectangles of a character's first frames."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(Rect(*entries[str(i)]["rect"]) for i in range(BATCH))
+
+
+def main() -> None:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rectangles", type=Path, help="a character's cache/crop_rectangles.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder to write to")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        pixel_format, dtype, rects = arguments.measure
+        measure(pixel_format, dtype, tuple(Rect(*rect) for rect in json.loads(rects)))
+        return
+    rects = read_rects(arguments.rectangles) if arguments.rectangles else RECTS
+    source = "of a filmed character" if arguments.rectangles else "of 182 x 182 pixels"
+    found = report(rects, source)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "kernels.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / "kernels.md").write_text(markdown(found), encoding="utf-8")
+    print(markdown(found), end="")
+
+
+if __name__ == "__main__":
+    main()
