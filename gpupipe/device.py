@@ -5,7 +5,6 @@ CuPy is imported when a device is opened, never before.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,17 +122,7 @@ def describe() -> dict[str, Any]:
             )
     except Exception as error:
         found["problem"] = " ".join(str(error).split()) or type(error).__name__
-    if found["cupy"] is None:
-        names = ("cupy-cuda12x", "cupy-cuda13x", "cupy-cuda11x", "cupy")
-        found["cupy"] = next((v for v in map(_installed, names) if v), None)
     return found
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def megabytes(number: float) -> str:
@@ -162,14 +151,11 @@ class Device:
     Every array is an allocation of its own, made outside CuPy's pools, so that dropping it returns its bytes at once.
 
     Attributes:
-        index: as CUDA numbers the visible GPUs.
-        name: as the driver says it.
+        index, name: as CUDA numbers the visible GPUs, and as the driver calls this one.
         compute_capability: (major, minor).
         total_bytes: of its memory.
-        driver_version: CUDA version of the driver, 12090 for 12.9.
-        runtime_version: CUDA version that CuPy uses.
-        compute_stream: a non-blocking `cupy.cuda.Stream`, for kernels and the model.
-        copy_stream: a non-blocking `cupy.cuda.Stream`, for copies between device and host.
+        driver_version, runtime_version: CUDA versions of the driver and of CuPy's runtime, 12090 for 12.9.
+        compute_stream, copy_stream: non-blocking `cupy.cuda.Stream`s, for kernels and the model, and for copies.
     """
 
     def __init__(self, cupy: ModuleType, index: int) -> None:
@@ -218,9 +204,7 @@ class Device:
     def memory_error(self, what: str, wanted: int | None = None) -> DeviceMemoryError:
         """The error for an allocation that failed.
 
-        Args:
-            what: what the memory was for.
-            wanted: its bytes, where they are known.
+        `what` is what the memory was for, `wanted` its bytes where they are known.
         """
         amount = "" if wanted is None else f" of {megabytes(wanted)}"
         return DeviceMemoryError(
@@ -291,20 +275,12 @@ class Device:
                     raise ValueError(f"target has {target.nbytes} bytes, source {source.nbytes}")
                 self._runtime.memcpyAsync(_address(target), _address(source), source.nbytes, default, stream.ptr)
             else:
-                last = (rows.rows - 1, rows.width)
-                for array, pitch in ((target, rows.target_pitch), (source, rows.source_pitch)):
-                    if last[0] * pitch + last[1] > array.nbytes:
+                sides = ((target, rows.target_pitch), (source, rows.source_pitch))
+                for array, pitch in sides:
+                    if (rows.rows - 1) * pitch + rows.width > array.nbytes:
                         raise ValueError(f"{rows} does not fit in an array of {array.nbytes} bytes")
-                self._runtime.memcpy2DAsync(
-                    _address(target),
-                    rows.target_pitch,
-                    _address(source),
-                    rows.source_pitch,
-                    rows.width,
-                    rows.rows,
-                    default,
-                    stream.ptr,
-                )
+                to, of = ((_address(array), pitch) for array, pitch in sides)
+                self._runtime.memcpy2DAsync(*to, *of, rows.width, rows.rows, default, stream.ptr)
 
     def upload(self, host: NDArray[Any], what: str = "a table") -> Any:
         """A new device array with the contents of a small host array. Waits for the copy."""

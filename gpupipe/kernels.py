@@ -31,6 +31,7 @@ CHUNKS_A_THREAD = 8
 CHUNKS_A_BLOCK = THREADS * CHUNKS_A_THREAD
 """16-byte vectors that a block copies or scans."""
 
+_REINSTALL = "install gpupipe again"
 _memo: dict[tuple[str, int, bool, Path], Any] = {}
 _lock = threading.Lock()
 
@@ -43,9 +44,6 @@ def folder() -> Path:
         if candidate.is_dir():
             return candidate
     raise KernelError("no such folder; the installation is incomplete", file=here / "_kernels", remedy=_REINSTALL)
-
-
-_REINSTALL = "install gpupipe again"
 
 
 def source(name: str) -> str:
@@ -225,10 +223,8 @@ def prepare(
 ) -> None:
     """Queue `visual = [roi, masked] / 255`, `audio = speech rows i - 8 … i + 7`, `status = 0`. One launch.
 
-    All arrays are CuPy arrays, C-contiguous, on the current device.
-
     Args:
-        crops: uint8 `[N, 3, C, C]`.
+        crops: uint8 `[N, 3, C, C]`; like all arrays, a CuPy array, C-contiguous, on the current device.
         recorded: uint8 `[N, 6, S, S]` to take `visual` from instead, or None.
         speech: float32 `[rows, 512]`.
         index: int32 `[B, 2]`: cached frame and row of speech of each output frame.
@@ -284,10 +280,8 @@ def paste(
 ) -> None:
     """Queue `frames = body with resize(u8(trunc(clip(prediction, 0, 1) · 255)) in crop) over it`. One launch.
 
-    All arrays are CuPy arrays, C-contiguous, on the current device.
-
     Args:
-        prediction: float32 or float16 `[B, 3, S, S]`.
+        prediction: float32 or float16 `[B, 3, S, S]`; like all, a CuPy array, C-contiguous, on the current device.
         crops: uint8 `[N, 3, C, C]`.
         body: uint8 `[N, rows, pitch(row bytes)]`: `height` rows of bgr24, `height * 3 // 2` rows of nv12.
         placements: int32 `[N, 8]`: x1, y1, x2, y2, first x tap, first y tap, 0, 0.
