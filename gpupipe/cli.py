@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import gpupipe.bench
+import gpupipe.report
+import gpupipe.report_page
 from gpupipe import __version__
 from gpupipe.character import AUDIO_ENCODER, GpupipeWarning
 from gpupipe.compositor import MAX_BATCH
@@ -23,19 +28,23 @@ from gpupipe.render import RenderStats, render
 from gpupipe.trace import Trace
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0; 1 with one line `error: …` on standard error; 2 for wrong usage; 130 if interrupted.
+        0; 1 with one line `error: …` on standard error; 2 for wrong usage; 130 if interrupted, 143 if terminated.
     """
     options = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, TextIOWrapper):
         # A path may hold letters that the terminal's encoding does not have.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        # Ended from outside, a render cleans up as after any error.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
@@ -91,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="as JSON")
     doctor = add("doctor", _doctor, "tell what this machine can do, and what is missing")
     doctor.add_argument("--json", action="store_true", help="as JSON")
+    gpupipe.bench.add_arguments(add("bench", _bench, "compare the ways to render on this machine"))
+    gpupipe.report.add_arguments(add("report", _report, "show and compare what `gpupipe bench --json` wrote"))
     return parser
 
 
@@ -182,9 +193,42 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    _check_folders(options.json, options.html)
+    chosen = {name: value for name, value in vars(options).items() if name not in ("command", "json", "html")}
+    result = gpupipe.bench.run(
+        gpupipe.bench.BenchOptions(**chosen), lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    if options.json is not None:
+        _write_json(options.json, result)
+    if options.html is not None:
+        _write_text(options.html, gpupipe.report_page.page([(result["character"]["name"], result)]))
+    print(gpupipe.report.text(result))
+    return 1 if gpupipe.report.wrong(result) else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    _check_folders(options.html)
+    results = gpupipe.report.load_all(options.measurements)
+    if options.html is not None:
+        _write_text(options.html, gpupipe.report_page.page(results))
+    print(gpupipe.report.text_of_all(results))
+    return 1 if gpupipe.report.failures(results, options.fail_above) else 0
+
+
+def _check_folders(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise OutputError("no such folder", file=path.parent, remedy="create it first")
+
+
 def _write_json(path: Path, value: Any) -> None:
+    _write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write_text(path: Path, content: str) -> None:
     try:
-        path.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+        path.write_text(content, "utf-8")
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", file=path, remedy="use another folder") from error
 

@@ -68,12 +68,13 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: Path | str) -> VideoInfo:
     """Read what `path` holds, from its header and packets.
 
     Raises:
         MediaError: it is missing, not a video, empty, or has fewer frames than its header says.
     """
+    path = Path(path)
     with _opened(path) as (container, stream):
         context = stream.codec_context
         try:
@@ -109,7 +110,7 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def read_frames(path: Path, pixel_format: PixelFormat, count: int | None = None) -> Iterator[Frame]:
+def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None = None) -> Iterator[Frame]:
     """Decode the first `count` frames of a video (all of them by default), in the order in which they are shown.
 
     Yields:
@@ -119,6 +120,7 @@ def read_frames(path: Path, pixel_format: PixelFormat, count: int | None = None)
     Raises:
         MediaError: a frame cannot be decoded, or there are fewer than `count`.
     """
+    path = Path(path)
     reformatter = VideoReformatter()
     done = 0
     with _opened(path) as (container, stream):
