@@ -202,10 +202,7 @@ class Device:
             )
 
     def memory_error(self, what: str, wanted: int | None = None) -> DeviceMemoryError:
-        """The error for an allocation that failed.
-
-        `what` is what the memory was for, `wanted` its bytes where they are known.
-        """
+        """The error for an allocation that failed: what it was for, and its bytes where they are known."""
         amount = "" if wanted is None else f" of {megabytes(wanted)}"
         return DeviceMemoryError(
             f"GPU {self.index} ({self.name}) is out of memory: {what}{amount} does not fit in "
