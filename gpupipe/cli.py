@@ -17,6 +17,7 @@ from typing import Any
 import gpupipe.bench
 import gpupipe.report
 import gpupipe.report_page
+import gpupipe.report_tables
 from gpupipe import __version__
 from gpupipe.character import AUDIO_ENCODER, GpupipeWarning
 from gpupipe.compositor import MAX_BATCH
@@ -203,7 +204,7 @@ def _bench(options: argparse.Namespace) -> int:
         _write_json(options.json, result)
     if options.html is not None:
         _write_text(options.html, gpupipe.report_page.page([(result["character"]["name"], result)]))
-    print(gpupipe.report.text(result))
+    print(gpupipe.report_tables.text(result))
     return 1 if gpupipe.report.wrong(result) else 0
 
 
@@ -212,7 +213,7 @@ def _report(options: argparse.Namespace) -> int:
     results = gpupipe.report.load_all(options.measurements)
     if options.html is not None:
         _write_text(options.html, gpupipe.report_page.page(results))
-    print(gpupipe.report.text_of_all(results))
+    print(gpupipe.report_tables.text_of_all(results))
     return 1 if gpupipe.report.failures(results, options.fail_above) else 0
 
 

@@ -1,0 +1,320 @@
+"""The ways as entrants of the comparison: each opened once, then timed stage by stage, over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe.bench_handover import HandOver, OpencvNv12
+from gpupipe.bench_scene import Runner, Scene
+from gpupipe.bench_ways import Floats, Infer, Save, gpupipe_composite, gpupipe_render
+from gpupipe.compose_cpu import CpuCompositor
+from gpupipe.compositor import PixelFormat
+from gpupipe.geometry import SPEECH_SHAPE
+from gpupipe.job import Job
+from gpupipe.output import open_output
+from gpupipe.plan import JobOptions, Plan
+from gpupipe.trace import Trace
+
+Pixels = NDArray[np.uint8]
+StageName = Literal["compose", "infer", "encode", "render"]
+STAGES: tuple[StageName, ...] = ("compose", "infer", "encode", "render")
+
+PlainWay = Callable[[Scene, Infer, Save, Trace], None]
+
+
+class NoTrace(Trace):
+    """A trace that keeps nothing, where its own time would count."""
+
+    def span(self, stage: str, frames: int = 0) -> Any:
+        """A with block that is not timed."""
+        return nullcontext()
+
+
+class Entrant:
+    """One way; the base of those below.
+
+    Args:
+        name: in tables.
+        about: what it does, for people.
+        scene: what it renders.
+
+    Attributes:
+        pixel_format: of the frames that it draws.
+        stages: those that it takes part in.
+        threads: its compositing threads, by stage.
+        batch: frames in a batch.
+        meaningless: why its times say nothing, or None.
+        device_bytes: device memory that it holds once open.
+        cache_bytes: the character's frames that it holds once open.
+        notes: what it picked on its own.
+    """
+
+    pixel_format: PixelFormat = "bgr24"
+    stages: tuple[StageName, ...] = STAGES
+
+    def __init__(self, name: str, about: str, scene: Scene) -> None:
+        self.name, self.about, self.scene = name, about, scene
+        self.threads = {"compose": 1, "render": 1}
+        self.batch = 1
+        self.meaningless: str | None = None
+        self.device_bytes = self.cache_bytes = 0
+        self.notes: tuple[str, ...] = ()
+        self.closing = ExitStack()
+
+    def open(self) -> None:
+        """Decode, cache, open the model: what is done once, before the first frame."""
+
+    def compose(self, save: Save) -> float | None:
+        """Composite all frames on fixed predictions; seconds by the GPU's clock, or None to take the host's."""
+        raise NotImplementedError
+
+    def hand_over(self) -> Save:
+        """What makes the encoder's picture of a finished frame."""
+        return HandOver(self.pixel_format, self.scene.body_info.colour, self.scene.output.encoder.encoder)
+
+    def infer(self) -> float | None:
+        """Run the model for all frames on inputs that are ready; seconds as for `compose`."""
+        raise NotImplementedError
+
+    def predicted(self) -> Floats:
+        """The model's output for the first batch of the scene, `[B, 3, S, S]`."""
+        raise NotImplementedError
+
+    def render(self, save: Save, trace: Trace, frames: int) -> None:
+        """Every stage, for the first `frames` frames at least."""
+        raise NotImplementedError
+
+    @contextmanager
+    def encoder(self, path: Path) -> Iterator[Save]:
+        """What encodes a finished frame, into a video that is finished when the block ends."""
+        sink = open_output(path, self.scene.body_info, self.pixel_format, self.scene.output)
+        try:
+            yield lambda frame: sink.write(frame[None])
+            sink.commit()
+        except BaseException:
+            sink.abort()
+            raise
+
+    def encode(self, path: Path) -> None:
+        """Encode as many frames as are rendered: the body's own, which are there already."""
+        frames = self.scene.body_nv12 if self.pixel_format == "nv12" else self.scene.body
+        with self.encoder(path) as save:
+            for source in self.scene.order:
+                save(frames[source])
+
+    def close(self) -> None:
+        """Release everything."""
+        self.closing.close()
+
+
+class PlainEntrant(Entrant):
+    """A plain function of `bench_ways`, with ONNX Runtime as most tools run it.
+
+    Args:
+        way: the function.
+        batch: frames that it gives the model at a time.
+        threads: its compositing threads.
+        opencv: convert finished frames with OpenCV where its colours are the stream's, else as `HandOver` does.
+    """
+
+    def __init__(
+        self, name: str, about: str, scene: Scene, way: PlainWay, *, batch: int = 1, threads: int = 1, opencv: bool
+    ) -> None:
+        super().__init__(name, about, scene)
+        self._way, self.batch = way, batch
+        self.threads = {"compose": threads, "render": threads}
+        info = scene.body_info
+        self._opencv = opencv and OpencvNv12.fits(info.colour, info.width, info.height)
+        self._runner: Infer | None = None
+
+    def open(self) -> None:
+        """Decode into lists of bgr24 frames, and open the model."""
+        scene = self.scene
+        self.cache_bytes = sum(frame.nbytes for frame in (*scene.body, *scene.crops))
+        self._runner = Runner(scene.options.model, scene.threads)
+        self.closing.callback(setattr, self, "_runner", None)
+
+    def compose(self, save: Save) -> None:
+        """See `Entrant`."""
+        done, predictions = 0, self.scene.predictions
+
+        def fixed(visual: Floats, _: Floats) -> Floats:
+            nonlocal done
+            first, done = done % len(predictions), done + len(visual)
+            return predictions[first : first + len(visual)]
+
+        self._way(self.scene, fixed, save, NoTrace())
+
+    def hand_over(self) -> Save:
+        """See `Entrant`."""
+        if not self._opencv:
+            return super().hand_over()
+        convert, wrap = OpencvNv12(), HandOver("nv12", self.scene.body_info.colour, self.scene.output.encoder.encoder)
+        return lambda frame: wrap(convert(frame))
+
+    def infer(self) -> None:
+        """See `Entrant`."""
+        assert self._runner is not None
+        size = self.scene.layout.model_size
+        visual = np.zeros((self.batch, 6, size, size), np.float32)
+        audio = np.zeros((self.batch, *SPEECH_SHAPE), np.float32)
+        for start in range(0, self.scene.frames, self.batch):
+            left = self.scene.frames - start
+            self._runner(visual[:left], audio[:left])
+
+    def predicted(self) -> Floats:
+        """See `Entrant`."""
+        assert self._runner is not None
+        visual, audio = self.scene.inputs
+        parts = range(0, len(visual), self.batch)
+        return np.concatenate([self._runner(visual[p : p + self.batch], audio[p : p + self.batch]) for p in parts])
+
+    def render(self, save: Save, trace: Trace, frames: int) -> None:
+        """See `Entrant`."""
+        assert self._runner is not None
+        self._way(self.scene.first(frames), self._runner, save, trace)
+
+    @contextmanager
+    def encoder(self, path: Path) -> Iterator[Save]:
+        """See `Entrant`."""
+        if not self._opencv:
+            with super().encoder(path) as save:
+                yield save
+            return
+        convert = OpencvNv12()
+        sink = open_output(path, self.scene.body_info, "nv12", self.scene.output)
+        try:
+            yield lambda frame: sink.write(convert(frame)[None])
+            sink.commit()
+        except BaseException:
+            sink.abort()
+            raise
+
+
+class TorchEntrant(PlainEntrant):
+    """The model by PyTorch, converted from the ONNX file; it takes part in the inference only."""
+
+    stages = ("infer",)
+
+    def open(self) -> None:
+        """Convert the model."""
+        from gpupipe.bench_torch import TorchRunner
+
+        self._runner = TorchRunner(self.scene.options.model, self.scene.threads)
+
+
+class GpupipeEntrant(Entrant):
+    """gpupipe, on one device and in one pixel format."""
+
+    def __init__(
+        self, name: str, about: str, scene: Scene, device: Literal["cpu", "cuda"], pixel_format: PixelFormat
+    ) -> None:
+        super().__init__(name, about, scene)
+        self.pixel_format, self.device, self.batch = pixel_format, device, scene.batch
+        # One thread against one thread; `parallel` and the sweep show what more of them do.
+        self.threads = {"compose": 1, "render": scene.workers if device == "cpu" else 1}
+        self.trace = Trace()
+        self._job: Job | None = None
+        self._compositor: Any = None
+
+    @property
+    def job(self) -> Job:
+        """The opened job."""
+        assert self._job is not None
+        return self._job
+
+    def open(self) -> None:
+        """Open a job: decode, cache, open the model."""
+        options = JobOptions(
+            features=self.scene.features,
+            sound=False,
+            model=self.scene.options.model,
+            device=self.device,
+            batch=self.batch,
+            workers=self.scene.workers,
+            frames=self.scene.frames,
+            inference_threads=self.scene.threads,
+        )
+        free = _free_bytes() if self.device == "cuda" else 0
+        self._job = Job(Plan.make(self.scene.character, self.pixel_format, options), self.trace)
+        self.closing.callback(self._job.close)
+        self.cache_bytes = self._job.plan.spec.cache_bytes
+        backend = self._job.backend
+        self.notes = backend.notes
+        self._compositor = backend.compositor
+        if backend.gpu is not None:
+            self.device_bytes = free - backend.gpu.free_bytes
+            if "softcuda" in backend.gpu.name:
+                self.meaningless = f"{backend.gpu.name} is a GPU in software, for tests of correctness"
+        else:
+            frames = backend.compositor.frames
+            dtype = backend.model.dtype
+            self._compositor = CpuCompositor(frames, self.scene.features, batch=self.batch, dtype=dtype, workers=1)
+
+    def compose(self, save: Save) -> float | None:
+        """See `Entrant`; a GPU's seconds are from the first kernel of a batch to the end of its copy to the host."""
+        self._fill_predictions()
+        return gpupipe_composite(self.job, self._compositor, save)
+
+    def infer(self) -> float | None:
+        """See `Entrant`."""
+        job = self.job
+        slot, model, gpu = job.backend.slots[0], job.backend.model, job.backend.gpu
+        bindings = model.bind(slot.visual, slot.audio, slot.prediction)
+        if gpu is None or job.backend.provider == "cpu":
+            for _ in job.plan.batches():
+                model.run(bindings)
+            return None
+        begin, end = gpu.event(timing=True), gpu.event(timing=True)
+        gpu.record(begin, gpu.compute_stream)
+        for _ in job.plan.batches():
+            model.run(bindings)
+        gpu.record(end, gpu.compute_stream)
+        gpu.wait(end)
+        return gpu.elapsed_seconds(begin, end)
+
+    def predicted(self) -> Floats:
+        """See `Entrant`."""
+        job = self.job
+        slot, count = job.backend.slots[0], len(self.scene.predictions)
+        batch = next(job.plan.batches())
+        job.backend.compositor.prepare(slot, batch.source, batch.speech)
+        job.backend.compositor.ready(slot)
+        job.backend.model.run(job.backend.model.bind(slot.visual, slot.audio, slot.prediction))
+        if isinstance(slot.prediction, np.ndarray):
+            return slot.prediction[:count].astype(np.float32)
+        gpu = job.backend.gpu
+        assert gpu is not None
+        host = gpu.pinned(slot.prediction.shape, slot.prediction.dtype)
+        gpu.copy(host, slot.prediction, gpu.compute_stream)
+        gpu.synchronize()
+        return host[:count].astype(np.float32)
+
+    def render(self, save: Save, trace: Trace, frames: int) -> None:
+        """See `Entrant`."""
+        first = len(self.trace.spans)
+        gpupipe_render(self.job, save, self.trace, frames)
+        trace.spans += self.trace.spans[first:]
+
+    def _fill_predictions(self) -> None:
+        slot, gpu, given = self.job.backend.slots[0], self.job.backend.gpu, self.scene.predictions
+        if isinstance(slot.prediction, np.ndarray):
+            slot.prediction[: len(given)] = given
+            return
+        assert gpu is not None
+        host = gpu.pinned(slot.prediction.shape, slot.prediction.dtype)
+        host[: len(given)] = given
+        gpu.copy(slot.prediction, host, gpu.compute_stream)
+        gpu.synchronize()
+
+
+def _free_bytes() -> int:
+    from gpupipe.device import open_device
+
+    return open_device().free_bytes
