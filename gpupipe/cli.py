@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GpupipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"error: out of memory: {error}; use nv12, a smaller --batch or fewer --frames", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

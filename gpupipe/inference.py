@@ -12,7 +12,7 @@ import numpy as np
 
 from gpupipe.errors import InferenceError, OptionError
 from gpupipe.geometry import SPEECH_SHAPE
-from gpupipe.session import SessionOptions, failures, open_session, runtime
+from gpupipe.session import SessionOptions, failures, open_session, raise_if_out_of_memory, runtime
 
 DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
@@ -93,6 +93,7 @@ class Model:
 
         Raises:
             InferenceError: the model failed.
+            DeviceMemoryError: the GPU's memory does not suffice.
         """
         try:
             if self._pool is None:
@@ -101,11 +102,8 @@ class Model:
             else:
                 list(self._pool.map(lambda b: self._session.run_with_iobinding(b, self._run_options), bindings))
         except failures() as error:
+            raise_if_out_of_memory(error, self.options, self.path)
             text = " ".join(str(error).split())
-            if "memory" in text.lower() and "alloc" in text.lower():
-                raise InferenceError(
-                    f"the model ran out of memory: {text}", file=self.path, remedy="use a smaller --batch"
-                ) from error
             raise InferenceError(f"the model failed: {text}", file=self.path, remedy="export it again") from error
 
     def close(self) -> None:

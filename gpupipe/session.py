@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from gpupipe.errors import InferenceError, ProviderError
+from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -104,6 +104,7 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     Raises:
         InferenceError: the file is missing or is no model.
         ProviderError: the provider cannot be had.
+        DeviceMemoryError: the GPU's memory does not suffice.
     """
     ort = runtime()
     file = None if isinstance(path, bytes) else path
@@ -127,6 +128,7 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     try:
         session = ort.InferenceSession(path if file is None else str(file), settings, providers=_providers(options))
     except failures() as error:
+        raise_if_out_of_memory(error, options, file)
         raise InferenceError(
             f"cannot be opened: {_one_line(error)}",
             file=file,
@@ -141,6 +143,18 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
             remedy="see `gpupipe doctor` for what is missing, or use --provider cpu",
         )
     return session
+
+
+def raise_if_out_of_memory(error: Exception, options: SessionOptions, file: Path | None) -> None:
+    """Raise a DeviceMemoryError if a GPU's memory is what ONNX Runtime ran out of."""
+    text = " ".join(str(error).split())
+    signs = ("out of memory", "failed to allocate memory", "alloc_failed")
+    if options.provider != "cpu" and any(sign in text.lower() for sign in signs):
+        raise DeviceMemoryError(
+            f"the model does not fit in the GPU's memory: {text}",
+            file=file,
+            remedy="use a smaller --batch, nv12 instead of bgr24, fewer --frames, another GPU, or --provider cpu",
+        ) from error
 
 
 def probe_provider(provider: Provider) -> str | None:

@@ -1,0 +1,92 @@
+"""session: what is said of providers and of memory; inference itself against ONNX Runtime's plain call."""
+
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from gpupipe import session
+from gpupipe.demo_models import save, tiny_model
+from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError
+from gpupipe.inference import Model
+from gpupipe.session import SessionOptions, probe_provider, raise_if_out_of_memory
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    save(tiny_model(32), path)
+    return path
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_bound_buffers_give_what_a_plain_run_gives(model_path: Path, threads: int, batch: int) -> None:
+    rng = np.random.default_rng(batch)
+    visual, audio = (rng.random((batch, *shape), dtype=np.float32) for shape in ((6, 32, 32), (32, 16, 16)))
+    prediction = np.zeros((batch, 3, 32, 32), np.float32)
+    model = Model(model_path, SessionOptions(threads=threads), batch=batch)
+    bound = model.bind(visual, audio, prediction)
+    for _ in range(2):
+        visual[:] = rng.random(visual.shape, dtype=np.float32)
+        model.run(bound)
+        (wanted,) = onnxruntime.InferenceSession(str(model_path)).run(None, {"input": visual, "audio": audio})
+        assert np.allclose(prediction, wanted, atol=1e-6)
+    model.close()
+    assert model.runs <= min(threads, batch)
+
+
+def test_both_packages_at_once_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.25")
+    session.runtime.cache_clear()
+    with pytest.raises(InferenceError, match="both installed") as caught:
+        session.runtime()
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in str(caught.value)
+    session.runtime.cache_clear()
+
+
+def test_none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    session.runtime.cache_clear()
+    with pytest.raises(InferenceError, match=r"pip install 'gpupipe\[cpu\]'"):
+        session.runtime()
+    session.runtime.cache_clear()
+
+
+def test_providers_that_open() -> None:
+    assert probe_provider("cpu") is None
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        reason = probe_provider("cuda")
+        assert reason is not None
+        assert "built without CUDAExecutionProvider" in reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Failed to allocate memory for requested buffer of size 268435456",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_errors_of_onnx_runtime_are_memory_errors_of_the_device(text: str) -> None:
+    with pytest.raises(DeviceMemoryError, match="--batch"):
+        raise_if_out_of_memory(RuntimeError(text), SessionOptions("cuda"), Path("m.onnx"))
+    raise_if_out_of_memory(RuntimeError(text), SessionOptions("cpu"), Path("m.onnx"))
+    raise_if_out_of_memory(RuntimeError("no such kernel"), SessionOptions("cuda"), Path("m.onnx"))
+
+
+def test_a_batch_that_a_static_model_does_not_take(tmp_path: Path) -> None:
+    import onnx
+
+    model = tiny_model(32)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, str(tmp_path / "three.onnx"))
+    with pytest.raises(OptionError, match="batches of 3"):
+        Model(tmp_path / "three.onnx", SessionOptions(), batch=8)
+    opened = Model(tmp_path / "three.onnx", SessionOptions(threads=2), batch=6)
+    assert opened.chunk == 3
+    opened.close()
