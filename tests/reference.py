@@ -66,7 +66,7 @@ def ycbcr(bgr: Pixels, colour: Colour) -> Pixels:
     """bgr24 as Y'CbCr 4:4:4, in integers with 14 fractional bits."""
     weights = colour.from_bgr.astype(np.int64)
     sums: NDArray[np.int64] = bgr.astype(np.int64) @ weights[:, :3].T + weights[:, 3]
-    return np.minimum(sums >> 14, 255).astype(np.uint8)
+    return np.asarray(np.minimum(sums >> 14, 255), np.uint8)
 
 
 def composite_nv12(

@@ -16,15 +16,16 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from gpupipe import demo, demo_models
 from gpupipe.audio import features_from_pcm
 from gpupipe.character import Character
+from gpupipe.demo import folder as demo
 from gpupipe.demo import make_demo
-from gpupipe.demo_draw import TalkingHead
-from gpupipe.demo_full import FULL_SIZE, full_model
-from gpupipe.demo_models import encoder_model, encoder_reference, tiny_model, tiny_reference
-from gpupipe.demo_mouth import patch
-from gpupipe.demo_speech import synthesise
+from gpupipe.demo import models as demo_models
+from gpupipe.demo.draw import TalkingHead
+from gpupipe.demo.full import FULL_SIZE, full_model
+from gpupipe.demo.models import encoder_model, encoder_reference, tiny_model, tiny_reference
+from gpupipe.demo.mouth import patch
+from gpupipe.demo.speech import synthesise
 from gpupipe.errors import GpupipeError, OptionError, OutputError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.video import probe, read_frames

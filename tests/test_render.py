@@ -14,7 +14,7 @@ import gpupipe
 from gpupipe.character import Character
 from gpupipe.compositor import PixelFormat
 from gpupipe.demo import make_demo
-from gpupipe.demo_mouth import tiny_reference
+from gpupipe.demo.mouth import tiny_reference
 from gpupipe.errors import OptionError
 from gpupipe.geometry import frame_order
 from gpupipe.render import Progress, frames, render

@@ -12,7 +12,7 @@ import pytest
 
 from gpupipe.character import Character
 from gpupipe.demo import make_demo
-from gpupipe.demo_models import save, tiny_model
+from gpupipe.demo.models import save, tiny_model
 from gpupipe.device import open_device
 from gpupipe.errors import InferenceError
 from gpupipe.render import frames, render

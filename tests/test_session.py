@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from gpupipe import session
-from gpupipe.demo_models import save, tiny_model
+from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError
 from gpupipe.inference import Model
 from gpupipe.session import SessionOptions, probe_provider, raise_if_out_of_memory

@@ -17,7 +17,7 @@ from gpupipe.audio import frame_count, mel_spectrogram, mel_windows, resample_ro
 from gpupipe.character import Character
 from gpupipe.cli import main
 from gpupipe.demo import make_demo
-from gpupipe.demo_mouth import patch
+from gpupipe.demo.mouth import patch
 from gpupipe.errors import InferenceError, MediaError
 from gpupipe.geometry import BORDER, frame_order
 from gpupipe.render import frames, render

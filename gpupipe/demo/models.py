@@ -1,4 +1,4 @@
-"""The demo's ONNX models: the tiny lip-sync model, the stand-in speech encoder, and the full one (`demo_full`)."""
+"""The demo's ONNX models: the tiny lip-sync model, the stand-in speech encoder, and the full one (`full`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.audio import WINDOW_COLUMNS
-from gpupipe.demo_full import full_model
-from gpupipe.demo_graph import Dtype, Graph, save
-from gpupipe.demo_mouth import draw_mouth, patch, speech_weights, tiny_reference
+from gpupipe.demo.full import full_model
+from gpupipe.demo.graph import Dtype, Graph, save
+from gpupipe.demo.mouth import draw_mouth, patch, speech_weights, tiny_reference
 from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH
 from gpupipe.mel import FFT_SIZE, MEL_BANDS, PREEMPHASIS, SAMPLE_RATE, mel_filters
 

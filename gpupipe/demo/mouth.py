@@ -1,6 +1,6 @@
 """The mouth of the demo: how speech opens it and what it looks like, as plain arithmetic.
 
-The same lines are run by NumPy (`tiny_reference`) and recorded as ONNX nodes (`demo_models.tiny_model`), so every pixel
+The same lines are run by NumPy (`tiny_reference`) and recorded as ONNX nodes (`models.tiny_model`), so every pixel
 of a demo render can be predicted. Only +, -, *, / and clip are used: nothing that rounds differently on a GPU by more
 than the last bits.
 """

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpupipe.demo_mouth import MOUTH_X, MOUTH_Y, draw_mouth
-from gpupipe.demo_paint import (
+from gpupipe.demo.mouth import MOUTH_X, MOUTH_Y, draw_mouth
+from gpupipe.demo.paint import (
     SCALE,
     Picture,
     Plane,

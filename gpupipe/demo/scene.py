@@ -1,6 +1,6 @@
 """What surrounds the demo's head: neck and shoulders in a pullover, and the room behind, out of focus.
 
-Lengths are in points, as in `demo_head`: the origin is the centre of the mouth when the head is at rest.
+Lengths are in points, as in `head`: the origin is the centre of the mouth when the head is at rest.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from gpupipe.demo_paint import Picture, Plane, blur, curve, hill, light, mix, noise, over, points, premultiplied, step
+from gpupipe.demo.paint import Picture, Plane, blur, curve, hill, light, mix, noise, over, points, premultiplied, step
 
 LEFT, TOP, RIGHT, BOTTOM = -330.0, -20.0, 330.0, 480.0
 """What the torso's layer covers, in points."""

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from gpupipe.audio import features_from_pcm
 from gpupipe.character import AUDIO_ENCODER, BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, RECTANGLES, ROIS, SOUND
-from gpupipe.demo_draw import TalkingHead
-from gpupipe.demo_full import FULL_SIZE, full_model
-from gpupipe.demo_graph import Dtype, load_onnx, save
-from gpupipe.demo_models import encoder_model, encoder_reference, tiny_model
-from gpupipe.demo_speech import synthesise
+from gpupipe.demo.draw import TalkingHead
+from gpupipe.demo.full import FULL_SIZE, full_model
+from gpupipe.demo.graph import Dtype, load_onnx, save
+from gpupipe.demo.models import encoder_model, encoder_reference, tiny_model
+from gpupipe.demo.speech import synthesise
 from gpupipe.encode import VideoWriter
 from gpupipe.encoders import EncoderOptions
 from gpupipe.errors import OptionError, OutputError
@@ -63,7 +63,7 @@ def make_demo(
 
     Args:
         folder: where; folders above it are made.
-        model: "tiny", a small analytic model that draws a mouth (`demo_models.tiny_reference` predicts each pixel), or
+        model: "tiny", a small analytic model that draws a mouth (`demo.mouth.tiny_reference` predicts each pixel), or
             "full", the structure and cost of the published one.
         frames: frames of video; the speech lasts as long.
         size: width and height of the body video in pixels, even.

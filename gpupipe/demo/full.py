@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.demo_graph import Dtype, Graph, Value
+from gpupipe.demo.graph import Dtype, Graph, Value
 from gpupipe.geometry import SPEECH_BEFORE, SPEECH_SHAPE
 
 FULL_SIZE = 10 * 2**5

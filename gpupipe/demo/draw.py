@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe import demo_head, demo_scene
-from gpupipe.demo_paint import SCALE, Picture
+from gpupipe.demo import head as head_art
+from gpupipe.demo import scene
+from gpupipe.demo.paint import SCALE, Picture
 from gpupipe.geometry import CropLayout, Rect
 
 _CROP_POINTS = 181.0
@@ -47,11 +48,11 @@ class TalkingHead:
         roi_points = _CROP_POINTS * layout.model_size / layout.crop_size
         self._roi_points = roi_points
         self._heads = [
-            self._layer(head, (demo_head.LEFT, demo_head.TOP)) for head in demo_head.draw_head(roi_points, seed + 1)
+            self._layer(head, (head_art.LEFT, head_art.TOP)) for head in head_art.draw_head(roi_points, seed + 1)
         ]
-        self._torso = self._layer(demo_scene.draw_torso(seed + 2), (demo_scene.LEFT, demo_scene.TOP))
+        self._torso = self._layer(scene.draw_torso(seed + 2), (scene.LEFT, scene.TOP))
         points_wide, points_high = width / self._pixels_per_point, height / self._pixels_per_point
-        room = demo_scene.draw_room(points_wide, points_high, seed + 3)
+        room = scene.draw_room(points_wide, points_high, seed + 3)
         self._room = np.clip(cv2.resize(room, (width, height), interpolation=cv2.INTER_AREA), 0, 1) * 255
         self._rest = points_wide * _REST_X, _REST_Y + max(0.0, points_high - _LINES) / 2
         random = np.random.default_rng(seed + 4)
@@ -75,7 +76,7 @@ class TalkingHead:
 
         mouth = head @ np.array([0, 0, 1])
         scale = zoom * self._pixels_per_point
-        left, top = (scale * offset for offset in demo_head.crop_corner(self._roi_points, _CROP_POINTS))
+        left, top = (scale * offset for offset in head_art.crop_corner(self._roi_points, _CROP_POINTS))
         crop = scale * _CROP_POINTS
         x1, y1 = mouth[0] + left, mouth[1] + top
         rect = Rect(round(x1), round(y1), round(x1 + crop), round(y1 + crop))
@@ -93,7 +94,7 @@ class TalkingHead:
         since = t - self._blinks[max(0, int(np.searchsorted(self._blinks, t, side="right")) - 1)]
         if not 0 <= since < _BLINK_SECONDS:
             return 0
-        return round(math.sin(math.pi * since / _BLINK_SECONDS) * (demo_head.EYE_STATES - 1))
+        return round(math.sin(math.pi * since / _BLINK_SECONDS) * (head_art.EYE_STATES - 1))
 
     def _matrix(self, x: float, y: float, turn: float, zoom: float) -> NDArray[Any]:
         """Points of a layer to pixels of the picture: `[2, 3]`."""
