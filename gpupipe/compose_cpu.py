@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import FRACTION_BITS
 from gpupipe.frame_cache import HostFrames
-from gpupipe.geometry import BORDER, SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, SPEECH_WIDTH, Rect
+from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, SPEECH_WIDTH, Rect
 
 Pixels = NDArray[np.uint8]
 FULL = np.float32(255)
+ONE_BITS = int(np.float32(1).view(np.uint32))
 
 
 @dataclass
@@ -161,18 +162,17 @@ class CpuCompositor:
         if prediction.dtype != np.float32:
             np.copyto(scratch.prediction, prediction)
             prediction = scratch.prediction
-        low, high = prediction.min(), prediction.max()  # both NaN if there is one
-        if not (low >= 0 and high <= 1):
+        has_nan = False
+        # The bits of 0 to 1, taken for integers, are the least: one pass finds what is below, above, or NaN.
+        if prediction.view(np.uint32).max() > ONE_BITS:
+            has_nan = bool(np.isnan(prediction).any())
             np.fmin(np.fmax(prediction, np.float32(0), out=scratch.prediction), np.float32(1), out=scratch.prediction)
             prediction = scratch.prediction
-        crop, cached, inside = scratch.crop, self.frames.crops[source], self.spec.layout.roi
+        crop, inside = scratch.crop, self.spec.layout.roi
+        np.copyto(crop, self.frames.crops[source])  # as a whole: the border alone takes longer
         for plane in range(3):
             np.multiply(prediction[plane], FULL, out=crop[plane, inside, inside], dtype=np.float32, casting="unsafe")
-        crop[:, :BORDER] = cached[:, :BORDER]
-        crop[:, -BORDER:] = cached[:, -BORDER:]
-        crop[:, inside, :BORDER] = cached[:, inside, :BORDER]
-        crop[:, inside, -BORDER:] = cached[:, inside, -BORDER:]
-        return bool(np.isnan(low))
+        return has_nan
 
     def _paste_nv12(self, out: Pixels, small: Pixels, inside: Any, seen: Rect, scratch: _Scratch) -> None:
         """Convert the resized crop with the stream's matrix, write its luma, and its chroma 2×2 by 2×2.
@@ -209,10 +209,10 @@ class _Scratch:
         self.prediction = np.zeros((3, size, size), np.float32)
         self.resized = np.zeros(3 * largest, np.uint8)
         if spec.pixel_format == "nv12":
-            weights = spec.colour.from_bgr.astype(np.float32) / np.float32(1 << FRACTION_BITS)
-            self._weights, self._offset = np.ascontiguousarray(weights[:, :3]), weights[:, 3:]
-            self._floats = np.zeros(3 * largest, np.float32)
-            self._sums = np.zeros(3 * largest, np.float32)
+            self._weights = spec.colour.from_bgr.astype(np.float32) / np.float32(1 << FRACTION_BITS)
+            self._floats = np.ones((4, largest), np.float32)  # B, G, R, and 1 for the offset
+            self._sums = np.zeros((3, largest), np.float32)
+            self._may_exceed = spec.colour.full_range
 
     def to_ycbcr(self, bgr: Pixels) -> Pixels:
         """Planes B, G, R `[3, h, w]` as Y, Cb, Cr, in place: `min(255, (weights · (B, G, R) + offset) >> 14)`.
@@ -220,10 +220,11 @@ class _Scratch:
         Every weight is a multiple of 2^-14, and every sum below 2^10, so float32 holds each step exactly.
         """
         pixels = bgr.reshape(3, -1)
-        floats, sums = (buffer[: pixels.size].reshape(pixels.shape) for buffer in (self._floats, self._sums))
-        np.copyto(floats, pixels)
+        count = pixels.shape[1]
+        floats, sums = self._floats[:, :count], self._sums[:, :count]
+        np.copyto(floats[:3], pixels)
         np.matmul(self._weights, floats, out=sums)
-        np.add(sums, self._offset, out=sums)
-        np.minimum(sums, FULL, out=sums)
+        if self._may_exceed:  # in limited range no sum reaches 256
+            np.minimum(sums, FULL, out=sums)
         np.copyto(pixels, sums, casting="unsafe")
         return bgr
