@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check clean
 demo: $(VENV)/installed-demo
-	$(BIN)/gpupipe demo build/demo
+	$(BIN)/gpupipe demo build/demo --overwrite
 	$(BIN)/gpupipe render build/demo -o build/demo.mp4 --overwrite
 
 test: $(VENV)/installed-dev

@@ -243,12 +243,14 @@ class ImageOutput:
         self._quality = options.jpeg_quality
         # Inside the folder if it is there already: its own rights are what counts.
         self._work = _work_folder(folder / "images" if folder.is_dir() else folder)
+        self._images = self._work / "images"  # with the rights that any new folder of the user gets
+        self._images.mkdir()
         self._pool = ThreadPoolExecutor(options.image_workers, "image")
         self._next = 0
 
     def write(self, frames: Frames) -> None:
         """Write the next frames."""
-        paths = [self._work / image_name(self._next + number, self._format) for number in range(len(frames))]
+        paths = [self._images / image_name(self._next + number, self._format) for number in range(len(frames))]
         self._next += len(frames)
         with _naming(self.folder):
             list(
@@ -260,16 +262,16 @@ class ImageOutput:
         self._pool.shutdown()
         with _naming(self.folder):
             if not self.folder.is_dir():
-                self._work.chmod(0o755)
-                self._work.rename(self.folder)
+                self._images.rename(self.folder)
+                self._work.rmdir()
                 return
             names = [image_name(number, self._format) for number in range(self._next)]
             old = {path.name for path in self._old()}
             for name in names:
-                (self._work / name).replace(self.folder / name)
+                (self._images / name).replace(self.folder / name)
             for name in old.difference(names):
                 (self.folder / name).unlink()
-            self._work.rmdir()
+        shutil.rmtree(self._work, ignore_errors=True)
 
     def abort(self) -> None:
         """Remove everything that was written."""
