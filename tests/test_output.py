@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,7 @@ def test_a_work_folder_that_disappears(body: VideoInfo, tmp_path: Path, output: 
     """As when somebody tidies up: what fails names the output."""
     sink = open_output(f"{tmp_path}/{output}", body, "bgr24", OutputOptions(LOSSLESS, segment_frames=2))
     (work,) = tmp_path.glob("*.partial")
-    for path in work.iterdir():
-        path.unlink()
-    work.rmdir()
+    shutil.rmtree(work)
     with pytest.raises(OutputError) as caught:
         sink.write(np.stack(bgr24(6)))
     assert str(caught.value).startswith(f"{tmp_path / output}: cannot be written: No such file or directory")
