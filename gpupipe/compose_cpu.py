@@ -170,8 +170,7 @@ class CpuCompositor:
             prediction = scratch.prediction
         crop, inside = scratch.crop, self.spec.layout.roi
         np.copyto(crop, self.frames.crops[source])  # as a whole: the border alone takes longer
-        for plane in range(3):
-            np.multiply(prediction[plane], FULL, out=crop[plane, inside, inside], dtype=np.float32, casting="unsafe")
+        np.multiply(prediction, FULL, out=crop[:, inside, inside], dtype=np.float32, casting="unsafe")
         return has_nan
 
     def _paste_nv12(self, out: Pixels, small: Pixels, inside: Any, seen: Rect, scratch: _Scratch) -> None:
@@ -187,15 +186,14 @@ class CpuCompositor:
             return
         blocks = out[self.spec.height :].reshape(self.spec.height // 2, self.spec.width // 2, 2)
         blocks = blocks[top:bottom, left:right]
-        whole = not any(edge % 2 for edge in seen)
-        for component, covered in enumerate(chroma):
-            if whole:
-                full = covered
-            else:
+        if any(edge % 2 for edge in seen):
+            for component, covered in enumerate(chroma):
                 full = blocks[..., component].repeat(2, axis=0).repeat(2, axis=1)
                 full[seen.y1 - 2 * top : seen.y2 - 2 * top, seen.x1 - 2 * left : seen.x2 - 2 * left] = covered
-            # Halving with INTER_LINEAR is the rounded mean of four: (a + b + c + d + 2) >> 2.
-            blocks[..., component] = cv2.resize(full, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+                chroma[component] = full
+        # Halving with INTER_LINEAR is the rounded mean of four: (a + b + c + d + 2) >> 2.
+        half = (right - left, bottom - top)
+        np.copyto(blocks, cv2.merge([cv2.resize(full, half, interpolation=cv2.INTER_LINEAR) for full in chroma]))
 
 
 class _Scratch:
