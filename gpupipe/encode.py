@@ -20,6 +20,9 @@ from gpupipe.errors import OptionError, OutputError
 
 Frame = NDArray[np.uint8]
 
+REORDERED = 2
+"""Frames by which decoding runs ahead of showing where the encoder does not say."""
+
 
 class VideoWriter:
     """Encodes frames into one file. A context manager: leaving it on an error leaves a file that is not finished.
@@ -67,6 +70,7 @@ class VideoWriter:
         self._colour = colour
         self._height = height
         self._next = 0
+        self._last_dts: int | None = None
         self._reformatter = VideoReformatter()
         self._zero_copy = options.encoder in COPIES_INPUT and height % 4 == 0
         formats = encoder_formats(options.encoder)
@@ -157,9 +161,19 @@ class VideoWriter:
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         try:
-            self._container.mux(self._stream.encode(picture))
+            for packet in self._stream.encode(picture):
+                self._mend_dts(packet)
+                self._container.mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise write_error(self.path, error) from error
+
+    def _mend_dts(self, packet: av.Packet[av.VideoStream]) -> None:
+        """Give a packet a decoding time where the encoder gave none: x265 leaves it to chance in a stream of one or
+        two frames, shorter than its delay."""
+        assert packet.pts is not None
+        if packet.dts is None or not packet.pts - self._next <= packet.dts <= packet.pts:
+            packet.dts = packet.pts - REORDERED if self._last_dts is None else self._last_dts + 1
+        self._last_dts = packet.dts
 
     def _picture(self, frame: Frame) -> av.VideoFrame:
         wrap = av.VideoFrame.from_numpy_buffer if self._zero_copy else av.VideoFrame.from_ndarray
