@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from gpupipe.bench_measure import (
 from gpupipe.bench_scene import Floats
 from gpupipe.trace import Trace
 
-PARTS = ("prepare", "infer", "paste", "save")
-"""The spans of a whole render, in this order."""
+PARTS = ("prepare", "infer", "paste", "save", "finish")
+"""The spans of a whole render, in this order; `finish` flushes the encoder and joins the video's parts."""
 
 TOLERANCES: dict[StageName, Tolerance] = {"compose": EXACT, "infer": ROUNDING, "render": ROUNDING}
 """What counts as right. Compositing is given the same predictions everywhere and leaves no room; the model's own
@@ -133,8 +134,11 @@ class Timetable:
 
     def _render(self, entrant: Entrant, path: Path) -> None:
         trace, frames = Trace(), entrant.scene.frames
-        with entrant.encoder(path) as save:
+        with ExitStack() as finishing:
+            save = finishing.enter_context(entrant.encoder(path))
             entrant.render(save, trace, frames)
+            with trace.span("finish"):
+                finishing.close()
         self._parts.setdefault(entrant.name, []).append(
             {part: trace.times(part).total_seconds / frames * 1e3 for part in PARTS}
         )

@@ -44,8 +44,10 @@ def tables(result: Result) -> Iterator[tuple[str, Table]]:
 
 def stage_table(rows: Mapping[str, Any]) -> Table:
     """The table of one stage, the fastest first, what is not ranked last."""
-    bases = list(dict.fromkeys(base for row in rows.values() for base in row["times_faster_than"]))
-    header = ["#", "way", "ms a frame", "quartiles", "FPS", "differing pixels", "CPU ms", "of the floor"]
+    # The rows that are compared with most name the bases in their own order.
+    compared = sorted(rows.values(), key=lambda row: -len(row["times_faster_than"]))
+    bases = list(dict.fromkeys(base for row in compared for base in row["times_faster_than"]))
+    header = ["#", "way", "ms a frame", "differing pixels", "quartiles", "FPS", "CPU ms", f"{TIMES} floor"]
     table = [[*header, *(f"vs {base}" for base in bases)]]
     for way, row in sorted(rows.items(), key=lambda item: (item[1]["rank"] or len(rows) + 1, item[1]["ms"]["median"])):
         ms, faster = row["ms"], row["times_faster_than"]
@@ -56,9 +58,9 @@ def stage_table(rows: Mapping[str, Any]) -> Table:
                 place,
                 way,
                 f"{ms['median']:.2f}",
+                difference_cell(row),
                 f"{ms['q1']:.2f}{DASH}{ms['q3']:.2f}",
                 f"{row['fps']:.1f}" if row["fps"] else "",
-                difference_cell(row),
                 f"{row['cpu_ms']:.2f}",
                 f"{floor:.1f}{TIMES}" if floor and not row["meaningless"] else "",
                 *(f"{faster[base]['median']:.2f}{TIMES}" if base in faster else "" for base in bases),

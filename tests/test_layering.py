@@ -84,8 +84,9 @@ MAY: dict[str, set[str]] = {
     "progress": {"render"},
     "report": {"errors", "cli"},
     "report_tables": {"report"},
-    "report_page": {"report", "report_plots", "report_tables"},
-    "report_plots": set(),
+    "report_page": {"report", "report_plots", "report_style", "report_tables"},
+    "report_plots": {"report_style"},
+    "report_style": set(),
     "demo": {*BASE, "audio", "mel", "encode", "encoders", "character", "machine"},
     "bench": {
         *BASE,
