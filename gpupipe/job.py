@@ -16,7 +16,7 @@ from gpupipe.character import Character
 from gpupipe.errors import InferenceError
 from gpupipe.gpu_clock import GpuClock
 from gpupipe.inference import Model, Signature
-from gpupipe.machine import cpu_count
+from gpupipe.machine import cpu_count, release_free_memory
 from gpupipe.pipeline import Item, Stage
 from gpupipe.plan import Batch, Plan
 from gpupipe.trace import Trace
@@ -57,6 +57,7 @@ class Job:
                     check_model=lambda model: check_model_size(model, character),
                 ),
             )
+        release_free_memory()
         self._compositor, self._model = self.backend.compositor, self.backend.model
         self._bindings = {id(s): self._model.bind(s.visual, s.audio, s.prediction) for s in self.backend.slots}
         self._clock: GpuClock | None = None
