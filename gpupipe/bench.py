@@ -164,8 +164,8 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
         floor = _floor(scene, entrants, timed)
         closing.close()
         swept = []
-        right = {name for name, row in timed.get("render", {}).items() if row["right"]}
-        names = [name for name in SWEPT if name in right]
+        ranked = {name for name, row in timed.get("render", {}).items() if row["rank"]}
+        names = [name for name in SWEPT if name in ranked]
         if names and len(batches) * len(workers) > 1:
             short = scene.varied(frames=min(scene.frames, SWEEP_FRAMES), batch=1, workers=1)
             sweep_runs = min(runs, effort.sweep_runs)

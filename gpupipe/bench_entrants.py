@@ -25,6 +25,8 @@ Pixels = NDArray[np.uint8]
 StageName = Literal["compose", "infer", "encode", "render"]
 STAGES: tuple[StageName, ...] = ("compose", "infer", "encode", "render")
 
+SWSCALE = "libswscale, in as many threads as it likes"
+
 PlainWay = Callable[[Scene, Infer, Save, Trace], None]
 
 
@@ -131,6 +133,7 @@ class PlainEntrant(Entrant):
         self.threads = {"compose": threads, "render": threads}
         info = scene.body_info
         self._opencv = opencv and OpencvNv12.fits(info.colour, info.width, info.height)
+        self.notes = (f"frames converted for the encoder by {'OpenCV, in one thread' if self._opencv else SWSCALE}",)
         self._runner: Infer | None = None
 
     def open(self) -> None:
@@ -207,6 +210,7 @@ class TorchEntrant(PlainEntrant):
         from gpupipe.bench_torch import TorchRunner
 
         self._runner = TorchRunner(self.scene.options.model, self.scene.threads)
+        self.notes = ()
 
 
 class GpupipeEntrant(Entrant):
@@ -246,7 +250,10 @@ class GpupipeEntrant(Entrant):
         self.closing.callback(self._job.close)
         self.cache_bytes = self._job.plan.spec.cache_bytes
         backend = self._job.backend
-        self.notes = backend.notes
+        converted = (
+            "no frame converted" if self.pixel_format == "nv12" else f"frames converted for the encoder by {SWSCALE}"
+        )
+        self.notes = (converted, *backend.notes)
         self._compositor = backend.compositor
         if backend.gpu is not None:
             self.device_bytes = free - backend.gpu.free_bytes

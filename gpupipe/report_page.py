@@ -101,7 +101,9 @@ def _one(result: Result) -> Iterator[str]:
         kind = "facts" if not any(table[0]) else ""
         yield f"<h2>{escape(title)}</h2>{_table(table[1:] if kind else table, kind)}"
     yield "<h2>The ways</h2>"
-    yield _table([[way, entry["about"]] for way, entry in result["ways"].items()], "facts")
+    yield _table(
+        [[way, "; ".join([entry["about"], *entry["notes"]])] for way, entry in result["ways"].items()], "facts"
+    )
     yield f"<h2>How to reproduce</h2><p><code>{escape(settings['command'])} --json FILE --html FILE</code></p>"
 
 
