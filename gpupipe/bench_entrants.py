@@ -26,6 +26,7 @@ StageName = Literal["compose", "infer", "encode", "render"]
 STAGES: tuple[StageName, ...] = ("compose", "infer", "encode", "render")
 
 SWSCALE = "libswscale, in as many threads as it likes"
+OPENCV = "OpenCV, in one thread, with the chroma of one pixel of four"
 
 PlainWay = Callable[[Scene, Infer, Save, Trace], None]
 
@@ -133,7 +134,7 @@ class PlainEntrant(Entrant):
         self.threads = {"compose": threads, "render": threads}
         info = scene.body_info
         self._opencv = opencv and OpencvNv12.fits(info.colour, info.width, info.height)
-        self.notes = (f"frames converted for the encoder by {'OpenCV, in one thread' if self._opencv else SWSCALE}",)
+        self.notes = (f"frames converted for the encoder by {OPENCV if self._opencv else SWSCALE}",)
         self._runner: Infer | None = None
 
     def open(self) -> None:

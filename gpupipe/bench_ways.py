@@ -103,10 +103,12 @@ def tuned_cpu(scene: Scene, infer: Infer, save: Save, trace: Trace) -> None:
             shown = body[seen.y1 : seen.y2, seen.x1 : seen.x2]
             kept = shown.copy()
             shown[...] = patch
-        with trace.span("save", 1):
-            save(body)
-        with trace.span("paste"):
-            shown[...] = kept
+        try:
+            with trace.span("save", 1):
+                save(body)
+        finally:
+            with trace.span("paste"):
+                shown[...] = kept
 
 
 def plain_inputs(crop: Pixels, layout: CropLayout) -> Floats:

@@ -109,7 +109,7 @@ def lines(
 
 def legend(names: Sequence[str]) -> str:
     """What the colours stand for."""
-    keys = "".join(f'<li><i class="k{n % COLOURS}"></i>{escape(name)}</li>' for n, name in enumerate(names))
+    keys = "".join(f'<li><span class="k{n % COLOURS}"></span>{escape(name)}</li>' for n, name in enumerate(names))
     return f'<ul class="legend">{keys}</ul>'
 
 

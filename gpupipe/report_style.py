@@ -38,7 +38,7 @@ svg .mark { stroke: var(--text); stroke-width: 2.5; fill: none }
 svg .whisker { stroke: var(--text); stroke-width: 1; fill: none }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; margin: .4rem 0 }
 .legend { font-size: .875rem }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border-radius: 2px }
+.legend span { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border-radius: 2px }
 code { font: .875rem ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere }
 @media (max-width: 40rem) { svg text { font-size: 16px } svg text.axis { font-size: 15px } h2 { margin-top: 2.2rem } }
 """

@@ -200,9 +200,15 @@ def comparison_table(changes: Sequence[Change]) -> Table:
     """What changed, as cells."""
     table = [["stage", "way", "before", "after", "change", ""]]
     for change in changes:
-        mark = (
-            "WRONG NOW" if change.broken else "slower" if change.regression else "faster" if change.beyond_noise else ""
-        )
         times = f"{change.before:.2f} ms", f"{change.after:.2f} ms"
-        table.append([change.stage, change.way, *times, f"{change.percent:+.1f} %", mark or "within the noise"])
-    return table  # fmt: skip
+        table.append([change.stage, change.way, *times, f"{change.percent:+.1f} %", mark(change)])
+    return table
+
+
+def mark(change: Change) -> str:
+    """What a change amounts to, in words."""
+    if change.broken:
+        return "WRONG NOW"
+    if not change.beyond_noise:
+        return "within the noise"
+    return "slower" if change.regression else "faster"
