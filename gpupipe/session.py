@@ -5,7 +5,10 @@ With `inference`, the only rooms that use `onnxruntime`.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +31,17 @@ IDENTITY = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 """An ONNX model (IR version 8, opset 13) that copies one float: the least that shows whether a provider opens."""
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "failed to allocate memory",
+    "smaller than requested bytes",
+    "alloc_failed",
+    "allocation_failed",
+    "outofmemory",
+)
+"""What CUDA, ONNX Runtime's arena, cuBLAS, cuDNN and TensorRT say, in lower case, when device memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +135,25 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
-    # A memory pattern plans one block for all activations of a run; the arena alone needs less, at the same speed.
-    settings.enable_mem_pattern = options.provider != "cpu"
+    # A memory pattern plans one block for all activations of a run, beside those that its first run has left in the
+    # arena; the arena alone needs less, at the same speed.
+    settings.enable_mem_pattern = False
     if options.provider != "cpu":
-        ort.preload_dlls()
+        _preload_libraries(options.provider)
     try:
-        session = ort.InferenceSession(path if file is None else str(file), settings, providers=_providers(options))
+        # Unless told not to, it goes on with other providers after an error, and says so on standard output only.
+        session = ort.InferenceSession(
+            path if file is None else str(file), settings, providers=_providers(options), enable_fallback=0
+        )
     except failures() as error:
         raise_if_out_of_memory(error, options, file)
+        if options.provider != "cpu" and (file is None or probe_provider(options.provider)):
+            raise ProviderError(
+                f"{name} did not open: {_one_line(error)}",
+                field="--provider",
+                value=options.provider,
+                remedy="see `gpupipe doctor` for what is missing, or use --provider cpu",
+            ) from error
         raise InferenceError(
             f"cannot be opened: {_one_line(error)}",
             file=file,
@@ -148,8 +173,7 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
 def raise_if_out_of_memory(error: Exception, options: SessionOptions, file: Path | None) -> None:
     """Raise a DeviceMemoryError if a GPU's memory is what ONNX Runtime ran out of."""
     text = " ".join(str(error).split())
-    signs = ("out of memory", "failed to allocate memory", "alloc_failed")
-    if options.provider != "cpu" and any(sign in text.lower() for sign in signs):
+    if options.provider != "cpu" and any(sign in text.lower() for sign in OUT_OF_MEMORY):
         raise DeviceMemoryError(
             f"the model does not fit in the GPU's memory: {text}",
             file=file,
@@ -164,6 +188,16 @@ def probe_provider(provider: Provider) -> str | None:
     except InferenceError as error:
         return str(error)
     return None
+
+
+def _preload_libraries(provider: Provider) -> None:
+    """Load the libraries of CUDA, cuDNN and TensorRT that pip has installed, where no linker would find them."""
+    # What it cannot find it prints.
+    with contextlib.redirect_stdout(sys.stderr):
+        runtime().preload_dlls()
+    if provider == "tensorrt":
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt_libs")  # loads its libraries when imported
 
 
 def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
@@ -182,15 +216,16 @@ def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
     if options.provider == "cuda":
         return [(PROVIDER_NAMES["cuda"], cuda)]
     shapes = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in options.profile.items())
-    tensorrt = shared | {"trt_fp16_enable": str(int(options.fp16))}
+    # Its switches are "True" and "False": it refuses "1" and "0", which CUDA's take as well.
+    tensorrt = shared | {"trt_fp16_enable": str(options.fp16)}
     if shapes:
         tensorrt |= dict.fromkeys(
             ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"), shapes
         )
     if options.engine_cache is not None:
         options.engine_cache.mkdir(parents=True, exist_ok=True)
-        tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.engine_cache)}
-        tensorrt |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(options.engine_cache)}
+        tensorrt |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(options.engine_cache)}
+        tensorrt |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(options.engine_cache)}
     return [(PROVIDER_NAMES["tensorrt"], tensorrt), (PROVIDER_NAMES["cuda"], cuda)]
 
 

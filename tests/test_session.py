@@ -1,6 +1,8 @@
 """session: what is said of providers and of memory; inference itself against ONNX Runtime's plain call."""
 
 import importlib.metadata
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from gpupipe import session
 from gpupipe.demo.models import save, tiny_model
-from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError
+from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError, ProviderError
 from gpupipe.inference import Model
 from gpupipe.session import SessionOptions, probe_provider, raise_if_out_of_memory
 
@@ -69,6 +71,8 @@ def test_providers_that_open() -> None:
         "Failed to allocate memory for requested buffer of size 268435456",
         "CUDA failure 2: out of memory ; GPU=0",
         "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN failure 4003: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Available memory of 1024 is smaller than requested bytes of 4096",
     ],
 )
 def test_memory_errors_of_onnx_runtime_are_memory_errors_of_the_device(text: str) -> None:
@@ -76,6 +80,68 @@ def test_memory_errors_of_onnx_runtime_are_memory_errors_of_the_device(text: str
         raise_if_out_of_memory(RuntimeError(text), SessionOptions("cuda"), Path("m.onnx"))
     raise_if_out_of_memory(RuntimeError(text), SessionOptions("cpu"), Path("m.onnx"))
     raise_if_out_of_memory(RuntimeError("no such kernel"), SessionOptions("cuda"), Path("m.onnx"))
+
+
+def test_options_have_the_values_that_providers_take(tmp_path: Path) -> None:
+    """CUDA's switches are 0 and 1; TensorRT's are True and False, and ONNX Runtime refuses it any other."""
+    options = SessionOptions("tensorrt", device_id=1, stream=1234, fp16=True, engine_cache=tmp_path / "engines")
+    (name, tensorrt), (second, cuda) = session._providers(replace(options, profile={"a": (8, 6, 32, 32), "b": (8, 2)}))
+    assert (name, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    switches = ("trt_fp16_enable", "trt_engine_cache_enable", "trt_timing_cache_enable")
+    assert [tensorrt[switch] for switch in switches] == ["True"] * 3
+    assert session._providers(SessionOptions("tensorrt"))[0][1]["trt_fp16_enable"] == "False"
+    for end in ("min", "opt", "max"):
+        assert tensorrt[f"trt_profile_{end}_shapes"] == "a:8x6x32x32,b:8x2"
+    assert cuda["device_id"] == tensorrt["device_id"] == "1"
+    assert cuda["user_compute_stream"] == tensorrt["user_compute_stream"] == "1234"
+    assert (cuda["use_tf32"], cuda["cudnn_conv_use_max_workspace"]) == ("0", "1")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
+    """A function that makes sessions on CUDA fail with a text; `probe` is the text for the smallest model, if any."""
+
+    class Opened:
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def fail(text: str, probe: str | None) -> None:
+        def opened(path: str | bytes, *_: object, providers: object, enable_fallback: int) -> Opened:
+            assert not enable_fallback
+            if said := probe if isinstance(path, bytes) else text:
+                raise RuntimeError(said)
+            return Opened()
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"))
+        monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("text", "probe", "error", "message"),
+    [
+        ("CUDA failure 35: driver too old", "CUDA failure 35: driver too old", ProviderError, "did not open: .*35"),
+        ("no kernel for Wrong(13)", None, InferenceError, "cannot be opened: no kernel for Wrong"),
+        ("CUDA failure 2: out of memory", None, DeviceMemoryError, "does not fit in the GPU's memory"),
+    ],
+)
+def test_a_provider_that_fails_is_told_from_a_model_that_does(
+    failing: Callable[[str, str | None], None],
+    capsys: pytest.CaptureFixture[str],
+    model_path: Path,
+    text: str,
+    probe: str | None,
+    error: type[Exception],
+    message: str,
+) -> None:
+    failing(text, probe)
+    with pytest.raises(error, match=message) as raised:
+        session.open_session(model_path, SessionOptions("cuda"))
+    assert type(raised.value) is error
+    assert (probe_provider("cuda") is None) == (probe is None)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_batch_that_a_static_model_does_not_take(tmp_path: Path) -> None:
