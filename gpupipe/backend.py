@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.compose_cpu import CpuCompositor
-from gpupipe.compose_gpu import GpuCompositor
+from gpupipe.compose_gpu import GpuCompositor, model_shapes
 from gpupipe.device import Device, open_device
 from gpupipe.errors import DeviceError, OptionError, ProviderError
 from gpupipe.frame_cache import FrameSpec, HostFrames
 from gpupipe.frame_cache_gpu import DeviceFrames
+from gpupipe.geometry import CropLayout
 from gpupipe.inference import Model
 from gpupipe.machine import cache_folder
 from gpupipe.session import Provider, SessionOptions
@@ -28,6 +29,9 @@ HOST_SLOTS = 2
 """Batches under way on the CPU: one is inferred while the other is pasted, encoded and prepared again."""
 DEVICE_SLOTS = 3
 """Batches under way on a GPU: one is computed, one is copied to the host, one is encoded."""
+
+SPARE_BYTES = 64_000_000
+"""Device memory that a job leaves free: the driver rounds every allocation up to whole pages, and keeps some itself."""
 
 Reader = Iterator[NDArray[np.uint8]]
 
@@ -126,8 +130,10 @@ def open_backend(
                 "dtype": model.dtype,
                 "model_on_device": model.provider != "cpu",
             }
+            if placed["model_on_device"]:
+                warm_up(model, gpu, spec.layout, options.batch)
             wanted = GpuCompositor.bytes_wanted(spec, slots=DEVICE_SLOTS, speech_rows=len(speech), **placed)
-            frames = DeviceFrames.load(gpu, spec, *readers(), others=wanted)
+            frames = DeviceFrames.load(gpu, spec, *readers(), others=wanted | {"spare": SPARE_BYTES})
             closing.callback(frames.close)
             compositor = GpuCompositor(gpu, frames, speech, **placed)
         closing.callback(compositor.close)
@@ -135,6 +141,27 @@ def open_backend(
         name = "cpu" if gpu is None else f"cuda ({gpu.name})"
         return Backend(name, model.provider, model, compositor, slots, gpu, (*notes, *more), closing.pop_all())
     raise AssertionError("unreachable")
+
+
+def warm_up(model: Model, gpu: Device, layout: CropLayout, batch: int) -> None:
+    """Run a model that runs on the device, so that the memory that it works in is no longer counted as free.
+
+    ONNX Runtime takes that memory as it runs, and keeps it. Searching for algorithms and loading kernels, which the
+    first runs do too, is done then as well.
+
+    Raises:
+        DeviceMemoryError: the GPU's memory does not suffice.
+        InferenceError: the model failed.
+    """
+    buffers = [gpu.empty(shape, model.dtype, "the model's buffers") for shape in model_shapes(layout, batch)]
+    try:
+        for buffer in buffers:
+            buffer.data.memset_async(0, buffer.nbytes, gpu.compute_stream)
+        bound = model.bind(*buffers)
+        for _ in range(2):
+            model.run(bound)
+    finally:
+        gpu.synchronize()
 
 
 def _pick_device(options: BackendOptions) -> tuple[Device | None, tuple[str, ...]]:

@@ -22,7 +22,7 @@ from gpupipe.compositor import MAX_BATCH
 from gpupipe.device import Copy, Device
 from gpupipe.frame_cache import FrameSpec
 from gpupipe.frame_cache_gpu import DeviceFrames, frame_rows
-from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH
+from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH, CropLayout
 
 
 @dataclass
@@ -117,9 +117,9 @@ class GpuCompositor:
 
     def new_slot(self) -> GpuSlot:
         """Allocate the buffers of one batch, on the device and page-locked on the host."""
-        device, batch, size = self.device, self.batch, self.spec.layout.model_size
+        device, batch = self.device, self.batch
         allocate = device.empty if self.model_on_device else device.pinned
-        shapes = ((batch, 6, size, size), (batch, *SPEECH_SHAPE), (batch, 3, size, size))
+        shapes = model_shapes(self.spec.layout, batch)
         visual, audio, prediction = (allocate(shape, self.dtype, "a slot") for shape in shapes)
         words = -(-batch // 32)
         slot = GpuSlot(
@@ -215,3 +215,9 @@ class GpuCompositor:
         self._slots.clear()
         self._speech = None
         self.frames.close()
+
+
+def model_shapes(layout: CropLayout, batch: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The shapes of `visual`, `audio` and `prediction`: what a model reads and writes for a batch."""
+    size = layout.model_size
+    return (batch, 6, size, size), (batch, *SPEECH_SHAPE), (batch, 3, size, size)

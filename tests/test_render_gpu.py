@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpupipe import inference, session
 from gpupipe.character import Character
 from gpupipe.demo import make_demo
 from gpupipe.demo.models import save, tiny_model
 from gpupipe.device import open_device
 from gpupipe.errors import InferenceError
 from gpupipe.render import frames, render
+from gpupipe.trace import Trace
 
 pytestmark = pytest.mark.cuda
 
@@ -182,3 +184,58 @@ def test_cuda_provider_is_asked_for_and_not_had(demo: Path, tmp_path: Path) -> N
     stats = render(demo, tmp_path / "talk.mp4", device="cuda")  # auto: picks the CPU, and says so
     assert stats.provider == "cpu"
     assert "running the model on the CPU" in stats.notes[0]
+
+
+@pytest.fixture
+def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let "cuda" be ONNX Runtime's CPU provider on softcuda's memory, which the host can address, and keep the free bytes at each run.
+
+    Where a GPU's provider would queue its work, this waits for what is queued and does it.
+    """
+    if not os.environ.get("SOFTCUDA"):
+        pytest.skip("the host does not address a GPU's memory")
+    import cupy
+
+    runs: list[int] = []
+    run = inference.Model.run
+
+    def waiting(model: inference.Model, bindings: Any) -> None:
+        if model.provider == "cuda":
+            cupy.cuda.runtime.streamSynchronize(model.options.stream)
+            runs.append(open_device().free_bytes)
+        run(model, bindings)
+
+    def place(array: Any) -> Any:
+        address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+        return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
+
+    monkeypatch.setitem(session.PROVIDER_NAMES, "cuda", session.PROVIDER_NAMES["cpu"])
+    monkeypatch.setattr(session, "_providers", lambda _: [(session.PROVIDER_NAMES["cpu"], {})])
+    monkeypatch.setattr(inference.Model, "run", waiting)
+    monkeypatch.setattr(inference, "_place", place)
+    return runs
+
+
+@pytest.mark.parametrize("batch", [5, 8])
+def test_a_model_on_the_device(demo: Path, tmp_path: Path, model_on_device: list[int], batch: int) -> None:
+    """The same frames; and the model has run before the frames are measured against the free memory and cached."""
+    before = open_device().free_bytes
+    render(demo, tmp_path / "cpu.mp4", device="cpu", batch=batch)
+    trace = Trace()
+    stats = render(demo, tmp_path / "gpu.mp4", device="cuda", provider="cuda", batch=batch, trace=trace)
+    assert (tmp_path / "cpu.mp4").read_bytes() == (tmp_path / "gpu.mp4").read_bytes()
+    assert trace.times("infer").frames == stats.frames
+    assert len(model_on_device) == 2 + -(-stats.frames // batch)
+    frame_bytes = 480 * 270 * 3 // 2
+    assert model_on_device[1] - model_on_device[2] > 12 * frame_bytes
+    assert open_device().free_bytes == before
+
+
+def test_the_cuda_provider_gives_the_frames_of_the_cpus(demo: Path) -> None:
+    reason = session.probe_provider("cuda")
+    if reason is not None:
+        pytest.skip(reason)
+    cpu = frames(demo, device="cpu", pixel_format="bgr24")
+    gpu = frames(demo, device="cuda", provider="cuda", pixel_format="bgr24")
+    for a, b in zip(cpu, gpu, strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1
