@@ -19,24 +19,23 @@ import gpupipe.report
 import gpupipe.report_page
 import gpupipe.report_tables
 from gpupipe import __version__
+from gpupipe.arguments import Help, add_render, number, size
 from gpupipe.character import AUDIO_ENCODER, GpupipeWarning
-from gpupipe.compositor import MAX_BATCH
 from gpupipe.errors import GpupipeError, OutputError
 from gpupipe.geometry import SPEECH_RATE
-from gpupipe.output import SEGMENT_FRAMES
 from gpupipe.progress import LineProgress, TerminalProgress
 from gpupipe.render import RenderStats, render
 from gpupipe.trace import Trace
 
 INTERRUPTED = 130
-TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0; 1 with one line `error: …` on standard error; 2 for wrong usage; 130 if interrupted, 143 if terminated.
+        0; 1 with one line `error: …` on standard error; 2 for wrong usage; 130 if interrupted. A signal that ends the
+        process gives 128 and its number (143 for SIGTERM), after what was half-written is removed.
     """
     options = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
@@ -44,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A path may hold letters that the terminal's encoding does not have.
         sys.stdout.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
-        # Ended from outside, a render cleans up as after any error.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        _clean_up_when_ended()
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
@@ -62,6 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read what is printed has gone (`| head`): what is left of it goes nowhere, and says nothing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A path that the system refuses to look at: too long, or in a folder that may not be entered.
+        print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        return 1
+
+
+def _clean_up_when_ended() -> None:
+    """Ended from outside, or by its terminal's closing, a render cleans up as after any error."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -75,13 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        added = commands.add_parser(name, help=text, description=text, formatter_class=Help)
         added.set_defaults(command=command)
         return added
 
-    _add_render(add("render", _render, "render a character speaking into a video or a folder of images"))
+    add_render(add("render", _render, "render a character speaking into a video or a folder of images"))
     features = add("features", _features, "compute the speech features of a sound")
     features.add_argument("character", type=Path, metavar="CHARACTER", help="the character's folder")
     features.add_argument("audio", type=Path, metavar="SOUND", help="any sound or video file")
@@ -96,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "make a small character from nothing")
     demo.add_argument("folder", type=Path, metavar="DIR", help="where to make it")
     demo.add_argument("--model", choices=("tiny", "full"), default="tiny", help="the lip-sync model's cost")
-    demo.add_argument("--frames", type=_number(1), default=125, help="frames filmed")
-    demo.add_argument("--size", type=_size, default="1280x720", metavar="WxH", help="of the body video, pixels")
+    demo.add_argument("--frames", type=number(1), default=125, help="frames filmed")
+    demo.add_argument("--size", type=size, default="1280x720", metavar="WxH", help="of the body video, pixels")
     demo.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     inspect = add("inspect", _inspect, "tell what is in a character folder, and every fault in it")
     inspect.add_argument("character", type=Path, metavar="CHARACTER")
@@ -107,62 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     gpupipe.bench.add_arguments(add("bench", _bench, "compare the ways to render on this machine"))
     gpupipe.report.add_arguments(add("report", _report, "show and compare what `gpupipe bench --json` wrote"))
     return parser
-
-
-def _add_render(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("character", type=Path, metavar="CHARACTER", help="the character's folder")
-    add("-o", "--output", required=True, metavar="OUT", help="FILE.mp4, FILE.mkv, or a folder (ending in /) for images")
-    add("--audio", type=Path, metavar="FILE", help="the speech: any sound or video file [default: the character's own]")
-    add("--audio-encoder", type=Path, metavar="M.onnx", help="makes features of --audio [default: the character's own]")
-    add(
-        "--features",
-        type=Path,
-        metavar="F.npy",
-        help="speech features [default: made of --audio, or the character's own]",
-    )
-    add("--no-audio", dest="sound", action="store_false", help="leave the sound out of a video")
-    add("--model", type=Path, metavar="M.onnx", help="lip-sync model [default: the character's own]")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where frames are composited")
-    add("--provider", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto", help="what runs the model")
-    add("--batch", type=_number(1, MAX_BATCH), default=8, help="frames in a batch")
-    add("--workers", type=_number(1), metavar="N", help="compositing threads [default: one a core, 4 at most]")
-    add("--inference-threads", type=_number(1), metavar="N", help="CPU threads for the model [default: one a core]")
-    add("--tf32", action="store_true", help="let the CUDA provider round matrix products to TF32")
-    add("--fp16", action="store_true", help="let TensorRT compute in float16")
-    add("--frames", type=_number(1), metavar="N", help="the most frames to render [default: all of the speech]")
-    add("--start-frame", type=_number(0), default=0, metavar="K", help="position in the ping-pong order to start at")
-    add("--encoder", default="libx264", help="video encoder; see `gpupipe doctor`")
-    add("--crf", type=_number(0), help="constant quality, lower is better [default: 20 for libx264]")
-    add("--preset", help="encoding speed [default: veryfast for libx264]")
-    add("--encoder-threads", type=_number(1), metavar="N", help="encoder threads [default: 4 on every machine]")
-    add("--segment-frames", type=_number(1), default=SEGMENT_FRAMES, metavar="N", help="frames encoded on their own")
-    add("--pixel-format", choices=("nv12", "bgr24"), help="of finished frames [default: nv12 for video, else bgr24]")
-    add("--image-format", choices=("jpg", "png"), default="jpg", help="of images")
-    add("--jpeg-quality", type=_number(1, 100), default=95, metavar="Q", help="1 to 100")
-    add("--masked-video", action="store_true", help="take the model's inputs from the recorded videos")
-    add("--overwrite", action="store_true", help="replace an existing output")
-    add("--stats", type=Path, metavar="FILE.json", help="write what was measured")
-    add("--trace", type=Path, metavar="FILE.json", help="write a trace for chrome://tracing or Perfetto")
-    add("--quiet", action="store_true", help="print nothing but warnings and errors")
-
-
-def _number(least: int, most: int | None = None) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        if most is not None and int(text) > most:
-            raise argparse.ArgumentTypeError(f"{text} is more than {most}")
-        return int(text)
-
-    return number
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1280x720")
-    return int(width), int(height)
 
 
 def _render(options: argparse.Namespace) -> int:

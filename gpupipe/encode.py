@@ -17,6 +17,7 @@ from gpupipe.colour import Colour
 from gpupipe.compositor import PixelFormat
 from gpupipe.encoders import COPIES_INPUT, EncoderOptions, encoder_formats, encoder_name
 from gpupipe.errors import OptionError, OutputError
+from gpupipe.video import media_url
 
 Frame = NDArray[np.uint8]
 
@@ -81,7 +82,7 @@ class VideoWriter:
             )
         self._time_base = 1 / fps
         try:
-            self._container = av.open(str(path), "w")
+            self._container = av.open(media_url(path), "w")
         except (av.FFmpegError, OSError) as error:
             raise write_error(path, error) from error
         try:

@@ -12,6 +12,7 @@ import av
 
 from gpupipe.encode import write_error
 from gpupipe.soundtrack import sound_packets
+from gpupipe.video import media_url
 
 
 def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | None = None) -> None:
@@ -28,8 +29,9 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | No
         MediaError: the sound cannot be read.
     """
     try:
-        with av.open(str(output), "w", options={"movflags": "+faststart"} if output.suffix == ".mp4" else {}) as joined:
-            with av.open(str(parts[0])) as first:
+        index_first = {"movflags": "+faststart"} if output.suffix.lower() == ".mp4" else {}
+        with av.open(media_url(output), "w", options=index_first) as joined:
+            with av.open(media_url(parts[0])) as first:
                 # Opaque: the codec is taken as it is, for some decoders (libdav1d) have no encoder of their name.
                 stream = joined.add_stream_from_template(first.streams.video[0], opaque=True)
             stream.time_base = 1 / fps
@@ -44,7 +46,7 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | No
 
 
 def _frames(part: Path) -> int:
-    with av.open(str(part)) as opened:
+    with av.open(media_url(part)) as opened:
         return sum(1 for packet in opened.demux(opened.streams.video[0]) if packet.size)
 
 
@@ -57,7 +59,7 @@ def _in_one_time(parts: Sequence[Path], fps: Fraction, stream: Any) -> Iterator[
     delay: int | None = None
     done = shown = 0
     for path in parts:
-        with av.open(str(path)) as part:
+        with av.open(media_url(path)) as part:
             shown = done
             for packet in part.demux(part.streams.video[0]):
                 if not packet.size:

@@ -51,7 +51,7 @@ def is_video(output: Path | str) -> bool:
         OutputError: it is neither: a file name with another suffix.
     """
     text, path = str(output), Path(output)
-    if text.endswith(("/", os.sep)) or path.is_dir():
+    if text.endswith(("/", os.sep)) or (text and path.is_dir()):
         return False
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True

@@ -20,6 +20,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from gpupipe.errors import MediaError
+from gpupipe.video import media_url
 
 StrPath = str | PathLike[str]
 
@@ -36,6 +37,13 @@ class SoundInfo:
     """Channels, as stored."""
     duration_seconds: float
     """Seconds of sound, without encoder delay where the file says how much that is."""
+    start_seconds: float = 0.0
+    """Seconds of the file before its sound starts, as in a video whose sound comes later."""
+
+    @property
+    def end_seconds(self) -> float:
+        """Seconds of the file at which its sound ends: as long as `sound.read_pcm` gives samples."""
+        return self.start_seconds + self.duration_seconds
 
 
 class PacketScan(NamedTuple):
@@ -62,7 +70,8 @@ def probe_sound(path: StrPath) -> SoundInfo:
         if seconds is None:
             scan = scan_packets(container, stream)
             seconds = scan.end_seconds - max(scan.first_seconds, stream_seconds(stream, stream.start_time))
-        return SoundInfo(codec.codec.canonical_name, codec.sample_rate, codec.channels, seconds)
+        start = start_seconds(container, stream)
+        return SoundInfo(codec.codec.canonical_name, codec.sample_rate, codec.channels, seconds, start)
 
 
 @contextmanager
@@ -77,8 +86,8 @@ def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
     if file.is_file() and file.stat().st_size == 0:
         raise MediaError("the file is empty", file=path, value="0 bytes", remedy=remedy)
     try:
-        # "file:" so that a colon in a name is no protocol; tags in unknown encodings must not stop the sound.
-        container = av.open(f"file:{file}", metadata_errors="replace")
+        # Tags in unknown encodings must not stop the sound.
+        container = av.open(media_url(file), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError("cannot be opened as a media file", file=path, value=_cause(error), remedy=remedy) from error
     with container:

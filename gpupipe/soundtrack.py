@@ -42,11 +42,11 @@ def sound_packets(
 ) -> tuple[AudioStream, Iterator[Packet[AudioStream]]]:
     """Add a file's sound to an output, exactly as long as the picture to within one frame.
 
-    Copied packet by packet if it is AAC in an MP4 or MOV, goes into one, starts at 0, has no hole, and ends less than a
-    frame before the picture. Otherwise decoded and encoded by FFmpeg's own AAC encoder: mono stays mono, stereo stays
-    stereo, more channels become stereo; the sample rate stays if it is one of `AAC_RATES`, else it is 48 kHz; what is
-    missing is silence. Either way the sound is cut at `duration_seconds`. (A decoder that ignores the last packet's
-    length still gives the rest of that packet, less than 1024 samples.)
+    Copied packet by packet if it is AAC of one of `AAC_RATES` in an MP4 or MOV, goes into one, starts at 0, has no
+    hole, and ends less than a frame before the picture. Otherwise decoded and encoded by FFmpeg's own AAC encoder:
+    mono stays mono, stereo stays stereo, more channels become stereo; the sample rate stays if it is one of
+    `AAC_RATES`, else it is 48 kHz; what is missing is silence. Either way the sound is cut at `duration_seconds`. (A
+    decoder that ignores the last packet's length still gives the rest of that packet, less than 1024 samples.)
 
     Encoder delay: the first packets have negative times, which MP4 and MOV keep as an edit list and Matroska as a codec
     delay, so that a click at t is heard at t. Only an encoder can hand a delay to Matroska; hence no copies there.
@@ -94,7 +94,9 @@ def sound_packets(
 
 def _starts_whole(opened: InputContainer, stream: AudioStream, longer_than: float | Fraction) -> bool:
     """Whether the sound can be copied into an MP4: AAC out of one, from time 0 without a hole past `longer_than`."""
-    if stream.codec_context.name != "aac" or not _MOV_FAMILY & set(opened.format.name.split(",")):
+    if stream.codec_context.name != "aac" or stream.codec_context.sample_rate not in AAC_RATES:
+        return False
+    if not _MOV_FAMILY & set(opened.format.name.split(",")):
         return False
     begin = max(start_seconds(opened, stream), abs(stream_seconds(stream, stream.start_time)))
     long_enough = (exact_seconds(opened, stream) or 0.0) > longer_than

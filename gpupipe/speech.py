@@ -121,8 +121,9 @@ def write_features(
             np.save(file, features)
         part.replace(output)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"cannot be written: {error.strerror}", file=output, remedy="use another folder") from error
+    finally:
+        part.unlink(missing_ok=True)
     return len(features)
 
 
@@ -171,12 +172,12 @@ def open_speech(
         def encoded(options: SessionOptions) -> Features:
             return resample_rows(encode_speech(source, encoder, options), fps)
 
-        lasting = frame_count(probe_sound(source).duration_seconds, fps)
+        lasting = frame_count(probe_sound(source).end_seconds, fps)
         return Speech(lasting, encoded, source if with_sound else None)
     rows = resample_rows(load_features(character, features), fps)
     lasting = len(rows)
     if with_sound and sound is not None:
-        heard = frame_count(probe_sound(sound).duration_seconds, fps)
+        heard = frame_count(probe_sound(sound).end_seconds, fps)
         if 0 <= heard - lasting <= ROWS_SHORT * max(Fraction(1), fps / SPEECH_RATE) + 1:
             lasting = heard
     return Speech(lasting, lambda _: rows, sound if with_sound else None)

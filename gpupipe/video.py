@@ -33,7 +33,7 @@ class VideoInfo:
         width: pixels.
         height: pixels.
         fps: frames a second.
-        frames: frames in the file, counted from its packets without decoding.
+        frames: frames that are shown, counted from the packets without decoding.
         colour: how the stream describes its colours.
         sample_aspect_ratio: width of a pixel over its height.
     """
@@ -48,12 +48,17 @@ class VideoInfo:
     sample_aspect_ratio: Fraction
 
 
+def media_url(path: Path | str) -> str:
+    """A path as FFmpeg must be given it: without a protocol of its own, a colon in a name would end one."""
+    return f"file:{path}"
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: Path, **options: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     if not path.is_file():
         raise MediaError("no such file", file=path, remedy="add it, or check the folder's name")
     try:
-        container = av.open(str(path))
+        container = av.open(media_url(path), options=options)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(
             f"cannot be opened as a video: {_reason(error)}", file=path, remedy="it may be truncated: write it again"
@@ -68,6 +73,15 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def _packets(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream
+) -> list[av.Packet[av.VideoStream]]:
+    try:
+        return [packet for packet in container.demux(stream) if packet.size]
+    except av.FFmpegError as error:
+        raise MediaError(f"cannot be read: {_reason(error)}", file=path, remedy="write it again") from error
+
+
 def probe(path: Path | str) -> VideoInfo:
     """Read what `path` holds, from its header and packets.
 
@@ -77,16 +91,17 @@ def probe(path: Path | str) -> VideoInfo:
     path = Path(path)
     with _opened(path) as (container, stream):
         context = stream.codec_context
-        try:
-            packets = [packet for packet in container.demux(stream) if packet.size]
-        except av.FFmpegError as error:
-            raise MediaError(f"cannot be read: {_reason(error)}", file=path, remedy="write it again") from error
-        if not packets and not stream.frames:
+        packets = stored = _packets(path, container, stream)
+        if len(packets) < stream.frames:
+            # The header counts those too that an edit list leaves out.
+            with _opened(path, ignore_editlist="1") as (again, same):
+                stored = _packets(path, again, same)
+        if not stored and not stream.frames:
             raise MediaError("holds no frame", file=path, remedy="write it again")
-        whole = sum(not packet.is_corrupt for packet in packets)
-        if whole < max(len(packets), stream.frames):
+        whole = sum(not packet.is_corrupt for packet in stored)
+        if whole < max(len(stored), stream.frames):
             raise MediaError(
-                f"is truncated: {whole} whole frames of {max(len(packets), stream.frames)}",
+                f"is truncated: {whole} whole frames of {max(len(stored), stream.frames)}",
                 file=path,
                 remedy="write it again",
             )
@@ -99,7 +114,7 @@ def probe(path: Path | str) -> VideoInfo:
             width=context.width,
             height=context.height,
             fps=Fraction(fps),
-            frames=len(packets),
+            frames=sum(not packet.is_discard for packet in packets),
             colour=Colour(
                 matrix=int(context.colorspace),
                 range=int(context.color_range),

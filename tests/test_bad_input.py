@@ -610,8 +610,11 @@ def test_ctrl_c_while_rendering(
     assert running_threads() == threads
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to another process")
-def test_ctrl_c_from_outside(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to another process")
+@pytest.mark.parametrize(
+    ("sent", "told"), [("SIGINT", (130, "interrupted\n")), ("SIGTERM", (143, "")), ("SIGHUP", (129, ""))]
+)
+def test_ended_from_outside(folder: Path, tmp_path: Path, sent: str, told: tuple[int, str]) -> None:
     np.save(folder / "aud_ave.npy", small.features(4000))
     (tmp_path / "talk.mp4").write_bytes(b"mine")
     before = small.files_in(tmp_path)
@@ -620,9 +623,9 @@ def test_ctrl_c_from_outside(folder: Path, tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Processed 20/4000 frames (")
     assert len(small.files_in(tmp_path)) > len(before)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, sent))
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "interrupted\n")
+    assert (process.returncode, err) == told
     assert small.files_in(tmp_path) == before
 
 

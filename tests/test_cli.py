@@ -112,6 +112,18 @@ def test_help_names_every_option(capfd: pytest.CaptureFixture[str]) -> None:
     assert {f"--{name}" for name in wanted.split()} <= options
 
 
+def test_help_tells_each_default_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["render", "--help"])
+    text = " ".join(capfd.readouterr().out.split())
+    assert "frames in a batch [default: 8]" in text
+    assert "position in the ping-pong order to start at [default: 0]" in text
+    assert "lip-sync model [default: the character's own]" in text
+    assert "leave the sound out of a video --model" in text
+    assert "None" not in text
+    assert "(default" not in text
+
+
 # Progress
 
 
@@ -292,6 +304,30 @@ def test_paths_with_spaces_and_other_letters(tmp_path: Path, capfd: pytest.Captu
     out, err = capfd.readouterr()
     assert f"path: {folder}" in out
     assert len(err.splitlines()) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no colons in file names")
+@pytest.mark.parametrize("name", ["take 1: final", "http:", "concat:a|b"])
+def test_a_colon_is_no_protocol(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    small.small_character(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for output in (f"{name}.mp4", f"{name} images/"):
+        assert main(["render", name, "-o", output, "--device", "cpu", "--quiet"]) == 0, capfd.readouterr().err
+    assert small.frames_in(tmp_path / f"{name}.mp4") == len(list((tmp_path / f"{name} images").iterdir())) == 12
+
+
+def test_a_name_that_is_too_long(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    name, talk = "x" * 300, str(tmp_path / "talk.mp4")
+    for arguments in ([name, "-o", talk], [str(folder), "-o", f"{tmp_path}/{name}/"], [str(folder), "-o", talk]):
+        assert main(["render", *arguments, *(("--features", name) if talk == arguments[-1] else ()), "--quiet"]) == 1
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert name in err
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "talk.mp4").exists()
 
 
 def test_a_terminal_that_has_not_all_letters(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_a_folder_is_no_video(tmp_path: Path) -> None:
         is_video(tmp_path / "new")
     with pytest.raises(OutputError, match=r"\(got '.gif'\)"):
         is_video(tmp_path / "new.gif")
+    with pytest.raises(OutputError, match="neither a video nor a folder"):
+        is_video("")  # as from an empty variable: not the folder one happens to be in
 
 
 @pytest.mark.parametrize("name", ["talk.mp4", "talk.mkv", "TALK.MP4", "Vidéo 影 (1).mp4"])

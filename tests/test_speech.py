@@ -129,6 +129,30 @@ def test_aac_is_copied_and_cut_with_the_picture(person: Path, tmp_path: Path) ->
     assert abs(picture - heard) < 1 / fps
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_starts_after_the_picture_is_not_cut(person: Path, tmp_path: Path, suffix: str) -> None:
+    """A video's sound that begins late lasts until its own end, not for its own length."""
+    fps, rate, late = Character.load(person).body.fps, 48_000, 0.7
+    source = tmp_path / f"late{suffix}"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("aac", rate=rate, layout="mono")
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        samples = np.zeros((1, 2 * rate), np.float32)
+        samples[0, int(1.8 * rate) : int(1.802 * rate)] = 0.9
+        heard = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        heard.sample_rate, heard.time_base, heard.pts = rate, Fraction(1, rate), int(late * rate)
+        container.mux([*video.encode(None), *sound.encode(heard), *sound.encode(None)])
+    stats = render(person, tmp_path / f"talk{suffix}", audio=source, device="cpu")
+    assert 0 <= stats.frames - frame_count(late + 2, fps) <= 2  # AAC's padding counts where the length is not exact
+    ours, our_rate, start = decoded_sound(tmp_path / f"talk{suffix}")
+    assert abs(start + np.flatnonzero(np.abs(ours) > 0.3)[0] / our_rate - (late + 1.8)) < 0.010
+
+
 def test_the_characters_own_sound_is_used_and_can_be_left_out(person: Path, tmp_path: Path) -> None:
     character = Character.load(person)
     stats = render(person, tmp_path / "own.mp4", features=person / "aud_ave.npy", device="cpu")

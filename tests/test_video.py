@@ -42,6 +42,28 @@ def test_nv12_goes_through_a_lossless_encoder_unchanged(tmp_path: Path, fps: Fra
     assert (info.width, info.height, info.frames, info.fps) == (64, height, 7, fps)
 
 
+@pytest.mark.parametrize("keyframes", [True, False])
+def test_frames_that_an_edit_list_leaves_out_do_not_count(tmp_path: Path, keyframes: bool) -> None:
+    """What `ffmpeg -ss 0.4 -c copy` writes: the packets from the keyframe on, the first ten not to be shown."""
+    frames = noise(30, "nv12")  # every one of them a keyframe
+    if not keyframes:
+        frames = frames[:1] + np.arange(20, dtype=np.uint8).repeat(2)[:30, None, None]
+    write(tmp_path / "whole.mp4", frames)
+    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        stream = cut.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size and packet.pts is not None and packet.dts is not None and packet.time_base is not None:
+                early = int(Fraction(4, 10) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - early, packet.dts - early, stream
+                cut.mux(packet)
+    capture, shown = cv2.VideoCapture(str(tmp_path / "cut.mp4")), 0
+    while capture.read()[0]:
+        shown += 1
+    info = probe(tmp_path / "cut.mp4")
+    assert info.frames == shown == 20
+    assert np.array_equal(np.stack(list(read_frames(info.path, "nv12", info.frames))), frames[10:])
+
+
 def test_a_buffer_may_be_used_again_after_write(tmp_path: Path) -> None:
     frames = noise(20, "nv12")
     buffer = np.empty_like(frames[0])
