@@ -56,12 +56,12 @@ def _one(result: Result) -> Iterator[str]:
         yield bars(
             [
                 Bar(
-                    way,
+                    way + _mark(row),
                     [0.0] * (0 if row["right"] else WRONG_COLOUR) + [row["ms"]["median"]],
-                    row["floor_ms"],
+                    None if row["meaningless"] else row["floor_ms"],
                     row["ms"]["q1"],
                     row["ms"]["q3"],
-                    _note(row),
+                    _median(row),
                 )
                 for way, row in rows.items()
             ],
@@ -75,7 +75,12 @@ def _one(result: Result) -> Iterator[str]:
         yield legend(list(PARTS.values()))
         yield bars(
             [
-                Bar(way, [row["parts"][part]["ms"] for part in PARTS], row["ms"]["median"], note=_note(row))
+                Bar(
+                    way + _mark(row),
+                    [row["parts"][part]["ms"] for part in PARTS],
+                    row["ms"]["median"],
+                    note=_median(row),
+                )
                 for way, row in render.items()
             ],
             unit="Milliseconds a frame. Thick stroke, and number: the whole render.",
@@ -89,9 +94,10 @@ def _one(result: Result) -> Iterator[str]:
         yield legend(["cached frames", "everything else"])
         yield bars(
             [
-                Bar(way, [row["cache_bytes"] / 1e6, (row["peak_rss_bytes"] - row["cache_bytes"]) / 1e6])
-                if not row["device_bytes"]
-                else Bar(way, [0, row["peak_rss_bytes"] / 1e6], note=f"+ {row['device_bytes'] / 1e6:.0f} on the GPU")
+                # On a GPU the frames are not in the host's memory.
+                Bar(f"{way}, and {row['device_bytes'] / 1e6:.0f} on the GPU", [0, row["peak_rss_bytes"] / 1e6])
+                if row["device_bytes"]
+                else Bar(way, [row["cache_bytes"] / 1e6, (row["peak_rss_bytes"] - row["cache_bytes"]) / 1e6])
                 for way, row in result["memory"].items()
             ],
             unit="Megabytes resident at the peak.",
@@ -120,7 +126,7 @@ def _several(results: Sequence[tuple[str, Result]]) -> Iterator[str]:
                 if row is not None:
                     ms = row["ms"]
                     parts = [0.0] * number + [ms["median"]]  # the colour of its place among the measurements
-                    plotted.append(Bar(f"{way}, {name}", parts, None, ms["q1"], ms["q3"], _note(row)))
+                    plotted.append(Bar(f"{way}, {name}{_mark(row)}", parts, None, ms["q1"], ms["q3"], _median(row)))
         yield bars(plotted, unit="Milliseconds a frame. Thin whisker: quartiles.", title=title)
         yield _table(table)
     base, first = results[0]
@@ -135,24 +141,27 @@ def _has(results: Sequence[tuple[str, Result]], stage: str) -> bool:
     return any(result["stages"].get(stage) for _, result in results)
 
 
-def _note(row: dict[str, Any]) -> str:
+def _median(row: dict[str, Any]) -> str:
     """The number after a bar."""
-    mark = " WRONG" if not row["right"] else " (says nothing)" if row["meaningless"] else ""
-    return f"{row['ms']['median']:.2f}{mark}"
+    return f"{row['ms']['median']:.2f}"
+
+
+def _mark(row: dict[str, Any]) -> str:
+    """What to know of a bar, after its name."""
+    return ", WRONG" if not row["right"] else ", times say nothing" if row["meaningless"] else ""
 
 
 def _sweep(result: Result) -> Iterator[str]:
     for way in dict.fromkeys(row["way"] for row in result["sweep"]):
         rows = [row for row in result["sweep"] if row["way"] == way]
-        batches = dict.fromkeys(row["batch"] for row in rows)
+        across, each = ("workers", "batch") if len({row["workers"] for row in rows}) > 1 else ("batch", "workers")
         series = {
-            f"batch {batch}": [(str(row["workers"]), row["fps"]) for row in rows if row["batch"] == batch]
-            for batch in batches
+            f"{each} {value}": [(str(row[across]), row["fps"]) for row in rows if row[each] == value]
+            for value in dict.fromkeys(row[each] for row in rows)
         }
         yield f"<h3>{escape(way)}</h3>{legend(list(series))}"
-        yield lines(
-            series, across="compositing threads", unit="Frames a second", title=f"{way}: frames a second over workers"
-        )
+        over = {"workers": "compositing threads", "batch": "frames in a batch"}[across]
+        yield lines(series, across=over, unit="Frames a second", title=f"{way}: FPS over {over}")
 
 
 def _table(table: Table, kind: str = "") -> str:
