@@ -73,7 +73,9 @@ class VideoWriter:
         self._next = 0
         self._last_dts: int | None = None
         self._reformatter = VideoReformatter()
-        self._zero_copy = options.encoder in COPIES_INPUT and height % 4 == 0
+        # The conversion of bgr24 reads 16 pixels at a time, and so beyond the end of other widths.
+        ends_where_read = pixel_format == "nv12" or width % 16 == 0
+        self._zero_copy = options.encoder in COPIES_INPUT and height % 4 == 0 and ends_where_read
         formats = encoder_formats(options.encoder)
         self._encoder_format = next((f for f in ("nv12", "yuv420p") if f in formats), None)
         if self._encoder_format is None:

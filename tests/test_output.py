@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,34 @@ def test_an_encoders_other_name_has_the_same_defaults(body: VideoInfo, tmp_path:
         with av.open(str(path)) as container:
             written.append([bytes(packet) for packet in container.demux(video=0)])
     assert written[0] == written[1]
+
+
+AT_THE_END_OF_MEMORY = """
+import mmap, os, sys, tempfile
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from gpupipe.encode import VideoWriter
+
+folder, pixel_format = Path(sys.argv[1]), sys.argv[2]
+for width in (2, 16, 18, 48, 98, 642):
+    shape = (16, width, 3) if pixel_format == "bgr24" else (24, width)
+    size = int(np.prod(shape))
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    with tempfile.TemporaryFile() as file:
+        file.truncate(pages + mmap.PAGESIZE)
+        memory = mmap.mmap(file.fileno(), pages + mmap.PAGESIZE)
+        file.truncate(pages)
+    frame = np.frombuffer(memory, np.uint8, size, pages - size).reshape(shape)
+    size = {"width": width, "height": 16}
+    with VideoWriter(folder / "talk.mp4", **size, fps=Fraction(25), pixel_format=pixel_format) as writer:
+        writer.write(frame)
+        writer.write(frame)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a page behind the end of its file ends the process there only")
+@pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
+def test_nothing_is_read_beyond_a_frame(tmp_path: Path, pixel_format: str) -> None:
+    done = subprocess.run([sys.executable, "-c", AT_THE_END_OF_MEMORY, str(tmp_path), pixel_format], check=False)
+    assert done.returncode == 0
