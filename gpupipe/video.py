@@ -133,7 +133,8 @@ def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None =
         decoded planes unchanged. Each array is new.
 
     Raises:
-        MediaError: a frame cannot be decoded, or there are fewer than `count`.
+        MediaError: a frame cannot be decoded, is stored turned (as phones film; OpenCV turns it, so that rectangles
+            would not fit), or there are fewer than `count`.
     """
     path = Path(path)
     reformatter = VideoReformatter()
@@ -144,6 +145,14 @@ def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None =
             for frame in container.decode(stream) if count != 0 else ():
                 if frame.is_corrupt:
                     raise MediaError("is damaged", file=path, field=f"frame {done}", remedy="write it again")
+                if frame.rotation:
+                    raise MediaError(
+                        "is stored turned, for players to turn back",
+                        file=path,
+                        field="rotation",
+                        value=frame.rotation,
+                        remedy="write it again upright (ffmpeg does when it encodes)",
+                    )
                 yield _nv12(frame, reformatter) if pixel_format == "nv12" else _bgr24(frame, reformatter)
                 done += 1
                 if done == count:

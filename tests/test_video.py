@@ -13,6 +13,7 @@ from gpupipe.colour import Colour
 from gpupipe.compositor import PixelFormat
 from gpupipe.encode import VideoWriter
 from gpupipe.encoders import EncoderOptions
+from gpupipe.errors import MediaError
 from gpupipe.join import join
 from gpupipe.video import probe, read_frames
 
@@ -62,6 +63,23 @@ def test_frames_that_an_edit_list_leaves_out_do_not_count(tmp_path: Path, keyfra
     info = probe(tmp_path / "cut.mp4")
     assert info.frames == shown == 20
     assert np.array_equal(np.stack(list(read_frames(info.path, "nv12", info.frames))), frames[10:])
+
+
+def test_a_video_that_is_stored_turned_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "upright.mp4", noise(3, "nv12"))
+    content = bytearray((tmp_path / "upright.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2: after 40 bytes of the box's own fields
+    turned = np.array([0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    content[matrix : matrix + len(turned)] = turned
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(content)
+    with pytest.raises(
+        MediaError, match=r"turned.mp4: rotation: is stored turned.* \(got -90\); write it again upright"
+    ):
+        next(read_frames(path, "nv12"))
+    shown = cv2.VideoCapture(str(path)).read()[1]
+    assert shown is not None
+    assert shown.shape == (64, 48, 3)  # of 64x48 pixels stored
 
 
 def test_a_buffer_may_be_used_again_after_write(tmp_path: Path) -> None:
