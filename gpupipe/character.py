@@ -27,6 +27,10 @@ AUDIO_ENCODER = "checkpoint/audio_encoder.onnx"
 SOUND = "aud.wav"
 
 
+LARGEST = 1 << 13
+"""Coordinates of rectangles are within this many pixels: a crop resized to more would take gigabytes."""
+
+
 class GpupipeWarning(UserWarning):
     """Something about the input that the user should know, and that does not stop a render."""
 
@@ -231,8 +235,8 @@ def _rectangle(
     rect = Rect(*numbers)
     if rect.empty:
         fault("empty or reversed", numbers, "x2 must be greater than x1, and y2 than y1")
-    elif max(map(abs, rect)) > 1 << 15:
-        fault("too far away", numbers, "give body pixels")
+    elif max(map(abs, rect)) > LARGEST:
+        fault(f"beyond {LARGEST} pixels", numbers, "give body pixels")
     elif body is not None and rect.within(body.width, body.height).empty:
         fault(f"wholly outside the {body.width}x{body.height} body", numbers, "give body pixels")
     else:

@@ -125,6 +125,8 @@ def _render(options: argparse.Namespace) -> int:
             raise OutputError("no such folder", file=path.parent, remedy="create it first")
         if path is not None and path.is_dir():
             raise OutputError("is a folder", file=path, remedy="give the name of a file")
+        if path is not None and path.resolve() == Path(options.output).resolve():
+            raise OutputError("is the output itself", file=path, remedy="give the name of another file")
     trace = Trace()
     progress = None
     if not options.quiet:

@@ -76,7 +76,8 @@ class AudioEncoder:
 def options_for_encoder(path: Path, options: SessionOptions) -> SessionOptions:
     """TensorRT options with the one shape that the encoder at `path` is run with."""
     (node,) = open_session(path, SessionOptions(), field="audio encoder", option="--audio-encoder").get_inputs()[:1]
-    return replace(options, profile={node.name: (ENCODER_BATCH, 1, MEL_BANDS, WINDOW_COLUMNS)})
+    batch = node.shape[0] if isinstance(node.shape[0], int) else ENCODER_BATCH
+    return replace(options, profile={node.name: (batch, 1, MEL_BANDS, WINDOW_COLUMNS)})
 
 
 def encode_speech(sound: Path, encoder: Path, options: SessionOptions) -> Features:

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from gpupipe.colour import Colour
+from gpupipe.colour import DEFAULT_MATRIX, Colour
 from gpupipe.compositor import PixelFormat
 from gpupipe.errors import MediaError
 
@@ -116,7 +116,8 @@ def probe(path: Path | str) -> VideoInfo:
             fps=Fraction(fps),
             frames=sum(not packet.is_discard for packet in packets),
             colour=Colour(
-                matrix=int(context.colorspace),
+                # 0 is RGB, whose frames are converted.
+                matrix=int(context.colorspace) or DEFAULT_MATRIX,
                 range=int(context.color_range),
                 primaries=int(context.color_primaries),
                 transfer=int(context.color_trc),

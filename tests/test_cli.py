@@ -277,6 +277,16 @@ def test_trace(folder: Path, tmp_path: Path) -> None:
     assert finish["ts"] >= max(e["ts"] + e["dur"] for e in spans if e["name"] == "save")
 
 
+@pytest.mark.parametrize("option", ["--stats", "--trace"])
+def test_what_is_measured_does_not_replace_the_video(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    video = tmp_path / "talk.mp4"
+    assert main(["render", str(folder), "-o", str(video), option, f"{tmp_path}/character/../talk.mp4"]) == 1
+    assert "is the output itself" in capsys.readouterr().err
+    assert not video.exists()
+
+
 def test_stats_that_cannot_be_written(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for option in ("--stats", "--trace"):
         arguments = ["render", str(folder), "-o", str(tmp_path / "talk.mp4"), option, str(tmp_path)]
