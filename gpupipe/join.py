@@ -29,8 +29,9 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | No
         MediaError: the sound cannot be read.
     """
     try:
-        index_first = {"movflags": "+faststart"} if output.suffix.lower() == ".mp4" else {}
-        with av.open(media_url(output), "w", options=index_first) as joined:
+        # An MP4 with its index first; a Matroska file without the random number that it is told apart by.
+        settings = {"movflags": "+faststart"} if output.suffix.lower() == ".mp4" else {"fflags": "+bitexact"}
+        with av.open(media_url(output), "w", options=settings) as joined:
             with av.open(media_url(parts[0])) as first:
                 # Opaque: the codec is taken as it is, for some decoders (libdav1d) have no encoder of their name.
                 stream = joined.add_stream_from_template(first.streams.video[0], opaque=True)

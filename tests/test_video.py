@@ -179,13 +179,14 @@ def test_joined_parts_are_one_even_video(tmp_path: Path, suffix: str, lengths: l
     assert np.array_equal(np.stack(list(read_frames(tmp_path / f"all{suffix}", "nv12"))), frames)
 
 
-def test_joining_does_not_depend_on_who_encoded_what(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_joining_does_not_depend_on_who_encoded_what(tmp_path: Path, suffix: str) -> None:
     frames = noise(20, "nv12", seed=4)
     for name in ("one", "two"):
         write(tmp_path / f"{name}_b.mp4", frames[10:])
         write(tmp_path / f"{name}_a.mp4", frames[:10])
-        join([tmp_path / f"{name}_a.mp4", tmp_path / f"{name}_b.mp4"], tmp_path / f"{name}.mp4", Fraction(25))
-    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+        join([tmp_path / f"{name}_a.mp4", tmp_path / f"{name}_b.mp4"], tmp_path / f"{name}{suffix}", Fraction(25))
+    assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
