@@ -11,6 +11,7 @@ waited for the copy of the frames, which follows the paste and so everything que
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from gpupipe import kernels
 from gpupipe.compositor import MAX_BATCH
 from gpupipe.device import Copy, Device
+from gpupipe.errors import DeviceError
 from gpupipe.frame_cache import FrameSpec
 from gpupipe.frame_cache_gpu import DeviceFrames, frame_rows
 from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH, CropLayout
@@ -208,7 +210,9 @@ class GpuCompositor:
 
     def close(self) -> None:
         """Wait for what is queued, and release every buffer, the frames' too."""
-        self.device.synchronize()
+        # A GPU that has failed has said so where its result was waited for: that error is the one to show.
+        with suppress(DeviceError):
+            self.device.synchronize()
         for slot in self._slots:
             for name in vars(slot):
                 setattr(slot, name, None)

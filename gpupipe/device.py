@@ -15,61 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gpupipe.driver import device_count, load_cupy, version_text
 from gpupipe.errors import DeviceError, DeviceMemoryError
 
 WAYS_OUT = (
     "use nv12 instead of bgr24, a smaller --batch, fewer --frames, another GPU, or --device cpu, "
     "or end other programs that use this GPU"
 )
-INSTALL = "pip install 'gpupipe[cuda]', or use --device cpu"
-
 # Flags of cudaHostAlloc: host memory that the GPU addresses too, in every CUDA context.
 _MAPPED, _PORTABLE = 2, 1
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-
-
-def _cupy() -> ModuleType:
-    try:
-        import cupy
-    except ModuleNotFoundError as error:
-        missing = "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported: {error}"
-        raise DeviceError(missing, remedy=INSTALL) from error
-    except ImportError as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise DeviceError(f"CuPy cannot be imported: {reason}", remedy=f"install it again: {INSTALL}") from error
-    return cupy  # type: ignore[no-any-return]
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _device_count(cupy: ModuleType) -> int:
-    runtime = cupy.cuda.runtime
-    driver, wanted = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    if driver == 0:
-        raise DeviceError(
-            "no NVIDIA driver is installed (libcuda was not found)",
-            remedy="install the driver of your GPU (nvidia-smi shows whether it works), or use --device cpu",
-        )
-    if driver // 1000 < wanted // 1000:
-        raise DeviceError(
-            f"the NVIDIA driver is too old: it supports CUDA {_version(driver)}, CuPy needs CUDA {wanted // 1000}",
-            remedy="update the driver, or use --device cpu",
-        )
-    try:
-        count = int(runtime.getDeviceCount())
-    except runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"the NVIDIA driver finds no usable GPU: {error}",
-            remedy="see nvidia-smi and the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
-        ) from error
-    if count == 0:
-        raise DeviceError(
-            "there is no NVIDIA GPU in this machine",
-            remedy="see the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
-        )
-    return count
 
 
 def open_device(index: int | None = None) -> Device:
@@ -81,8 +36,8 @@ def open_device(index: int | None = None) -> Device:
     Raises:
         DeviceError: it cannot be used; says why and what to do.
     """
-    cupy = _cupy()
-    count = _device_count(cupy)
+    cupy = load_cupy()
+    count = device_count(cupy)
     number = 0 if index is None else index
     if not 0 <= number < count:
         raise DeviceError("no such GPU", field="GPU index", value=index, remedy=f"choose one of 0 to {count - 1}")
@@ -104,12 +59,12 @@ def describe() -> dict[str, Any]:
     """
     found: dict[str, Any] = {"cupy": None, "driver": None, "runtime": None, "devices": [], "problem": None}
     try:
-        cupy = _cupy()
+        cupy = load_cupy()
         found["cupy"] = cupy.__version__
         driver = cupy.cuda.runtime.driverGetVersion()
-        found["driver"] = _version(driver) if driver else None
-        found["runtime"] = _version(cupy.cuda.runtime.runtimeGetVersion())
-        for index in range(_device_count(cupy)):
+        found["driver"] = version_text(driver) if driver else None
+        found["runtime"] = version_text(cupy.cuda.runtime.runtimeGetVersion())
+        for index in range(device_count(cupy)):
             device = open_device(index)
             found["devices"].append(
                 {
@@ -173,9 +128,16 @@ class Device:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Make this GPU the calling thread's current one."""
-        with self._cupy.cuda.Device(self.index):
-            yield
+        """Make this GPU the calling thread's current one.
+
+        Raises:
+            DeviceError: what is done inside fails on the GPU (a fault, a GPU that has gone).
+        """
+        try:
+            with self._cupy.cuda.Device(self.index):
+                yield
+        except self._runtime.CUDARuntimeError as error:
+            raise self._failure(error) from error
 
     @property
     def free_bytes(self) -> int:
@@ -254,7 +216,10 @@ class Device:
 
     def _raise_unless_memory(self, error: Exception) -> None:
         if getattr(error, "status", _OUT_OF_MEMORY) != _OUT_OF_MEMORY:
-            raise DeviceError(f"GPU {self.index} ({self.name}) failed: {error}", remedy="see nvidia-smi") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> DeviceError:
+        return DeviceError(f"GPU {self.index} ({self.name}) failed: {error}", remedy="see nvidia-smi")
 
     def copy(self, target: Any, source: Any, stream: Any, *, rows: Copy | None = None) -> None:
         """Queue a copy between device arrays and arrays that `pinned` made. Both must be C-contiguous.
@@ -316,12 +281,14 @@ class Device:
 
     def wait(self, event: Any) -> None:
         """Wait, on the host, for `event`."""
-        event.synchronize()
+        with self.use():
+            event.synchronize()
 
     def synchronize(self) -> None:
         """Wait, on the host, for everything queued on both streams."""
-        self.copy_stream.synchronize()
-        self.compute_stream.synchronize()
+        with self.use():
+            self.copy_stream.synchronize()
+            self.compute_stream.synchronize()
 
 
 def _address(array: Any) -> int:

@@ -221,3 +221,10 @@ def test_a_host_that_cannot_lock_memory(device: Device, monkeypatch: pytest.Monk
     monkeypatch.setattr(cupy.cuda.pinned_memory, "PinnedMemory", fail)
     with pytest.raises(DeviceMemoryError, match=r"the host cannot lock 2.0 MB of memory for finished frames"):
         device.pinned((2_000_000,), np.uint8, "finished frames")
+
+
+@pytest.mark.cuda
+def test_a_fault_on_the_gpu_is_a_device_error(device: Device) -> None:
+    cupy = pytest.importorskip("cupy")
+    with pytest.raises(DeviceError, match=r"failed: cudaError.*see nvidia-smi"), device.use():
+        raise cupy.cuda.runtime.CUDARuntimeError(700)

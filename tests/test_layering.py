@@ -17,7 +17,7 @@ OWNERS = {
         # The ways that gpupipe is compared with use OpenCV as people do.
         *("bench", "bench_handover", "bench_reference", "bench_ways"),
     },
-    "cupy": {"device", "kernels"},
+    "cupy": {"driver", "kernels"},
     "onnxruntime": {"session"},
     "onnx": {"demo.graph", "demo.full", "demo.mouth", "demo.models"},
     "rich": {"progress"},
@@ -47,7 +47,8 @@ MAY: dict[str, set[str]] = {
     "session": {"errors"},
     "inference": {"errors", "geometry", "session"},
     "frame_cache": BASE,
-    "device": {"errors"},
+    "driver": {"errors"},
+    "device": {"driver", "errors"},
     "kernels": BASE,
     "compose_cpu": {*BASE, "frame_cache"},
     "frame_cache_gpu": {*BASE, "frame_cache", "device", "kernels"},

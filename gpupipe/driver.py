@@ -1,0 +1,64 @@
+"""CuPy, and the NVIDIA driver under it: whether they are there, and how many GPUs they find."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from gpupipe.errors import DeviceError
+
+INSTALL = "pip install 'gpupipe[cuda]', or use --device cpu"
+
+
+def load_cupy() -> ModuleType:
+    """The `cupy` module.
+
+    Raises:
+        DeviceError: it is not installed, or cannot be imported.
+    """
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        missing = "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported: {error}"
+        raise DeviceError(missing, remedy=INSTALL) from error
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DeviceError(f"CuPy cannot be imported: {reason}", remedy=f"install it again: {INSTALL}") from error
+    return cupy  # type: ignore[no-any-return]
+
+
+def version_text(number: int) -> str:
+    """A CUDA version for people: 12090 is `12.9`."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def device_count(cupy: ModuleType) -> int:
+    """How many GPUs can be used; at least one.
+
+    Raises:
+        DeviceError: none can; says why and what to do.
+    """
+    runtime = cupy.cuda.runtime
+    driver, wanted = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if driver == 0:
+        raise DeviceError(
+            "no NVIDIA driver is installed (libcuda was not found)",
+            remedy="install the driver of your GPU (nvidia-smi shows whether it works), or use --device cpu",
+        )
+    if driver // 1000 < wanted // 1000:
+        raise DeviceError(
+            f"the NVIDIA driver is too old: it supports CUDA {version_text(driver)}, CuPy needs CUDA {wanted // 1000}",
+            remedy="update the driver, or use --device cpu",
+        )
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"the NVIDIA driver finds no usable GPU: {error}",
+            remedy="see nvidia-smi and the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
+        ) from error
+    if count == 0:
+        raise DeviceError(
+            "there is no NVIDIA GPU in this machine",
+            remedy="see the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
+        )
+    return count
