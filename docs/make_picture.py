@@ -1,7 +1,7 @@
 """Draw the README's picture from a rendered demo: a frame, and the face beside the loudness of what it says.
 
-    gpupipe demo build/demo && gpupipe render build/demo -o build/demo.mp4
-    python docs/make_picture.py build/demo build/demo.mp4 docs/demo.jpg
+gpupipe demo build/demo && gpupipe render build/demo -o build/demo.mp4
+python docs/make_picture.py build/demo build/demo.mp4 docs/demo.jpg
 """
 
 import sys
