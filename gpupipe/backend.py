@@ -25,8 +25,8 @@ from gpupipe.session import Provider, SessionOptions
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
-HOST_SLOTS = 2
-"""Batches under way on the CPU: one is inferred while the other is pasted, encoded and prepared again."""
+HOST_SLOTS = 3
+"""Batches under way on the CPU: one is inferred, one is pasted or encoded, one is prepared."""
 DEVICE_SLOTS = 3
 """Batches under way on a GPU: one is computed, one is copied to the host, one is encoded."""
 
@@ -46,6 +46,7 @@ class Backend:
         model: the lip-sync model.
         compositor: a `compositor.Compositor`.
         slots: the buffers of the batches under way.
+        batch: frames in each of them.
         gpu: the GPU, or None.
         notes: what was picked on its own, and why.
     """
@@ -55,6 +56,7 @@ class Backend:
     model: Model
     compositor: Any
     slots: list[Any]
+    batch: int
     gpu: Device | None = None
     notes: tuple[str, ...] = ()
     closing: ExitStack = field(default_factory=ExitStack)
@@ -73,7 +75,7 @@ class BackendOptions:
         model: the ONNX file.
         device: where to composite.
         provider: where to run the model.
-        batch: frames in a batch.
+        batch: frames in a batch; on the CPU no more than the model runs at a time.
         workers: compositing threads on the CPU.
         inference_threads: CPU threads for the model.
         tf32: let the CUDA provider use TF32.
@@ -116,22 +118,26 @@ def open_backend(
         closing.callback(model.close)
         options.check_model(model)
         speech = features(model.options)
+        batch = options.batch
         if gpu is None:
+            # No more frames than the model runs at a time: what one step has written is still in the processor's
+            # cache when the next one reads it.
+            batch = min(batch, model.runs * model.chunk)
             compositor: Any = CpuCompositor(
                 HostFrames.load(spec, *readers()),
                 speech,
-                batch=options.batch,
+                batch=batch,
                 dtype=model.dtype,
                 workers=options.workers,
             )
         else:
             placed: dict[str, Any] = {
-                "batch": options.batch,
+                "batch": batch,
                 "dtype": model.dtype,
                 "model_on_device": model.provider != "cpu",
             }
             if placed["model_on_device"]:
-                warm_up(model, gpu, spec.layout, options.batch)
+                warm_up(model, gpu, spec.layout, batch)
             wanted = GpuCompositor.bytes_wanted(spec, slots=DEVICE_SLOTS, speech_rows=len(speech), **placed)
             frames = DeviceFrames.load(gpu, spec, *readers(), others=wanted | {"spare": SPARE_BYTES})
             closing.callback(frames.close)
@@ -139,7 +145,7 @@ def open_backend(
         closing.callback(compositor.close)
         slots = [compositor.new_slot() for _ in range(HOST_SLOTS if gpu is None else DEVICE_SLOTS)]
         name = "cpu" if gpu is None else f"cuda ({gpu.name})"
-        return Backend(name, model.provider, model, compositor, slots, gpu, (*notes, *more), closing.pop_all())
+        return Backend(name, model.provider, model, compositor, slots, batch, gpu, (*notes, *more), closing.pop_all())
     raise AssertionError("unreachable")
 
 

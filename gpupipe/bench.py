@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import cv2
 
 from gpupipe import __version__, bench_floor, bench_machine
-from gpupipe.bench_entrants import STAGES, Entrant, GpupipeEntrant, StageName
+from gpupipe.bench_entrants import STAGES, Entrant, StageName
+from gpupipe.bench_gpupipe import GpupipeEntrant
 from gpupipe.bench_lineup import WAYS, absences, line_up, way_of
 from gpupipe.bench_memory import measure_memory
 from gpupipe.bench_scene import OPENCV_THREADS, Scene, SceneOptions

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gpupipe import bench_torch, device
-from gpupipe.bench_entrants import Entrant, GpupipeEntrant, PlainEntrant, TorchEntrant
+from gpupipe.bench_entrants import Entrant, PlainEntrant, TorchEntrant
+from gpupipe.bench_gpupipe import GpupipeEntrant
 from gpupipe.bench_scene import Scene
 from gpupipe.bench_ways import parallel, sequential, tuned_cpu
 from gpupipe.compositor import PixelFormat

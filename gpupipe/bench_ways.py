@@ -138,16 +138,19 @@ def _resized(placed: Pixels, rect: Rect, body: Pixels) -> tuple[Any, Rect]:
     return patch[seen.y1 - rect.y1 : seen.y2 - rect.y1, seen.x1 - rect.x1 : seen.x2 - rect.x1], seen
 
 
-def gpupipe_composite(job: Job, compositor: Any, save: Save) -> float | None:
-    """gpupipe's compositor alone, batch by batch, on predictions that are in the slot already.
+def gpupipe_composite(
+    job: Job, compositor: Any, slot: Any, predict: Callable[[Any, Batch], None], save: Save
+) -> float | None:
+    """gpupipe's compositor alone, batch by batch, on predictions that `predict` puts into the slot.
 
     Returns:
         On a GPU, seconds from the begin of each batch's first kernel to the end of its copy to the host; else None.
     """
-    slot, gpu = job.backend.slots[0], job.backend.gpu
+    gpu = job.backend.gpu
     events = None if gpu is None else (gpu.event(timing=True), gpu.event(timing=True))
     seconds = 0.0
-    for batch in job.plan.batches():
+    for batch in job.plan.batches(job.backend.batch):
+        predict(slot, batch)
         if gpu is not None and events is not None:
             gpu.record(events[0], gpu.compute_stream)
         compositor.prepare(slot, batch.source, batch.speech)

@@ -80,7 +80,7 @@ class Job:
         if self.backend.gpu is not None:
             # On a GPU these only queue work: one thread keeps the stream in order.
             stages = [Stage("compute", self._compute)]
-        yield from pipeline.run(self.plan.batches(), self.backend.slots, [*stages, *more])
+        yield from pipeline.run(self.plan.batches(self.backend.batch), self.backend.slots, [*stages, *more])
 
     def finish(self, slot: Any, batch: Batch) -> NDArray[np.uint8]:
         """Wait for the frames of a slot.

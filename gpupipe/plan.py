@@ -34,7 +34,7 @@ class JobOptions:
         model: ONNX file; None for the character's own.
         device: where to composite.
         provider: where to run the model.
-        batch: frames in a batch.
+        batch: frames in a batch; on the CPU no more than the model runs at a time.
         workers: compositing threads on the CPU; None for one a core, 4 at most.
         frames: the most output frames to render; None for as many as the speech lasts.
         start_frame: position in the ping-pong order at which to start.
@@ -123,9 +123,8 @@ class Plan:
         spec = _spec(character, pixel_format, int(order.max()) + 1, options.masked_video)
         return cls(character, options, speech, total, order, spec)
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches, in order; the tail is padded with the last frame: one batch size for the whole render."""
-        size = self.options.batch
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of `size` frames, in order; the tail is padded with the last frame: one size for the whole render."""
         for start in range(0, self.total, size):
             frames = np.minimum(np.arange(start, start + size), self.total - 1).astype(np.int32)
             yield Batch(start, min(size, self.total - start), self.order[frames], frames)

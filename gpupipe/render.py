@@ -49,7 +49,7 @@ class RenderStats:
         pixel_format: of the finished frames.
         device: where frames were composited.
         provider: the ONNX Runtime provider that ran the model.
-        batch: frames in a batch.
+        batch: frames in a batch, as asked for; the CPU takes no more at once than the model runs at a time.
         workers: compositing threads.
         inference_threads: CPU threads for the model.
         total_seconds: the whole render, loading included.
@@ -131,7 +131,7 @@ def render(
         model: ONNX file; None for the character's own.
         device: where to composite; "auto" takes a GPU if there is one.
         provider: where to run the model; "auto" takes the device's.
-        batch: frames in a batch.
+        batch: frames in a batch; on the CPU no more than the model runs at a time.
         workers: compositing threads on the CPU, and images encoded at a time.
         frames: the most output frames to render.
         start_frame: position in the ping-pong order at which to start.

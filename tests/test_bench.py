@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 import gpupipe.bench
 from gpupipe import bench_floor, bench_reference, bench_torch, cli
 from gpupipe.bench import BenchOptions, add_arguments, run
-from gpupipe.bench_entrants import Entrant, GpupipeEntrant, StageName
+from gpupipe.bench_entrants import Entrant, StageName
+from gpupipe.bench_gpupipe import GpupipeEntrant
 from gpupipe.bench_handover import HandOver, OpencvNv12
 from gpupipe.bench_lineup import WAYS, line_up, way_of
 from gpupipe.bench_measure import (

@@ -267,7 +267,10 @@ def test_trace(folder: Path, tmp_path: Path) -> None:
     spans = [event for event in told["traceEvents"] if event["ph"] == "X"]
     for stage in ("prepare", "infer", "paste", "save"):
         mine = sorted((event for event in spans if event["name"] == stage), key=lambda event: float(event["ts"]))
-        assert [event["args"]["frames"] for event in mine] == [5, 5, 2]
+        # On the CPU a batch is taken in parts, as many frames as the model runs at a time.
+        taken = [event["args"]["frames"] for event in mine]
+        assert sum(taken) == 12
+        assert max(taken) <= 5
         assert {names[event["tid"]] for event in mine} == {stage}
         for before, after in pairwise(mine):
             assert before["ts"] + before["dur"] <= after["ts"]
