@@ -34,8 +34,8 @@ class HandOver:
 
     def __call__(self, frame: Pixels) -> av.VideoFrame:
         """The picture: the memory of `frame` (nv12) or of its own (bgr24)."""
-        # PyAV takes the height of an nv12 array wrongly unless it is divisible by 4, and libswscale reads bgr24 16 pixels
-        # at a time: such frames are copied, as the writer does.
+        # PyAV takes the height of an nv12 array wrongly unless it is divisible by 4, and libswscale reads bgr24 by 16
+        # pixels: other frames are copied, as the writer does.
         height = frame.shape[0] * 2 // 3 if self._pixel_format == "nv12" else frame.shape[0]
         whole = height % 4 == 0 and (self._pixel_format == "nv12" or frame.shape[1] % 16 == 0)
         wrap = av.VideoFrame.from_numpy_buffer if whole else av.VideoFrame.from_ndarray
