@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -11,20 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gpupipe import device
-from gpupipe.machine import cpu_count, cpu_name
+from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 
-PACKAGES = (
-    "gpupipe",
-    "numpy",
-    "av",
-    "opencv-python-headless",
-    "opencv-python",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "cupy-cuda12x",
-    "torch",
-    "onnx2torch",
-)
+
+PACKAGES_TOO = (*PACKAGES, "torch", "onnx2torch")
 
 
 def facts() -> dict[str, Any]:
@@ -42,20 +31,15 @@ def facts() -> dict[str, Any]:
         "gpu_problem": gpu["problem"],
         "cuda_driver": gpu["driver"],
         "gpu_clocks": _gpu_clocks(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {
+            name: version for name in (*PACKAGES, "torch", "onnx2torch") if (version := package_version(name))
+        },
     }
 
 
 def load() -> float | None:
     """Processes that ran or wanted to over the last minute, on average."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_mhz() -> float | None:

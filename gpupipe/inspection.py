@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -20,20 +19,10 @@ from gpupipe.frame_cache import FrameSpec
 from gpupipe.frame_cache_gpu import bytes_wanted
 from gpupipe.inference import Signature
 from gpupipe.job import check_model_size
-from gpupipe.machine import cpu_count, cpu_name
+from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 from gpupipe.session import PROVIDER_NAMES, SessionOptions, open_session, probe_provider, runtime
 from gpupipe.video import probe
 
-PACKAGES = (
-    "gpupipe",
-    "numpy",
-    "av",
-    "opencv-python-headless",
-    "opencv-python",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "cupy-cuda12x",
-)
 ENCODERS = ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "av1_nvenc")
 
 
@@ -126,7 +115,7 @@ def _cache_bytes(character: Character) -> dict[str, dict[str, int]]:
 
 def doctor() -> dict[str, Any]:
     """What is installed, what really opens, and what to install for what is missing. JSON values."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: package_version(name) for name in PACKAGES}
     providers: dict[str, str | None] = {}
     try:
         runtime()
@@ -147,13 +136,6 @@ def doctor() -> dict[str, Any]:
         "encoders": encoders,
         "advice": _advice(versions, providers, gpu),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _encoder_problem(encoder: str) -> str | None:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import sys
 from pathlib import Path
+
+PACKAGES = (
+    "gpupipe",
+    "numpy",
+    "av",
+    "opencv-python-headless",
+    "opencv-python",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "cupy-cuda12x",
+)
+"""The packages whose versions matter to a report."""
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def peak_rss_bytes() -> int:

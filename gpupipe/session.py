@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError
+from gpupipe.machine import package_version
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -76,7 +76,7 @@ def runtime() -> ModuleType:
     Raises:
         InferenceError: it is not installed, or is installed twice.
     """
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if package_version(name)]
     if len(installed) == 2:
         raise InferenceError(
             "onnxruntime and onnxruntime-gpu are both installed, and each overwrites the other's module",
@@ -90,13 +90,6 @@ def runtime() -> ModuleType:
         ) from error
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime  # type: ignore[no-any-return]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @cache

@@ -44,7 +44,7 @@ MAY: dict[str, set[str]] = {
     "mel": {"errors", "geometry"},
     "audio": {"errors", "geometry", "mel"},
     "character": {"errors", "geometry", "video"},
-    "session": {"errors"},
+    "session": {"errors", "machine"},
     "inference": {"errors", "geometry", "session"},
     "frame_cache": BASE,
     "driver": {"errors"},
