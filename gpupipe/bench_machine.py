@@ -12,7 +12,6 @@ from typing import Any
 from gpupipe import device
 from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 
-
 PACKAGES_TOO = (*PACKAGES, "torch", "onnx2torch")
 
 
