@@ -619,7 +619,12 @@ def test_ended_from_outside(folder: Path, tmp_path: Path, sent: str, told: tuple
     (tmp_path / "talk.mp4").write_bytes(b"mine")
     before = small.files_in(tmp_path)
     slow = ("--preset", "placebo", "--encoder-threads", "1", "--device", "cpu", "--overwrite")
-    process = gpupipe_process("render", str(folder), "-o", str(tmp_path / "talk.mp4"), *slow)
+    # A signal that this run ignores (under nohup, say) would be ignored by what it starts too.
+    ignored = signal.signal(getattr(signal, sent), signal.SIG_DFL)
+    try:
+        process = gpupipe_process("render", str(folder), "-o", str(tmp_path / "talk.mp4"), *slow)
+    finally:
+        signal.signal(getattr(signal, sent), ignored)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Processed 20/4000 frames (")
     assert len(small.files_in(tmp_path)) > len(before)
