@@ -17,15 +17,15 @@ import cv2
 import numpy as np
 
 from gpupipe import Character
-from gpupipe.bench_floor import host_rates
-from gpupipe.bench_handover import HandOver, OpencvNv12
-from gpupipe.bench_measure import in_turn, spread
-from gpupipe.bench_ways import plain_composite, plain_inputs
-from gpupipe.compose_cpu import CpuCompositor
-from gpupipe.compositor import PixelFormat
-from gpupipe.frame_cache import FrameSpec, HostFrames
+from gpupipe.bench.floor import host_rates
+from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.measure import in_turn, spread
+from gpupipe.bench.ways import plain_composite, plain_inputs
+from gpupipe.colour import PixelFormat
+from gpupipe.compose.cpu import CpuCompositor
+from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.machine import cpu_name
-from gpupipe.video import read_frames
+from gpupipe.media.video import read_frames
 
 BATCH = 8
 

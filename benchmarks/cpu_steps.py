@@ -27,10 +27,10 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from gpupipe import Character
-from gpupipe.compose_cpu import CpuCompositor
-from gpupipe.frame_cache import FrameSpec, HostFrames
+from gpupipe.compose.cpu import CpuCompositor
+from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.machine import cpu_name
-from gpupipe.video import read_frames
+from gpupipe.media.video import read_frames
 
 BATCH = 8
 

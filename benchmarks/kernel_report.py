@@ -27,13 +27,13 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from gpupipe import kernels
-from gpupipe.compose_gpu import GpuCompositor
-from gpupipe.compositor import PixelFormat
-from gpupipe.device import open_device
-from gpupipe.frame_cache import FrameSpec
-from gpupipe.frame_cache_gpu import DeviceFrames
+from gpupipe.colour import PixelFormat
+from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.gpu import GpuCompositor
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.gpu import kernels
+from gpupipe.gpu.device import open_device
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

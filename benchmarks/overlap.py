@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from gpupipe import Character, render
-from gpupipe.inference import Model
 from gpupipe.machine import cpu_count, cpu_name
-from gpupipe.session import SessionOptions
+from gpupipe.model.model import Model
+from gpupipe.model.runtime import SessionOptions
 from gpupipe.trace import Trace
 
 BATCH = 8

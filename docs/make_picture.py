@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from gpupipe import Character
-from gpupipe.sound import read_pcm
-from gpupipe.video import read_frames
+from gpupipe.media.sound import read_pcm
+from gpupipe.media.video import read_frames
 
 WIDTH, FACES, FACE = 1280, 8, 160
 

@@ -12,8 +12,8 @@ try:
 except PackageNotFoundError:  # run from a source folder that is not installed
     __version__ = "0+unknown"
 
-from gpupipe.character import Character
+from gpupipe.character.folder import Character
 from gpupipe.errors import GpupipeError
-from gpupipe.render import RenderStats, frames, render
+from gpupipe.render.render import RenderStats, frames, render
 
 __all__ = ["Character", "GpupipeError", "RenderStats", "__version__", "frames", "render"]

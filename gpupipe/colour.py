@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+PixelFormat = Literal["nv12", "bgr24"]
+"""Of body frames and finished frames, by FFmpeg's names; both are 8 bits a sample."""
 
 FRACTION_BITS: Final = 14
 

@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from gpupipe.encode import VideoWriter
+from gpupipe.media.encode import VideoWriter
 
 FRAMES = 12
 WIDTH, HEIGHT = 96, 64

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpupipe import audio
 from gpupipe.errors import InferenceError, MediaError
+from gpupipe.speech import windows as audio
 
 F32 = NDArray[np.float32]
 TOLERANCE = 1e-4
@@ -214,7 +214,7 @@ def test_published_counts() -> None:
 
 @pytest.mark.talker
 def test_filmed_speech(librosa: ModuleType, talker: Path) -> None:
-    from gpupipe.sound import read_pcm
+    from gpupipe.media.sound import read_pcm
 
     pcm = np.concatenate(list(read_pcm(talker / "aud.wav")))
     mel = audio.mel_spectrogram(pcm)
@@ -292,7 +292,7 @@ def test_the_models_own_rate_changes_nothing() -> None:
 HOUR = """
 import re
 import numpy as np
-from gpupipe.audio import features_from_pcm
+from gpupipe.speech.windows import features_from_pcm
 
 def memory(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) / 1024

@@ -19,9 +19,11 @@ import pytest
 import small
 
 import gpupipe
-from gpupipe.cli import main
-from gpupipe.compositor import MAX_BATCH
+from gpupipe.cli.commands import main
 from gpupipe.errors import DeviceError, OptionError, OutputError, PackageError
+from gpupipe.options import MAX_BATCH
+from gpupipe.render import output as output_room
+from gpupipe.render import plan as plan_room
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -420,7 +422,7 @@ def test_a_device_error_is_raised_in_python(folder: Path, tmp_path: Path, monkey
     def no_device() -> None:
         raise DeviceError("there is no NVIDIA GPU in this machine")
 
-    monkeypatch.setattr("gpupipe.backend.open_device", no_device)
+    monkeypatch.setattr("gpupipe.engine.backend.open_device", no_device)
     with pytest.raises(DeviceError, match="there is no NVIDIA GPU"):
         gpupipe.render(folder, tmp_path / "talk.mp4", device="cuda")
     stats = gpupipe.render(folder, tmp_path / "talk.mp4", device="auto")
@@ -533,7 +535,7 @@ def test_an_output_folder_that_is_not_writable(refusal: Refusal, tmp_path: Path)
 
 FULL_DISK = """
 import resource, signal, sys
-from gpupipe.cli import main
+from gpupipe.cli.commands import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing past the limit fails with EFBIG
 character, output, *limits = sys.argv[1:]
 for limit in limits:
@@ -568,7 +570,7 @@ def running_threads() -> set[str]:
 def test_ctrl_c_while_loading(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpupipe.video import read_frames
+    from gpupipe.media.video import read_frames
 
     def interrupted(path: Path, *rest: Any) -> Iterator[Any]:
         for number, frame in enumerate(read_frames(path, *rest)):
@@ -576,7 +578,7 @@ def test_ctrl_c_while_loading(
                 signal.raise_signal(signal.SIGINT)
             yield frame
 
-    monkeypatch.setattr("gpupipe.plan.read_frames", interrupted)
+    monkeypatch.setattr(plan_room, "read_frames", interrupted)
     before, threads = small.files_in(tmp_path), running_threads()
     for output in ("talk.mp4", "images/"):
         assert main(["render", str(folder), "-o", f"{tmp_path}/{output}", "--device", "cpu"]) == 130
@@ -594,13 +596,13 @@ def test_ctrl_c_while_rendering(
     output: str,
     kind: str,
 ) -> None:
-    write = getattr(gpupipe.output, kind).write
+    write = getattr(output_room, kind).write
 
     def interrupted(self: Any, frames: Any) -> None:
         write(self, frames)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(f"gpupipe.output.{kind}.write", interrupted)
+    monkeypatch.setattr(getattr(output_room, kind), "write", interrupted)
     before, threads = small.files_in(tmp_path), running_threads()
     assert (
         main(["render", str(folder), "-o", f"{tmp_path}/{output}", "--device", "cpu", "--batch", "2", "--quiet"]) == 130

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import gpupipe.bench
-from gpupipe import bench_floor, bench_reference, bench_torch, cli
-from gpupipe.bench import BenchOptions, add_arguments, run
-from gpupipe.bench_entrants import Entrant, StageName
-from gpupipe.bench_gpupipe import GpupipeEntrant
-from gpupipe.bench_handover import HandOver, OpencvNv12
-from gpupipe.bench_lineup import WAYS, line_up, way_of
-from gpupipe.bench_measure import (
+from gpupipe import cli
+from gpupipe.bench import floor as bench_floor
+from gpupipe.bench import reference as bench_reference
+from gpupipe.bench import torch_way as bench_torch
+from gpupipe.bench.compare import BenchOptions, add_arguments, run
+from gpupipe.bench.entrants import Entrant, StageName
+from gpupipe.bench.gpupipe_way import GpupipeEntrant
+from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.lineup import WAYS, line_up, way_of
+from gpupipe.bench.measure import (
     EXACT,
     ROUNDING,
     Comparison,
@@ -37,11 +41,11 @@ from gpupipe.bench_measure import (
     spread,
     timing,
 )
-from gpupipe.bench_scene import Scene, SceneOptions
-from gpupipe.bench_stages import Timetable, add_floors, check
-from gpupipe.bench_sweep import rows as sweep_rows
-from gpupipe.bench_sweep import sweep
-from gpupipe.bench_ways import Save, tuned_cpu
+from gpupipe.bench.scene import Scene, SceneOptions
+from gpupipe.bench.stages import Timetable, add_floors, check
+from gpupipe.bench.sweep import rows as sweep_rows
+from gpupipe.bench.sweep import sweep
+from gpupipe.bench.ways import Save, tuned_cpu
 from gpupipe.colour import Colour
 from gpupipe.errors import OptionError
 from gpupipe.geometry import CropLayout, Rect
@@ -499,7 +503,7 @@ def test_who_is_absent_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(OptionError, match="pytorch cannot run here: not installed"):
         run(BenchOptions(folder, frames=4, ways=("pytorch",)))
     nothing: dict[str, Any] = {"devices": [], "problem": "no NVIDIA driver is installed", "driver": None}
-    monkeypatch.setattr("gpupipe.device.describe", lambda: nothing)
+    monkeypatch.setattr("gpupipe.gpu.device.describe", lambda: nothing)
     result = run(BenchOptions(folder, frames=4, runs=1, stage="infer"))
     assert result["absent"] == {
         "gpupipe-cuda": "no NVIDIA driver is installed",
@@ -555,7 +559,7 @@ def test_the_demos_character_is_made_once(tmp_path: Path, monkeypatch: pytest.Mo
         made.append(folder)
         small.small_character(folder)
 
-    monkeypatch.setattr("gpupipe.bench.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("gpupipe.bench.compare.cache_folder", lambda: tmp_path)
     monkeypatch.setattr("gpupipe.demo.make_demo", make)
     for _ in range(2):
         result = run(BenchOptions(frames=4, runs=1, stage="infer", ways=("sequential",)))
@@ -564,13 +568,7 @@ def test_the_demos_character_is_made_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(made) == 1
 
 
-def test_python_m_gpupipe_bench_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_to_cli: list[list[str]] = []
-
-    def command_line(arguments: list[str]) -> int:
-        given_to_cli.append(arguments)
-        return 7
-
-    monkeypatch.setattr("gpupipe.cli.main", command_line)
-    assert gpupipe.bench.main(["--quick"]) == 7
-    assert given_to_cli == [["bench", "--quick"]]
+def test_python_m_gpupipe_bench_is_the_command() -> None:
+    told = subprocess.run([sys.executable, "-m", "gpupipe.bench", "--ways", "none"], capture_output=True, text=True)
+    assert told.returncode == 2
+    assert "'none' is none of sequential, parallel" in told.stderr

@@ -14,7 +14,7 @@ import pytest
 import small
 from numpy.typing import NDArray
 
-from gpupipe.character import Character, GpupipeWarning, examine, read_features
+from gpupipe.character.folder import Character, GpupipeWarning, examine, read_features
 from gpupipe.errors import MediaError, PackageError
 from gpupipe.geometry import Rect
 

@@ -16,9 +16,9 @@ import pytest
 import small
 
 from gpupipe import __version__
-from gpupipe.cli import main
-from gpupipe.progress import LineProgress
-from gpupipe.render import Progress
+from gpupipe.cli.commands import main
+from gpupipe.cli.progress import LineProgress
+from gpupipe.render.render import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = r"\(\d+\.\d\dms inf, \d+\.\d\dms comp, \d+\.\d\dms save\)"

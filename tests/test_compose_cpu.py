@@ -9,13 +9,12 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpupipe.character import Character
-from gpupipe.colour import Colour
-from gpupipe.compose_cpu import CpuCompositor
-from gpupipe.compositor import PixelFormat
-from gpupipe.frame_cache import FrameSpec, HostFrames
+from gpupipe.character.folder import Character
+from gpupipe.colour import Colour, PixelFormat
+from gpupipe.compose.cpu import CpuCompositor
+from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.geometry import CropLayout, Rect
-from gpupipe.video import read_frames
+from gpupipe.media.video import read_frames
 
 COLOURS = st.builds(Colour, matrix=st.sampled_from([1, 2, 5, 6, 7, 9]), range=st.sampled_from([0, 1, 2]))
 

@@ -14,14 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpupipe.colour import Colour
-from gpupipe.compose_gpu import GpuCompositor, GpuSlot
-from gpupipe.compositor import PixelFormat
-from gpupipe.device import Device, open_device
+from gpupipe.colour import Colour, PixelFormat
+from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.gpu import GpuCompositor, GpuSlot
 from gpupipe.errors import DeviceMemoryError
-from gpupipe.frame_cache import FrameSpec
-from gpupipe.frame_cache_gpu import DeviceFrames, bytes_wanted
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.gpu.device import Device, open_device
 
 pytestmark = pytest.mark.cuda
 
@@ -363,11 +362,11 @@ def test_too_little_memory(device: Device) -> None:
 BATCHES = """
 import sys
 import numpy as np
-from gpupipe.compose_gpu import GpuCompositor
-from gpupipe.device import open_device
+from gpupipe.compose.gpu import GpuCompositor
+from gpupipe.gpu.device import open_device
 from gpupipe.errors import DeviceMemoryError
-from gpupipe.frame_cache import FrameSpec
-from gpupipe.frame_cache_gpu import DeviceFrames, bytes_wanted
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
 from gpupipe.geometry import CropLayout, Rect
 
 batches, pixel_format, width, on_device, result = sys.argv[1:]
@@ -433,7 +432,7 @@ def test_order_of_blocks_and_threads_does_not_matter(softcuda_stats: Any, tmp_pa
 def test_memory_that_runs_out_while_allocating(softcuda_stats: Any) -> None:
     """What `require` could not foresee: another program takes the memory in between."""
     program = """
-from gpupipe.device import open_device
+from gpupipe.gpu.device import open_device
 from gpupipe.errors import DeviceMemoryError
 device = open_device()
 assert device.total_bytes == 4000000

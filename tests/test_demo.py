@@ -16,8 +16,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from gpupipe.audio import features_from_pcm
-from gpupipe.character import Character
+from gpupipe.character.folder import Character
 from gpupipe.demo import folder as demo
 from gpupipe.demo import make_demo
 from gpupipe.demo import models as demo_models
@@ -28,7 +27,8 @@ from gpupipe.demo.mouth import patch
 from gpupipe.demo.speech import synthesise
 from gpupipe.errors import GpupipeError, OptionError, OutputError
 from gpupipe.geometry import CropLayout, Rect
-from gpupipe.video import probe, read_frames
+from gpupipe.media.video import probe, read_frames
+from gpupipe.speech.windows import features_from_pcm
 
 FRAMES = 12
 SIZE = (320, 180)

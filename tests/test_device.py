@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from conftest import gives_back, on_softcuda
 
-from gpupipe import device as room
-from gpupipe.device import Copy, Device, describe, open_device
 from gpupipe.errors import DeviceError, DeviceMemoryError
+from gpupipe.gpu import device as room
+from gpupipe.gpu.device import Copy, Device, describe, open_device
 
 cuda = pytest.mark.cuda
 
@@ -43,7 +43,7 @@ def without_cuda(program: str) -> str:
 def test_no_gpu_says_why_and_what_to_do() -> None:
     pytest.importorskip("cupy")
     said = without_cuda(
-        "from gpupipe.device import open_device, describe\n"
+        "from gpupipe.gpu.device import open_device, describe\n"
         "from gpupipe.errors import DeviceError\n"
         "try: open_device()\n"
         "except DeviceError as error: print(error)\n"
@@ -56,7 +56,7 @@ def test_no_gpu_says_why_and_what_to_do() -> None:
 
 
 def test_importing_gpupipe_does_not_import_cupy() -> None:
-    rooms = "gpupipe.device, gpupipe.kernels, gpupipe.compose_gpu, gpupipe.frame_cache_gpu"
+    rooms = "gpupipe.gpu.device, gpupipe.gpu.kernels, gpupipe.compose.gpu, gpupipe.compose.device_frames"
     assert without_cuda(f"import sys, gpupipe, {rooms}; print('cupy' in sys.modules)").strip() == "False"
 
 

@@ -16,9 +16,9 @@ import pytest
 from conftest import on_softcuda
 from numpy.typing import NDArray
 
-from gpupipe import kernels
 from gpupipe.errors import KernelError
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.gpu import kernels
 
 pytest.importorskip("cupy")
 

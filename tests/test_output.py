@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import small
 
-from gpupipe.encoders import EncoderOptions
 from gpupipe.errors import OptionError, OutputError
-from gpupipe.images import image_name, write_image
-from gpupipe.output import OutputOptions, is_video, open_output
-from gpupipe.video import VideoInfo, probe, read_frames
+from gpupipe.media.encoders import EncoderOptions
+from gpupipe.media.images import image_name, write_image
+from gpupipe.media.video import VideoInfo, probe, read_frames
+from gpupipe.render.output import OutputOptions, is_video, open_output
 
 LOSSLESS = EncoderOptions(crf=0, preset="ultrafast")
 
@@ -233,7 +233,7 @@ import mmap, os, sys, tempfile
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
-from gpupipe.encode import VideoWriter
+from gpupipe.media.encode import VideoWriter
 
 folder, pixel_format = Path(sys.argv[1]), sys.argv[2]
 for width in (2, 16, 18, 48, 98, 642):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpupipe.pipeline import Stage, run
+from gpupipe.engine.pipeline import Stage, run
 
 
 def names() -> set[str]:

@@ -11,15 +11,15 @@ import pytest
 import reference
 
 import gpupipe
-from gpupipe.character import Character
-from gpupipe.compositor import PixelFormat
+from gpupipe.character.folder import Character
+from gpupipe.colour import PixelFormat
 from gpupipe.demo import make_demo
 from gpupipe.demo.mouth import tiny_reference
 from gpupipe.errors import OptionError
 from gpupipe.geometry import frame_order
-from gpupipe.render import Progress, frames, render
+from gpupipe.media.video import probe, read_frames
+from gpupipe.render.render import Progress, frames, render
 from gpupipe.trace import Trace
-from gpupipe.video import probe, read_frames
 
 FRAMES = 14
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from conftest import gives_back
 
-from gpupipe import inference, session
-from gpupipe.character import Character
+from gpupipe.character.folder import Character
 from gpupipe.demo import make_demo
 from gpupipe.demo.models import save, tiny_model
-from gpupipe.device import open_device
 from gpupipe.errors import InferenceError
-from gpupipe.render import frames, render
+from gpupipe.gpu.device import open_device
+from gpupipe.model import model as inference
+from gpupipe.model import runtime as session
+from gpupipe.render.render import frames, render
 from gpupipe.trace import Trace
 
 pytestmark = pytest.mark.cuda

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gpupipe.report
 from gpupipe import cli
 from gpupipe.errors import PackageError
-from gpupipe.report import Change, Result, compare, differences_in_kind, failures, load, load_all, wrong
-from gpupipe.report_page import page
-from gpupipe.report_plots import Bar, bars, lines, nice_ticks
-from gpupipe.report_tables import aligned, mark, stage_table, tables, text, text_of_all
+from gpupipe.report.page import page
+from gpupipe.report.plots import Bar, bars, lines, nice_ticks
+from gpupipe.report.results import Change, Result, compare, differences_in_kind, failures, load, load_all, wrong
+from gpupipe.report.tables import aligned, mark, stage_table, tables, text, text_of_all
 
 
 def row(median: float, spread: float = 0.1, **other: Any) -> dict[str, Any]:
@@ -322,7 +323,7 @@ def test_nothing_to_plot() -> None:
 def test_the_bench_command_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gpupipe.bench.run", lambda options, say: say("going on") or measurement())
+    monkeypatch.setattr("gpupipe.bench.compare.run", lambda options, say: say("going on") or measurement())
     json_file, html_file = tmp_path / "run.json", tmp_path / "run.html"
     assert cli.main(["bench", "--json", str(json_file), "--html", str(html_file)]) == 0
     captured = capsys.readouterr()
@@ -337,7 +338,7 @@ def test_the_bench_command_fails_when_a_way_is_wrong(
 ) -> None:
     broken = measurement()
     broken["stages"]["compose"]["sequential"] |= {"right": False, "rank": None}
-    monkeypatch.setattr("gpupipe.bench.run", lambda options, say: broken)
+    monkeypatch.setattr("gpupipe.bench.compare.run", lambda options, say: broken)
     assert cli.main(["bench"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
@@ -346,14 +347,15 @@ def test_the_bench_command_fails_when_a_way_is_wrong(
 def test_a_folder_that_is_missing_is_found_before_measuring(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr("gpupipe.bench.run")
+    monkeypatch.delattr("gpupipe.bench.compare.run")
     assert cli.main(["bench", option, str(tmp_path / "none" / "file")]) == 1
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_python_m_gpupipe_report_is_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpupipe.report.main([str(save(tmp_path, "run.json", measurement()))]) == 0
-    assert "Whole render" in capsys.readouterr().out
+def test_python_m_gpupipe_report_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpupipe.report", str(save(tmp_path, "run.json", measurement()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Whole render" in done.stdout
 
 
 def test_a_change_in_words() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gpupipe import session
 from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError, ProviderError
-from gpupipe.inference import Model
-from gpupipe.session import SessionOptions, probe_provider, raise_if_out_of_memory
+from gpupipe.model import runtime as session
+from gpupipe.model.model import Model
+from gpupipe.model.runtime import SessionOptions, probe_provider, raise_if_out_of_memory
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import pytest
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from gpupipe.audio import frame_count
 from gpupipe.errors import MediaError, OutputError
-from gpupipe.sound import SoundInfo, decode_sound, probe_sound, read_pcm
-from gpupipe.soundtrack import sound_packets
+from gpupipe.media.sound import SoundInfo, decode_sound, probe_sound, read_pcm
+from gpupipe.media.soundtrack import sound_packets
+from gpupipe.speech.windows import frame_count
 
 F32 = NDArray[np.float32]
 CLICKS = (0.25, 0.731, 1.5, 1.9)

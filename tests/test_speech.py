@@ -13,17 +13,17 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gpupipe.audio import frame_count, mel_spectrogram, mel_windows, resample_rows
-from gpupipe.character import Character
-from gpupipe.cli import main
+from gpupipe.character.folder import Character
+from gpupipe.cli.commands import main
 from gpupipe.demo import make_demo
 from gpupipe.demo.mouth import patch
 from gpupipe.errors import InferenceError, MediaError
 from gpupipe.geometry import BORDER, frame_order
-from gpupipe.render import frames, render
-from gpupipe.session import SessionOptions
-from gpupipe.speech import encode_speech, open_speech
-from gpupipe.video import read_frames
+from gpupipe.media.video import read_frames
+from gpupipe.model.runtime import SessionOptions
+from gpupipe.render.render import frames, render
+from gpupipe.speech.speech import encode_speech, open_speech
+from gpupipe.speech.windows import frame_count, mel_spectrogram, mel_windows, resample_rows
 
 RATES = {"25": Fraction(25), "30": Fraction(30), "29.97": Fraction(30000, 1001)}
 
@@ -272,8 +272,8 @@ def test_an_hour_of_speech_is_not_held_several_times(talker_demo: Path, tmp_path
 import sys
 from pathlib import Path
 from gpupipe.machine import peak_rss_bytes
-from gpupipe.session import SessionOptions
-from gpupipe.speech import encode_speech
+from gpupipe.model.runtime import SessionOptions
+from gpupipe.speech.speech import encode_speech
 sound, encoder = map(Path, sys.argv[1:])
 before = peak_rss_bytes()
 rows = encode_speech(sound, encoder, SessionOptions())

@@ -9,13 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from gpupipe.colour import Colour
-from gpupipe.compositor import PixelFormat
-from gpupipe.encode import VideoWriter
-from gpupipe.encoders import EncoderOptions
+from gpupipe.colour import Colour, PixelFormat
 from gpupipe.errors import MediaError
-from gpupipe.join import join
-from gpupipe.video import probe, read_frames
+from gpupipe.media.encode import VideoWriter
+from gpupipe.media.encoders import EncoderOptions
+from gpupipe.media.join import join
+from gpupipe.media.video import probe, read_frames
 
 SIZE: dict[str, Any] = {"width": 64, "height": 48}
 LOSSLESS = EncoderOptions("libx264", crf=0)

@@ -17,18 +17,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.audio import features_from_pcm
-from gpupipe.character import AUDIO_ENCODER, BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, RECTANGLES, ROIS, SOUND
+from gpupipe.character.folder import AUDIO_ENCODER, BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, RECTANGLES, ROIS, SOUND
 from gpupipe.demo.draw import TalkingHead
 from gpupipe.demo.full import FULL_SIZE, full_model
 from gpupipe.demo.graph import Dtype, load_onnx, save
 from gpupipe.demo.models import encoder_model, encoder_reference, tiny_model
 from gpupipe.demo.speech import synthesise
-from gpupipe.encode import VideoWriter
-from gpupipe.encoders import EncoderOptions
 from gpupipe.errors import OptionError, OutputError
 from gpupipe.geometry import CropLayout, Rect
-from gpupipe.mel import FFT_SIZE, HOP, SAMPLE_RATE
+from gpupipe.media.encode import VideoWriter
+from gpupipe.media.encoders import EncoderOptions
+from gpupipe.speech.mel import FFT_SIZE, HOP, SAMPLE_RATE
+from gpupipe.speech.windows import features_from_pcm
 
 DemoModel = Literal["tiny", "full"]
 

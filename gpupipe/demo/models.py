@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.audio import WINDOW_COLUMNS
 from gpupipe.demo.full import full_model
 from gpupipe.demo.graph import Dtype, Graph, save
 from gpupipe.demo.mouth import draw_mouth, patch, speech_weights, tiny_reference
 from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH
-from gpupipe.mel import FFT_SIZE, MEL_BANDS, PREEMPHASIS, SAMPLE_RATE, mel_filters
+from gpupipe.speech.mel import FFT_SIZE, MEL_BANDS, PREEMPHASIS, SAMPLE_RATE, mel_filters
+from gpupipe.speech.windows import WINDOW_COLUMNS
 
 __all__ = ["encoder_model", "encoder_reference", "full_model", "save", "tiny_model", "tiny_reference"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.mel import SAMPLE_RATE
+from gpupipe.speech.mel import SAMPLE_RATE
 
 # The first three formants in Hz of a, e, i, o, u and ə, after Peterson and Barney (1952).
 _VOWELS = (

@@ -1,0 +1,48 @@
+"""What each way needs: seconds to load, resident memory, device memory. Each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gpupipe.bench.entrants import NoTrace
+from gpupipe.bench.lineup import line_up
+from gpupipe.bench.scene import Scene, SceneOptions
+from gpupipe.machine import peak_rss_bytes
+
+
+def measure_memory(options: SceneOptions, name: str) -> dict[str, Any]:
+    """Open one way in a new process, and render a few batches to a video.
+
+    Returns:
+        `preload_seconds`: decoding, caching and opening the model; `peak_rss_bytes` of the whole process;
+        `cache_bytes`: the character's frames; `device_bytes`: what the way holds of a GPU's memory.
+    """
+    # Not forked: a fork would inherit what this process holds.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, options, name).result()
+
+
+def _measure(options: SceneOptions, name: str) -> dict[str, Any]:
+    warnings.simplefilter("ignore")  # the parent has shown what is odd about the character
+    scene = Scene(options)
+    (entrant,) = (entrant for entrant in line_up(scene) if entrant.name == name)
+    began = time.perf_counter()
+    entrant.open()
+    preload = time.perf_counter() - began
+    frames = min(scene.frames, 3 * scene.batch)
+    with tempfile.TemporaryDirectory() as folder, entrant.encoder(Path(folder) / "out.mp4") as save:
+        entrant.render(save, NoTrace(), frames)
+    found = {
+        "preload_seconds": round(preload, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "cache_bytes": entrant.cache_bytes,
+        "device_bytes": entrant.device_bytes,
+    }
+    entrant.close()
+    return found

@@ -1,0 +1,244 @@
+"""A character folder, loaded and validated: every error names file and field."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe.errors import GpupipeError, PackageError
+from gpupipe.geometry import BORDER, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.media.video import VideoInfo, probe
+
+BODY = "full_body_video.mp4"
+CROPS = "crops_328_video.mp4"
+ROIS = "rois_320_video.mp4"
+MODEL_INPUTS = "model_inputs_video.mp4"
+RECTANGLES = "cache/crop_rectangles.json"
+FEATURES = "aud_ave.npy"
+MODEL = "checkpoint/model_best.onnx"
+AUDIO_ENCODER = "checkpoint/audio_encoder.onnx"
+SOUND = "aud.wav"
+
+
+LARGEST = 1 << 13
+"""Coordinates of rectangles are within this many pixels: a crop resized to more would take gigabytes."""
+
+
+class GpupipeWarning(UserWarning):
+    """Something about the input that the user should know, and that does not stop a render."""
+
+
+@dataclass(frozen=True)
+class Character:
+    """A person filmed once.
+
+    Attributes:
+        path: the folder.
+        body: the body video.
+        crops: the face crops, one for each body frame.
+        rects: where each crop belongs, body pixels; one for each frame that can be used.
+        layout: the layout of the crops.
+        recorded: the recorded model inputs (roi, masked), if the folder has both.
+        notes: what is odd but does no harm.
+    """
+
+    path: Path
+    body: VideoInfo
+    crops: VideoInfo
+    rects: tuple[Rect, ...]
+    layout: CropLayout
+    recorded: tuple[VideoInfo, VideoInfo] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Frames that can be used: the shortest of body, crops and rectangles."""
+        return len(self.rects)
+
+    @property
+    def features_path(self) -> Path:
+        """The features of the speech that the character was filmed with."""
+        return self.path / FEATURES
+
+    @property
+    def model_path(self) -> Path:
+        """The lip-sync model that belongs to the character."""
+        return self.path / MODEL
+
+    @property
+    def audio_encoder_path(self) -> Path:
+        """The speech encoder that belongs to the character."""
+        return self.path / AUDIO_ENCODER
+
+    @property
+    def sound_path(self) -> Path | None:
+        """The speech that the character was filmed with, if the folder has it."""
+        path = self.path / SOUND
+        return path if path.is_file() else None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Character:
+        """Load a character folder.
+
+        Raises:
+            PackageError: the folder, or an entry in it, is missing or wrong.
+            MediaError: a video is missing or truncated.
+
+        Warns:
+            GpupipeWarning: the videos and the rectangles differ in number.
+        """
+        character, faults, notes = examine(path)
+        if faults:
+            raise faults[0]
+        assert character is not None
+        for note in notes:
+            warnings.warn(note, GpupipeWarning, stacklevel=2)
+        return character
+
+
+def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], list[str]]:
+    """Look at everything in a character folder.
+
+    Returns:
+        The character (None if it has faults), every fault found, and what is odd but does no harm.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return None, [PackageError("no such character folder", file=path, remedy="give a folder")], []
+    faults: list[GpupipeError] = []
+    notes: list[str] = []
+
+    def try_probe(name: str) -> VideoInfo | None:
+        try:
+            return probe(path / name)
+        except GpupipeError as error:
+            faults.append(error)
+            return None
+
+    body, crops = try_probe(BODY), try_probe(CROPS)
+    recorded = [try_probe(name) for name in (ROIS, MODEL_INPUTS) if (path / name).exists()]
+    entries = _read_rectangles(path / RECTANGLES, faults)
+    layout = None if crops is None else _layout(crops, faults)
+    if body is not None and (body.width < 2 or body.height < 2):
+        faults.append(_size_fault(body, "a body of at least 2x2 pixels"))
+    if layout is not None:
+        for info in recorded:
+            if info is not None and (info.width, info.height) != (layout.model_size, layout.model_size):
+                faults.append(_size_fault(info, f"{layout.model_size}x{layout.model_size} as the crops say"))
+    counts = {info.path.name: info.frames for info in (body, crops) if info is not None}
+    counts[RECTANGLES] = max(entries, default=-1) + 1
+    count = min(counts.values())
+    if len(set(counts.values())) > 1 and entries:
+        listed = ", ".join(f"{name} {number}" for name, number in counts.items())
+        notes.append(f"{path}: counts differ ({listed}); the first {count} frames are used")
+    # Bounded, for one wild frame number would otherwise be reported as a million missing frames.
+    listed_frames = range(min(count, 2 * len(entries) + 1))
+    rects = [_rectangle(path / RECTANGLES, frame, entries, body, faults) for frame in listed_frames]
+    if faults or body is None or crops is None or layout is None:
+        return None, faults, notes
+    both = (recorded[0], recorded[1]) if len(recorded) == 2 and recorded[0] and recorded[1] else None
+    whole = tuple(rect for rect in rects if rect is not None)
+    return Character(path, body, crops, whole, layout, both, tuple(notes)), faults, notes
+
+
+def read_features(path: Path) -> NDArray[np.float32]:
+    """Read speech features.
+
+    Returns:
+        float32 `[N, 512]`, N at least 1.
+
+    Raises:
+        PackageError: the file is missing, or holds something else.
+    """
+    remedy = f"give a NumPy file with float32 [N, {SPEECH_WIDTH}]"
+    if not path.is_file():
+        raise PackageError("no such file", file=path, field="features", remedy=remedy)
+    try:
+        features = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise PackageError(f"is no NumPy array: {error}", file=path, field="features", remedy=remedy) from error
+    if not isinstance(features, np.ndarray):
+        features.close()
+        raise PackageError("holds several arrays", file=path, field="features", remedy=remedy)
+    if features.dtype != np.float32:
+        raise PackageError("wrong type", file=path, field="features", value=str(features.dtype), remedy=remedy)
+    if features.ndim != 2 or features.shape[1] != SPEECH_WIDTH or not len(features):
+        raise PackageError("wrong shape", file=path, field="features", value=features.shape, remedy=remedy)
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise PackageError(
+            "holds NaN or infinity", file=path, field=f"features row {row}", remedy="compute the features again"
+        )
+    return features
+
+
+def _layout(crops: VideoInfo, faults: list[GpupipeError]) -> CropLayout | None:
+    if crops.width != crops.height or crops.width <= 2 * BORDER + 16:
+        faults.append(_size_fault(crops, "square crops, the model's size plus 8"))
+        return None
+    return CropLayout.of_crop(crops.width)
+
+
+def _size_fault(info: VideoInfo, wanted: str) -> PackageError:
+    return PackageError(
+        "wrong size", file=info.path, field="size", value=f"{info.width}x{info.height}", remedy=f"give {wanted}"
+    )
+
+
+def _read_rectangles(path: Path, faults: list[GpupipeError]) -> dict[int, Any]:
+    """The entries of the rectangle file by frame."""
+    remedy = 'write {"0": {"rect": [x1, y1, x2, y2]}, …}'
+    try:
+        entries = json.loads(path.read_text("utf-8-sig"))
+        if not isinstance(entries, dict):
+            raise ValueError(f"a {type(entries).__name__} instead of an object")
+        numbered = {int(key): entry for key, entry in entries.items()}
+    except FileNotFoundError:
+        faults.append(PackageError("no such file", file=path, remedy=remedy))
+        return {}
+    except (ValueError, OSError, RecursionError) as error:
+        faults.append(PackageError(f"cannot be read: {error}", file=path, remedy=remedy))
+        return {}
+    if not numbered:
+        faults.append(PackageError("holds no rectangle", file=path, remedy=remedy))
+    elif min(numbered) < 0:
+        faults.append(PackageError("no such frame", file=path, field=f"frame {min(numbered)}", remedy="count from 0"))
+    return numbered
+
+
+def _rectangle(
+    path: Path, frame: int, entries: dict[int, Any], body: VideoInfo | None, faults: list[GpupipeError]
+) -> Rect | None:
+    """The rectangle of one frame, or None and a fault."""
+
+    def fault(what: str, value: Any, remedy: str) -> None:
+        faults.append(PackageError(what, file=path, field=f"frame {frame}: rect", value=value, remedy=remedy))
+
+    if frame not in entries:
+        faults.append(PackageError("missing", file=path, field=f"frame {frame}", remedy="add its rectangle"))
+        return None
+    entry = entries[frame]
+    numbers = entry.get("rect") if isinstance(entry, dict) else None
+    if not isinstance(numbers, list) or len(numbers) != 4 or not all(type(number) is int for number in numbers):
+        fault(
+            "not four integers", numbers if isinstance(entry, dict) else entry, "write [x1, y1, x2, y2] in body pixels"
+        )
+        return None
+    rect = Rect(*numbers)
+    if rect.empty:
+        fault("empty or reversed", numbers, "x2 must be greater than x1, and y2 than y1")
+    elif max(map(abs, rect)) > LARGEST:
+        fault(f"beyond {LARGEST} pixels", numbers, "give body pixels")
+    elif body is not None and rect.within(body.width, body.height).empty:
+        fault(f"wholly outside the {body.width}x{body.height} body", numbers, "give body pixels")
+    else:
+        return rect
+    return None

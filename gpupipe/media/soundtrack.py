@@ -1,0 +1,141 @@
+"""The sound of a finished video: packets of AAC, copied or encoded, ready to be muxed beside the picture's.
+
+A user of `av`, beside `video`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from numpy.typing import NDArray
+
+from gpupipe.errors import OutputError
+from gpupipe.media.sound import decode_sound
+from gpupipe.media.sound_file import StrPath, exact_seconds, open_sound, scan_packets, start_seconds, stream_seconds
+
+AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000)
+"""Sample rates that are kept: those of AAC (ISO/IEC 14496-3, sampling frequency index) at which a packet of 1024
+samples lasts at most 32 ms, less than a frame at 30 fps, so that a file's last packet does not outlast the picture."""
+BITS_PER_CHANNEL = 64_000
+"""Bit rate of each encoded channel: 128 kbit/s for stereo."""
+
+_OTHER_RATE = 48_000
+_SILENCE_SAMPLES = 16_384
+_MOV_FAMILY = {"mov", "mp4", "ipod", "3gp", "3g2"}
+# A sound that starts later than this does not start with the picture.
+_START_SECONDS = 0.001
+
+
+def sound_packets(
+    container: OutputContainer,
+    source: StrPath,
+    duration_seconds: float | Fraction,
+    *,
+    frame_seconds: float | Fraction | None = None,
+) -> tuple[AudioStream, Iterator[Packet[AudioStream]]]:
+    """Add a file's sound to an output, exactly as long as the picture to within one frame.
+
+    Copied packet by packet if it is AAC of one of `AAC_RATES` in an MP4 or MOV, goes into one, starts at 0, has no
+    hole, and ends less than a frame before the picture. Otherwise decoded and encoded by FFmpeg's own AAC encoder:
+    mono stays mono, stereo stays stereo, more channels become stereo; the sample rate stays if it is one of
+    `AAC_RATES`, else it is 48 kHz; what is missing is silence. Either way the sound is cut at `duration_seconds`. (A
+    decoder that ignores the last packet's length still gives the rest of that packet, less than 1024 samples.)
+
+    Encoder delay: the first packets have negative times, which MP4 and MOV keep as an edit list and Matroska as a codec
+    delay, so that a click at t is heard at t. Only an encoder can hand a delay to Matroska; hence no copies there.
+
+    Args:
+        container: an open output (mp4, mov, mkv, …) that already has its video stream, its header not yet written.
+        source: any file that FFmpeg reads.
+        duration_seconds: how long the picture is.
+        frame_seconds: how long one frame is; by default as the container's first video stream says.
+
+    Returns:
+        The new stream, and its packets, in the order of their dts. The caller muxes them between the picture's packets:
+        smallest `packet.dts * packet.time_base` first. Packets are made while they are asked for, so that errors of
+        the sound's data come then.
+
+    Raises:
+        MediaError: the file cannot be read (see `sound.read_pcm`).
+        OutputError: the container cannot hold AAC.
+    """
+    if "aac" not in container.supported_codecs:
+        raise OutputError(
+            "this kind of file cannot hold AAC sound",
+            file=container.name,
+            value=container.format.name,
+            remedy="write an .mp4, .mov or .mkv, or leave the sound out",
+        )
+    if not 0 < duration_seconds < math.inf:
+        raise ValueError(f"duration_seconds must be above 0 (got {duration_seconds!r})")
+    seconds = Fraction(duration_seconds).limit_denominator(1_000_000)
+    if frame_seconds is None:
+        rates = [video.average_rate or video.codec_context.framerate for video in container.streams.video]
+        frame_seconds = 1 / rates[0] if rates and rates[0] else 0
+    with open_sound(source) as (opened, original):
+        if container.format.name in _MOV_FAMILY and _starts_whole(opened, original, seconds - frame_seconds):
+            copy = container.add_stream_from_template(original)
+            return copy, _copied(copy, source, seconds)
+        rate = original.codec_context.sample_rate
+        channels = min(2, original.codec_context.channels)
+    layout = "mono" if channels == 1 else "stereo"
+    rate = rate if rate in AAC_RATES else _OTHER_RATE
+    encoded = container.add_stream("aac", rate=rate, layout=layout)
+    encoded.codec_context.bit_rate = channels * BITS_PER_CHANNEL
+    return encoded, _encoded(encoded, source, seconds, rate, layout)
+
+
+def _starts_whole(opened: InputContainer, stream: AudioStream, longer_than: float | Fraction) -> bool:
+    """Whether the sound can be copied into an MP4: AAC out of one, from time 0 without a hole past `longer_than`."""
+    if stream.codec_context.name != "aac" or stream.codec_context.sample_rate not in AAC_RATES:
+        return False
+    if not _MOV_FAMILY & set(opened.format.name.split(",")):
+        return False
+    begin = max(start_seconds(opened, stream), abs(stream_seconds(stream, stream.start_time)))
+    long_enough = (exact_seconds(opened, stream) or 0.0) > longer_than
+    return begin < _START_SECONDS and long_enough and scan_packets(opened, stream).whole
+
+
+def _copied(stream: AudioStream, source: StrPath, seconds: Fraction) -> Iterator[Packet[AudioStream]]:
+    with open_sound(source) as (opened, original):
+        for packet in opened.demux(original):
+            if packet.pts is None or packet.time_base is None or not packet.duration:
+                continue
+            left = (seconds - packet.pts * packet.time_base) / packet.time_base
+            if left <= 0:
+                return
+            packet.duration = min(packet.duration, max(1, round(left)))
+            packet.stream = stream
+            yield packet
+
+
+def _encoded(
+    stream: AudioStream, source: StrPath, seconds: Fraction, rate: int, layout: str
+) -> Iterator[Packet[AudioStream]]:
+    given, channels = 0, stream.codec_context.channels
+    for samples in _of_length(decode_sound(source, rate=rate, layout=layout), round(seconds * rate), channels):
+        frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), given
+        given += samples.shape[1]
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def _of_length(chunks: Iterator[NDArray[np.float32]], samples: int, channels: int) -> Iterator[NDArray[np.float32]]:
+    """The chunks, cut at `samples` in all or followed by silence up to there."""
+    for chunk in chunks:
+        yield np.ascontiguousarray(chunk[:, :samples])
+        samples -= chunk.shape[1]
+        if samples <= 0:
+            return
+    while samples > 0:
+        silence = np.zeros((channels, min(samples, _SILENCE_SAMPLES)), np.float32)
+        samples -= silence.shape[1]
+        yield silence

@@ -1,0 +1,196 @@
+"""Reading video: what a file holds, and its frames as NumPy arrays.
+
+One of the few rooms that use PyAV; `tests/test_layering.py` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
+from gpupipe.errors import MediaError
+
+Frame = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Attributes:
+        path: the file.
+        codec: FFmpeg's name of the codec.
+        width: pixels.
+        height: pixels.
+        fps: frames a second.
+        frames: frames that are shown, counted from the packets without decoding.
+        colour: how the stream describes its colours.
+        sample_aspect_ratio: width of a pixel over its height.
+    """
+
+    path: Path
+    codec: str
+    width: int
+    height: int
+    fps: Fraction
+    frames: int
+    colour: Colour
+    sample_aspect_ratio: Fraction
+
+
+def media_url(path: Path | str) -> str:
+    """A path as FFmpeg must be given it: without a protocol of its own, a colon in a name would end one."""
+    return f"file:{path}"
+
+
+@contextmanager
+def _opened(path: Path, **options: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    if not path.is_file():
+        raise MediaError("no such file", file=path, remedy="add it, or check the folder's name")
+    try:
+        container = av.open(media_url(path), options=options)
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(
+            f"cannot be opened as a video: {_reason(error)}", file=path, remedy="it may be truncated: write it again"
+        ) from error
+    with container:
+        if not container.streams.video:
+            raise MediaError("holds no video stream", file=path, remedy="give a video file")
+        yield container, container.streams.video[0]
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _packets(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream
+) -> list[av.Packet[av.VideoStream]]:
+    try:
+        return [packet for packet in container.demux(stream) if packet.size]
+    except av.FFmpegError as error:
+        raise MediaError(f"cannot be read: {_reason(error)}", file=path, remedy="write it again") from error
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Read what `path` holds, from its header and packets.
+
+    Raises:
+        MediaError: it is missing, not a video, empty, or has fewer frames than its header says.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        context = stream.codec_context
+        packets = stored = _packets(path, container, stream)
+        if len(packets) < stream.frames:
+            # The header counts those too that an edit list leaves out.
+            with _opened(path, ignore_editlist="1") as (again, same):
+                stored = _packets(path, again, same)
+        if not stored and not stream.frames:
+            raise MediaError("holds no frame", file=path, remedy="write it again")
+        whole = sum(not packet.is_corrupt for packet in stored)
+        if whole < max(len(stored), stream.frames):
+            raise MediaError(
+                f"is truncated: {whole} whole frames of {max(len(stored), stream.frames)}",
+                file=path,
+                remedy="write it again",
+            )
+        fps = stream.average_rate or stream.guessed_rate
+        if not fps:
+            raise MediaError("has no frame rate", file=path, field="fps", value=fps, remedy="write it again with one")
+        return VideoInfo(
+            path=path,
+            codec=context.name,
+            width=context.width,
+            height=context.height,
+            fps=Fraction(fps),
+            frames=sum(not packet.is_discard for packet in packets),
+            colour=Colour(
+                # 0 is RGB, whose frames are converted.
+                matrix=int(context.colorspace) or DEFAULT_MATRIX,
+                range=int(context.color_range),
+                primaries=int(context.color_primaries),
+                transfer=int(context.color_trc),
+            ),
+            sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
+        )
+
+
+def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None = None) -> Iterator[Frame]:
+    """Decode the first `count` frames of a video (all of them by default), in the order in which they are shown.
+
+    Yields:
+        uint8 `[H, W, 3]` for bgr24, as PyAV's `to_ndarray(format="bgr24")` gives; uint8 `[H * 3 // 2, W]` for nv12, the
+        decoded planes unchanged. Each array is new.
+
+    Raises:
+        MediaError: a frame cannot be decoded, is stored turned (as phones film; OpenCV turns it, so that rectangles
+            would not fit), or there are fewer than `count`.
+    """
+    path = Path(path)
+    reformatter = VideoReformatter()
+    done = 0
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        try:
+            for frame in container.decode(stream) if count != 0 else ():
+                if frame.is_corrupt:
+                    raise MediaError("is damaged", file=path, field=f"frame {done}", remedy="write it again")
+                if frame.rotation:
+                    raise MediaError(
+                        "is stored turned, for players to turn back",
+                        file=path,
+                        field="rotation",
+                        value=frame.rotation,
+                        remedy="write it again upright (ffmpeg does when it encodes)",
+                    )
+                yield _nv12(frame, reformatter) if pixel_format == "nv12" else _bgr24(frame, reformatter)
+                done += 1
+                if done == count:
+                    return
+        except av.FFmpegError as error:
+            raise MediaError(
+                f"cannot be decoded: {_reason(error)}", file=path, field=f"frame {done}", remedy="write it again"
+            ) from error
+    if count is not None and done < count:
+        raise MediaError(f"ends after {done} of {count} frames", file=path, remedy="write it again")
+
+
+def _bgr24(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
+    return np.asarray(reformatter.reformat(frame, format="bgr24").to_ndarray(), np.uint8)
+
+
+def _nv12(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
+    width, height = frame.width, frame.height
+    if width % 2 or height % 2:
+        raise MediaError(
+            "nv12 needs an even width and height", field="size", value=f"{width}x{height}", remedy="use bgr24"
+        )
+    if frame.format.name not in ("yuv420p", "yuvj420p"):
+        # Another subsampling or depth: converted once, within the stream's own matrix and range.
+        frame = reformatter.reformat(
+            frame,
+            format="yuv420p",
+            src_color_range=frame.color_range,
+            dst_color_range=frame.color_range,
+            dst_colorspace=frame.colorspace,
+        )
+    out = np.empty((height * 3 // 2, width), np.uint8)
+    out[:height] = _plane(frame.planes[0], width, height)
+    chroma = out[height:].reshape(height // 2, width // 2, 2)
+    chroma[..., 0] = _plane(frame.planes[1], width // 2, height // 2)
+    chroma[..., 1] = _plane(frame.planes[2], width // 2, height // 2)
+    return out
+
+
+def _plane(plane: av.video.plane.VideoPlane, width: int, height: int) -> Frame:
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height, :width]

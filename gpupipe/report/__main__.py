@@ -1,0 +1,7 @@
+"""`python -m gpupipe.report`: hands over to the command line, the only package that prints."""
+
+import sys
+
+from gpupipe.cli.main import main
+
+sys.exit(main(["report", *sys.argv[1:]]))
