@@ -1,5 +1,5 @@
 """The command line."""
 
-from gpupipe.cli.main import main
+from gpupipe.cli.commands import main
 
 __all__ = ["main"]
