@@ -124,7 +124,7 @@ def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> N
     rng = np.random.default_rng(0)
     spec = FrameSpec(LAYOUT, pixel_format, WIDTH, HEIGHT, rects)
     device = open_device()
-    body = rng.integers(0, 256, spec.frame_shape, dtype=np.uint8)
+    body = rng.integers(0, 256, spec.format.shape, dtype=np.uint8)
     crop = rng.integers(0, 256, (LAYOUT.crop_size, LAYOUT.crop_size, 3), dtype=np.uint8)
     frames = DeviceFrames.load(device, spec, [body] * len(rects), [crop] * len(rects))
     speech = rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32)

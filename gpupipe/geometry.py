@@ -6,6 +6,7 @@ The one home of the numbers 4, 320, 328 and their like. No pixels and no files h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -108,6 +109,24 @@ def frame_order(output_frames: int, source_frames: int, start: int = 0) -> NDArr
     period = max(1, 2 * (source_frames - 1))
     phase = (np.arange(output_frames, dtype=np.int64) + start) % period
     return np.minimum(phase, period - phase).astype(np.int32) if source_frames > 1 else phase.astype(np.int32)
+
+
+SPEECH_STEPS = 1 << 16
+"""Steps in which a frame's time is told between two rows of speech features."""
+
+
+def speech_position(frame: int, fps: Fraction) -> tuple[int, int]:
+    """The row of speech features at the time of an output frame: rounded down, and the rest in 1/65536 of a row.
+
+    Frame i is shown at i / fps seconds, at position `i * 25 / fps` among the rows. Its window is the 16 rows around it
+    that are 1/25 s apart, whatever the frame rate, as in training: with r the rest, row k of the window is
+    `(1 - r) * features[row - 8 + k] + r * features[row - 7 + k]` in float32, or `features[row - 8 + k]` if r is 0.
+
+    >>> speech_position(7, Fraction(25)), speech_position(3, Fraction(50)), speech_position(1, Fraction(30))
+    ((7, 0), (1, 32768), (0, 54613))
+    """
+    position = frame * SPEECH_RATE * SPEECH_STEPS * fps.denominator // fps.numerator
+    return divmod(position, SPEECH_STEPS)
 
 
 class Taps(NamedTuple):

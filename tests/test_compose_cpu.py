@@ -37,7 +37,7 @@ def make(
 ) -> tuple[CpuCompositor, HostFrames, list[np.ndarray], np.ndarray]:
     """A compositor over random frames, the crops as bgr24, and random features."""
     crops = list(rng.integers(0, 256, (spec.count, spec.layout.crop_size, spec.layout.crop_size, 3), dtype=np.uint8))
-    bodies = rng.integers(0, 256, (spec.count, *spec.frame_shape), dtype=np.uint8)
+    bodies = rng.integers(0, 256, (spec.count, *spec.format.shape), dtype=np.uint8)
     frames = HostFrames.load(spec, bodies, crops)
     features = rng.random((6, 512), dtype=np.float32)
     return CpuCompositor(frames, features, batch=batch, dtype=dtype, workers=workers), frames, crops, features

@@ -114,7 +114,7 @@ class Character:
     def __init__(self, spec: FrameSpec, seed: int, speech_rows: int = 5) -> None:
         rng = np.random.default_rng(seed)
         self.spec = spec
-        self.body = noise(rng, spec.count, *spec.frame_shape)
+        self.body = noise(rng, spec.count, *spec.format.shape)
         self.crops = noise(rng, spec.count, *spec.crop_shape)
         self.recorded = noise(rng, spec.count, *spec.recorded_shape) if spec.recorded else None
         self.speech = rng.standard_normal((speech_rows, 512)).astype(np.float32)
@@ -374,7 +374,7 @@ rng = np.random.default_rng(0)
 rects = tuple(Rect(i, 3 * i, i + 37, 3 * i + 31) for i in range(5))
 spec = FrameSpec(CropLayout(32), pixel_format, int(width), 48, rects)
 device = open_device()
-body = [rng.integers(0, 256, spec.frame_shape, dtype=np.uint8) for _ in range(5)]
+body = [rng.integers(0, 256, spec.format.shape, dtype=np.uint8) for _ in range(5)]
 crops = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(5)]
 frames = DeviceFrames.load(device, spec, body, crops)
 speech = rng.random((40, 512), dtype=np.float32)
@@ -411,7 +411,7 @@ def test_the_budget_of_a_batch(
     cost = {name: long[name] - short[name] for name in short if isinstance(short[name], int)}
     launches = {name: long["launches"][name] - short["launches"][name] for name in long["launches"]}
     assert launches == {"prepare": 20, f"paste_{pixel_format}": 20}
-    frame = FrameSpec(CropLayout(32), pixel_format, width, 48, ()).frame_bytes
+    frame = FrameSpec(CropLayout(32), pixel_format, width, 48, ()).format.nbytes
     assert cost["d2h_bytes"] == 20 * (4 * frame + 4)
     assert cost["h2d_bytes"] == 20 * 4 * 8
     assert cost["syncs"] == 20 * (1 if on_device else 2)

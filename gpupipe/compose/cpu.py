@@ -73,7 +73,7 @@ class CpuCompositor:
             visual=np.zeros((self.batch, 6, size, size), self.dtype),
             audio=np.zeros((self.batch, *SPEECH_SHAPE), self.dtype),
             prediction=np.zeros((self.batch, 3, size, size), self.dtype),
-            frames=np.zeros((self.batch, *self.spec.frame_shape), np.uint8),
+            frames=np.zeros((self.batch, *self.spec.format.shape), np.uint8),
             source=np.zeros(self.batch, np.int32),
             has_nan=np.zeros(self.batch, np.bool_),
         )

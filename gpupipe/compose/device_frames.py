@@ -63,7 +63,7 @@ class DeviceFrames:
         Args:
             device: where to.
             spec: what is kept.
-            body: `spec.count` frames as in `spec.frame_shape`.
+            body: `spec.count` frames as in `spec.format.shape`.
             crops: as many, uint8 `[C, C, 3]` bgr24.
             recorded: as many recorded inputs, uint8 `[S, S, 6]`, if `spec.recorded`.
             others: bytes that the job will want besides, by name (`GpuCompositor.bytes_wanted`); they must fit too.
@@ -79,7 +79,7 @@ class DeviceFrames:
         device.require(bytes_wanted(spec, placements.nbytes + taps.nbytes) | dict(others or {}))
         frames = cls(device, spec, placements, taps)
         try:
-            _upload(device, frames.body, body, spec.frame_shape, planar=False)
+            _upload(device, frames.body, body, spec.format.shape, planar=False)
             _upload(device, frames.crops, crops, spec.crop_shape, planar=True)
             if recorded is not None:
                 _upload(device, frames.recorded, recorded, spec.recorded_shape, planar=True)
@@ -100,7 +100,7 @@ def body_shape(spec: FrameSpec) -> tuple[int, int, int]:
 
 def frame_rows(spec: FrameSpec) -> tuple[int, int]:
     """(rows, bytes from one to the next) of a frame on the device."""
-    rows, *row = spec.frame_shape
+    rows, *row = spec.format.shape
     return rows, pitch(int(np.prod(row)))
 
 

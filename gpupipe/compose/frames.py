@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import Colour, PixelFormat
+from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.geometry import CropLayout, Rect
 
 Frame = NDArray[np.uint8]
@@ -47,11 +48,9 @@ class FrameSpec:
         return len(self.rects)
 
     @property
-    def frame_shape(self) -> tuple[int, ...]:
-        """One body frame: `[H * 3 // 2, W]` for nv12 (Y plane, then interleaved Cb and Cr), else `[H, W, 3]`."""
-        if self.pixel_format == "nv12":
-            return (self.height * 3 // 2, self.width)
-        return (self.height, self.width, 3)
+    def format(self) -> SurfaceFormat:
+        """Of body frames and finished frames."""
+        return SurfaceFormat(self.pixel_format, self.width, self.height)
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:
@@ -64,14 +63,9 @@ class FrameSpec:
         return (6, self.layout.model_size, self.layout.model_size)
 
     @property
-    def frame_bytes(self) -> int:
-        """Bytes of one finished frame."""
-        return int(np.prod(self.frame_shape))
-
-    @property
     def cache_bytes(self) -> int:
         """Bytes of all that is kept."""
-        each = self.frame_bytes + int(np.prod(self.crop_shape))
+        each = self.format.nbytes + int(np.prod(self.crop_shape))
         return self.count * (each + (int(np.prod(self.recorded_shape)) if self.recorded else 0))
 
 
@@ -81,7 +75,7 @@ class HostFrames:
 
     Attributes:
         spec: what the arrays hold.
-        body: uint8 `[N, *frame_shape]`.
+        body: uint8 `[N, *format.shape]`.
         crops: uint8 `[N, 3, C, C]`.
         recorded: uint8 `[N, 6, S, S]` or None.
     """
@@ -99,7 +93,7 @@ class HostFrames:
 
         Args:
             spec: what to keep.
-            body: frames as in `frame_shape`.
+            body: frames as in `format.shape`.
             crops: uint8 `[C, C, 3]`, bgr24.
             recorded: uint8 `[S, S, 6]`: the roi, then the masked roi, both bgr24.
         """
@@ -110,7 +104,7 @@ class HostFrames:
                     None if recorded is None else _stack(spec.count, spec.recorded_shape, recorded, planar=True),
                 )
             )
-            return cls(spec, _stack(spec.count, spec.frame_shape, body, planar=False), *planes.result())
+            return cls(spec, _stack(spec.count, spec.format.shape, body, planar=False), *planes.result())
 
 
 def _stack(count: int, shape: tuple[int, ...], frames: Iterable[Frame], *, planar: bool) -> Frame:

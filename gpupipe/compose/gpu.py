@@ -128,7 +128,7 @@ class GpuCompositor:
             visual=visual,
             audio=audio,
             prediction=prediction,
-            frames=device.pinned((batch, *self.spec.frame_shape), np.uint8, "finished frames"),
+            frames=device.pinned((batch, *self.spec.format.shape), np.uint8, "finished frames"),
             drawn=device.event(timing=True),
             _visual=visual if self.model_on_device else device.mapped(visual),
             _audio=audio if self.model_on_device else device.mapped(audio),
@@ -196,7 +196,7 @@ class GpuCompositor:
             )
             device.record(slot.drawn, device.compute_stream)
             device.order(device.copy_stream, slot.drawn)
-            width = spec.frame_bytes // self._rows
+            width = spec.format.nbytes // self._rows
             rows = Copy(rows=self.batch * self._rows, width=width, source_pitch=self._pitch, target_pitch=width)
             device.copy(slot.frames, slot._drawn_frames, device.copy_stream, rows=rows)
             device.copy(slot._host_status, slot._status, device.copy_stream)

@@ -1,22 +1,71 @@
-"""The protocol that both compositors share. Types only.
+"""The contract of both compositors. Types only.
 
-A compositor is made for one character, one pixel format and one batch size. A batch goes through a *slot*:
+A compositor draws batches of one kind: one crop layout, one type of the model's numbers, one pixel format, one size.
+The frames of a batch may be of different characters, bodies and speeches. A batch goes through a *slot*:
 
-    prepare(slot, …)      crops and speech → slot.visual, slot.audio
-    ready(slot)           may the model read them? (waits only where the model runs on another device)
+    prepare(slot, frames)  crops and speech → slot.visual, slot.audio
+    ready(slot)            may the model read them? (waits only where the model runs on another device)
     … the model runs: slot.visual, slot.audio → slot.prediction …
-    paste(slot)           slot.prediction → finished frames
-    finish(slot)          slot.frames is complete on the host
+    paste(slot)            slot.prediction → the frames' surfaces
+    finish(slot)           the surfaces are complete; which predictions held a NaN
 
-Slots are independent of each other; the steps of one slot are called in this order.
+Slots are independent of each other; the steps of one slot are called in this order. What is drawn for a frame does not
+depend on its place in the batch, nor on the others in it. A batch that is not full leaves the rest of its slot alone.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpupipe.colour import PixelFormat
+from gpupipe.compose.surface import Surface
+from gpupipe.geometry import CropLayout
+
+
+@dataclass(frozen=True)
+class BatchKind:
+    """What the frames of a batch have in common.
+
+    Attributes:
+        layout: of the crops.
+        pixel_format: of bodies and surfaces.
+        dtype: what the model reads and writes, float32 or float16.
+        batch: the most frames, B.
+    """
+
+    layout: CropLayout
+    pixel_format: PixelFormat
+    dtype: np.dtype[Any]
+    batch: int
+
+
+FramesT = TypeVar("FramesT")
+SpeechT = TypeVar("SpeechT")
+
+
+class Drawing(NamedTuple, Generic[FramesT, SpeechT]):
+    """One frame to be drawn.
+
+    Attributes:
+        frames: the character's cached frames: `HostFrames` on the CPU, `DeviceFrames` on a GPU.
+        source: which of them.
+        speech: the session's speech features: `SpeechRows` on the CPU, `DeviceSpeech` on a GPU.
+        row: the row of speech at the frame's time, rounded down; see `geometry.speech_position`.
+        fraction: how far the frame's time lies past that row, in 1/65536 of a row.
+        surface: where to draw.
+    """
+
+    frames: FramesT
+    source: int
+    speech: SpeechT
+    row: int
+    fraction: int
+    surface: Surface
 
 
 class Slot(Protocol):
@@ -34,40 +83,37 @@ class Slot(Protocol):
     def prediction(self) -> Any:
         """`[B, 3, S, S]`, like `visual`: BGR planes, 0 to 1."""
 
-    @property
-    def frames(self) -> NDArray[np.uint8]:
-        """`[B, *frame_shape]` on the host: `[H, W, 3]` for bgr24, `[H * 3 // 2, W]` for nv12."""
+
+SlotT = TypeVar("SlotT", bound=Slot)
 
 
-S = TypeVar("S", bound=Slot)
-
-
-class Compositor(Protocol[S]):
+class Compositor(Protocol[SlotT, FramesT, SpeechT]):
     """Draws finished frames from cached frames and predictions."""
 
-    def new_slot(self) -> S:
-        """Allocate the buffers of one batch. Nothing is allocated after this."""
+    @property
+    def kind(self) -> BatchKind:
+        """Of its batches."""
 
-    def prepare(self, slot: S, source: NDArray[np.int32], speech: NDArray[np.int32]) -> None:
-        """Fill the model's inputs.
+    def admit(self, frames: FramesT) -> None:
+        """Make room for what the cached frames of a character need. Called before their first `prepare`."""
 
-        Args:
-            slot: where.
-            source: the cached frame of each output frame, int32 `[B]`.
-            speech: the row of speech features that belongs to each output frame, int32 `[B]`.
-        """
+    def new_slot(self) -> SlotT:
+        """Allocate the buffers of one batch. Nothing is allocated after this, until `admit`."""
 
-    def ready(self, slot: S) -> None:
+    def prepare(self, slot: SlotT, frames: Sequence[Drawing[FramesT, SpeechT]]) -> None:
+        """Fill the model's inputs for 1 to B frames, in the slot's first places."""
+
+    def ready(self, slot: SlotT) -> None:
         """Return once the model may be run on the slot, in the order of its own device's work."""
 
-    def paste(self, slot: S) -> None:
-        """Draw the predictions of the slot into its frames."""
+    def paste(self, slot: SlotT) -> None:
+        """Draw the predictions of the slot into the surfaces of its frames."""
 
-    def finish(self, slot: S) -> NDArray[np.bool_]:
-        """Wait until `slot.frames` is complete.
+    def finish(self, slot: SlotT) -> NDArray[np.bool_]:
+        """Wait until the surfaces are complete.
 
         Returns:
-            bool `[B]`: whether the prediction of each frame held a NaN (drawn as 0).
+            bool `[n]`: whether the prediction of each frame held a NaN (drawn as 0).
         """
 
     def close(self) -> None:
