@@ -35,11 +35,16 @@ class GpupipeError(Exception):
         got = "" if value is _ABSENT else f" (got {value!r})"
         end = "" if remedy is None else f"; {remedy}"
         super().__init__(" ".join(f"{where}{what}{got}{end}".split()))
+        self._file = file
         self._parts: dict[str, Any] = {"what": what, "field": field, "value": value, "remedy": remedy}
 
     def naming(self, file: str | PathLike[str]) -> Self:
         """The same error about another file: the one that the user knows, if this was about a part of it."""
         return type(self)(**self._parts, file=file)
+
+    def about(self, field: str) -> Self:
+        """The same error, saying which entry, option or frame it is about."""
+        return type(self)(**self._parts | {"field": field}, file=self._file)
 
 
 class PackageError(GpupipeError):

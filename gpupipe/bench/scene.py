@@ -19,7 +19,7 @@ from gpupipe.geometry import Rect, frame_order
 from gpupipe.machine import cpu_count
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import read_frames
-from gpupipe.model.model import Signature
+from gpupipe.model.signature import Signature
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.render.output import OutputOptions
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.errors import InferenceError
-from gpupipe.model.model import Signature
+from gpupipe.model.signature import Signature
 from gpupipe.model.runtime import SessionOptions, open_session
 
 Floats = NDArray[np.float32]

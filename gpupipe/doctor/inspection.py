@@ -20,7 +20,7 @@ from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import probe
-from gpupipe.model.model import Signature
+from gpupipe.model.signature import Signature
 from gpupipe.model.runtime import PROVIDER_NAMES, SessionOptions, open_session, probe_provider, runtime
 
 ENCODERS = ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "av1_nvenc")

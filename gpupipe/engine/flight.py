@@ -1,0 +1,170 @@
+"""Batches under way: their steps, one after the other, and what happens when one fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpupipe.engine.lane import Lane, LaneSlot
+from gpupipe.engine.session import FrameTask, Session
+from gpupipe.errors import InferenceError
+from gpupipe.gpu.clock import GpuClock
+from gpupipe.trace import Span, Trace
+
+
+@dataclass(eq=False)
+class Flight:
+    """A batch under way.
+
+    Attributes:
+        lane: which.
+        slot: its buffers.
+        tasks: its frames, in the places of the slot.
+        started: seconds of `time.monotonic`.
+        error: what has stopped it: of all its frames.
+        finished: frames that are done before the others (drawn alone, after the batch had failed), with their errors.
+    """
+
+    lane: Lane
+    slot: LaneSlot[Any]
+    tasks: list[FrameTask]
+    started: float
+    error: BaseException | None = None
+    finished: dict[int, BaseException | None] = field(default_factory=dict)
+
+    @property
+    def sessions(self) -> dict[Session, int]:
+        """Whose frames it has, and how many."""
+        found: dict[Session, int] = {}
+        for task in self.tasks:
+            found[task.session] = found.get(task.session, 0) + 1
+        return found
+
+
+class Steps:
+    """What is done with a batch, step by step; an error is kept in the batch, and ends the sessions it concerns.
+
+    Args:
+        trace: the engine's; each session's own gets its share.
+        clock: the GPU's, where one composites.
+    """
+
+    def __init__(self, trace: Trace, clock: GpuClock | None) -> None:
+        self._trace, self._clock = trace, clock
+
+    def prepare(self, flight: Flight) -> None:
+        """Fill the model's inputs."""
+        self._step("prepare", flight, lambda: self._prepare(flight, flight.tasks))
+
+    def infer(self, flight: Flight) -> None:
+        """Run the model. If it fails for a batch, each frame is drawn alone, to find whose the fault is."""
+        lane, slot = flight.lane, flight.slot
+        try:
+            if flight.error is None:
+                lane.compositor.ready(slot.buffers)
+                with self._timed("infer", flight):
+                    lane.model.run(slot.bindings, len(flight.tasks))
+        except InferenceError:
+            self._one_by_one(flight)
+        except BaseException as error:
+            flight.error = error
+
+    def paste(self, flight: Flight) -> None:
+        """Draw the predictions."""
+        if not flight.finished:
+            self._step("paste", flight, lambda: flight.lane.compositor.paste(flight.slot.buffers))
+
+    def compute(self, flight: Flight) -> None:
+        """All three, where they are only queued: one thread keeps a GPU's stream in order."""
+        self.prepare(flight)
+        self.infer(flight)
+        self.paste(flight)
+
+    def finish(self, flight: Flight) -> None:
+        """Wait until the frames are complete, and hand each to its session."""
+        has_nan = np.zeros(len(flight.tasks), np.bool_)
+        if flight.error is None and not flight.finished:
+            try:
+                has_nan = flight.lane.compositor.finish(flight.slot.buffers)
+                if self._clock is not None:
+                    self._collect(flight)
+            except BaseException as error:
+                flight.error = error
+        for place, task in enumerate(flight.tasks):
+            error = flight.error or flight.finished.get(place)
+            if error is None and has_nan[place]:
+                error = nan_error(task)
+            task.session.deliver(task, error)
+        flight.lane.took(time.monotonic() - flight.started)
+
+    def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
+        flight.lane.compositor.prepare(flight.slot.buffers, [task.drawing for task in tasks])
+
+    def _one_by_one(self, flight: Flight) -> None:
+        lane, slot = flight.lane, flight.slot
+        failed: dict[Session, BaseException] = {}
+        for place, task in enumerate(flight.tasks):
+            if task.session in failed:
+                flight.finished[place] = failed[task.session]
+                continue
+            try:
+                self._prepare(flight, [task])
+                lane.compositor.ready(slot.buffers)
+                lane.model.run(slot.bindings, 1)
+                lane.compositor.paste(slot.buffers)
+                flight.finished[place] = nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
+            except InferenceError as error:
+                flight.finished[place] = error.about(f"output frame {task.index}")
+            except BaseException as error:
+                flight.error = error
+                return
+            if (error := flight.finished[place]) is not None:
+                failed[task.session] = error
+
+    def _step(self, name: str, flight: Flight, work: Callable[[], None]) -> None:
+        if flight.error is not None:
+            return
+        try:
+            with self._timed(name, flight):
+                work()
+        except BaseException as error:
+            flight.error = error
+
+    @contextmanager
+    def _timed(self, name: str, flight: Flight) -> Iterator[None]:
+        """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
+        if self._clock is None or (name == "infer" and flight.lane.model.provider == "cpu"):
+            start = time.perf_counter()
+            yield
+            self._share(name, threading.current_thread().name, start, time.perf_counter(), flight)
+        else:
+            with self._trace.span(f"queue {name}"), self._clock.step(flight.slot.buffers.marks, name):
+                yield
+
+    def _collect(self, flight: Flight) -> None:
+        assert self._clock is not None
+        for name, start, end in self._clock.collect(flight.slot.buffers.marks):
+            self._share(name, self._clock.name, start, end, flight)
+
+    def _share(self, name: str, thread: str, start: float, end: float, flight: Flight) -> None:
+        """Tell the engine's trace of a step, and each session's of its share of it."""
+        self._trace.add(Span(name, thread, start, end, len(flight.tasks)))
+        for session, count in flight.sessions.items():
+            session.trace.add(Span(name, thread, start, start + (end - start) * count / len(flight.tasks), count))
+
+
+def nan_error(task: FrameTask) -> InferenceError:
+    """The error of a frame whose prediction held a NaN."""
+    return InferenceError(
+        "the model gave NaN",
+        file=task.session.lane.model.path,
+        field=f"output frame {task.index}",
+        remedy="check the model and the features; a float16 export may overflow",
+    )
+
