@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from gpupipe.engine.backend import DeviceChoice, ProviderChoice, Reader
 from gpupipe.errors import OptionError, PackageError
 from gpupipe.geometry import frame_order
 from gpupipe.media.video import read_frames
-from gpupipe.options import MAX_BATCH
 from gpupipe.speech.speech import Speech, open_speech
 
 
@@ -61,16 +60,6 @@ class JobOptions:
     tf32: bool = False
     fp16: bool = False
 
-    def check(self) -> None:
-        """Raise an OptionError for a number that is out of range, or a choice that there is not."""
-        OptionError.unless_within("--batch", self.batch, 1, MAX_BATCH)
-        OptionError.unless_within("--workers", self.workers, 1, 1024)
-        OptionError.unless_within("--frames", self.frames, 1, 1 << 31)
-        OptionError.unless_within("--start-frame", self.start_frame, 0, 1 << 31)
-        OptionError.unless_within("--inference-threads", self.inference_threads, 1, 1024)
-        OptionError.unless_among("--device", self.device, get_args(DeviceChoice))
-        OptionError.unless_among("--provider", self.provider, get_args(ProviderChoice))
-
 
 class Batch(NamedTuple):
     """Output frames `start` to `start + frames`; the arrays are padded to the full batch size."""
@@ -110,8 +99,6 @@ class Plan:
             PackageError: the character does not hold what the options need.
             MediaError: the speech cannot be read.
         """
-        options.check()
-        OptionError.unless_among("--pixel-format", pixel_format, get_args(PixelFormat))
         speech = open_speech(
             character,
             features=options.features,

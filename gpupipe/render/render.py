@@ -6,20 +6,29 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
-from gpupipe.engine.backend import DeviceChoice, ProviderChoice
+from gpupipe.engine.backend import DeviceChoice
 from gpupipe.engine.job import Job
 from gpupipe.engine.pipeline import Stage
+from gpupipe.errors import DeviceError
 from gpupipe.machine import cpu_count, peak_rss_bytes
-from gpupipe.media.encoders import DEFAULT_THREADS, EncoderOptions
-from gpupipe.media.images import ImageFormat
-from gpupipe.render.output import SEGMENT_FRAMES, OutputOptions, is_video, open_output
+from gpupipe.media.encoders import EncoderOptions
+from gpupipe.options import (
+    EngineOptions,
+    FramesKeywords,
+    ModelOptions,
+    RenderKeywords,
+    SpeechOptions,
+    documented,
+    split,
+)
+from gpupipe.render.output import OutputOptions, is_video, open_output
 from gpupipe.render.plan import Batch, JobOptions, Plan
 from gpupipe.trace import StageTimes, Trace
 
@@ -88,69 +97,23 @@ class RenderStats:
         return asdict(self) | {"stages": {name: times._asdict() for name, times in self.stages.items()}}
 
 
+@documented(RenderKeywords)
 def render(
     character: Character | Path | str,
     output: Path | str,
     *,
-    features: Path | str | NDArray[np.float32] | None = None,
-    audio: Path | str | None = None,
-    audio_encoder: Path | str | None = None,
-    model: Path | str | None = None,
-    device: DeviceChoice = "auto",
-    provider: ProviderChoice = "auto",
-    batch: int = 8,
-    workers: int | None = None,
-    frames: int | None = None,
-    start_frame: int = 0,
-    sound: bool = True,
-    encoder: str = "libx264",
-    crf: int | None = None,
-    preset: str | None = None,
-    encoder_threads: int | None = None,
-    pixel_format: PixelFormat | None = None,
-    image_format: ImageFormat = "jpg",
-    jpeg_quality: int = 95,
-    segment_frames: int = SEGMENT_FRAMES,
-    masked_video: bool = False,
-    inference_threads: int | None = None,
-    tf32: bool = False,
-    fp16: bool = False,
-    overwrite: bool = False,
     trace: Trace | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[RenderKeywords],
 ) -> RenderStats:
     """Render a character speaking into a video or a folder of images.
 
     Args:
         character: the character, or its folder.
         output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
-        features: speech features, float32 `[N, 512]` or a `.npy` file; None for those of `audio`, or the character's
-            own.
-        audio: the speech, any file that FFmpeg reads; None for the one the character was filmed with.
-        audio_encoder: ONNX file that makes features of `audio`; None for the character's own.
-        model: ONNX file; None for the character's own.
-        device: where to composite; "auto" takes a GPU if there is one.
-        provider: where to run the model; "auto" takes the device's.
-        batch: frames in a batch; on the CPU no more than the model runs at a time.
-        workers: compositing threads on the CPU, and images encoded at a time.
-        frames: the most output frames to render.
-        start_frame: position in the ping-pong order at which to start.
-        sound: put the speech's sound into a video.
-        encoder: FFmpeg's name of the video encoder.
-        crf: constant quality, lower is better; None for 20 with libx264.
-        preset: speed against size, by the encoder's own names; None for veryfast with libx264.
-        encoder_threads: encoder threads; None for the same number on every machine.
-        pixel_format: "nv12" (the default for video) or "bgr24" (for images).
-        image_format: "jpg" or "png".
-        jpeg_quality: 1 to 100.
-        segment_frames: frames encoded on their own, from a keyframe.
-        masked_video: take the model's inputs from the recorded videos.
-        inference_threads: CPU threads for the model.
-        tf32: let the CUDA provider use TF32.
-        fp16: let TensorRT use float16.
-        overwrite: replace an existing output.
         trace: collects the times of every stage.
         progress: called after each batch is written, in the encoder's thread.
+        options: see below.
 
     Returns:
         What was done, with times.
@@ -160,36 +123,20 @@ def render(
     """
     began = time.perf_counter()
     trace = trace or Trace()
-    pixel_format = pixel_format or ("nv12" if is_video(output) else "bgr24")
-    options = JobOptions(
-        features=features,
-        audio=audio,
-        audio_encoder=audio_encoder,
-        sound=sound and is_video(output),
-        model=model,
-        device=device,
-        provider=provider,
-        batch=batch,
-        workers=workers,
-        frames=frames,
-        start_frame=start_frame,
-        masked_video=masked_video,
-        inference_threads=inference_threads,
-        tf32=tf32,
-        fp16=fp16,
-    )
-    options.check()
-    writing = OutputOptions(
-        encoder=EncoderOptions(encoder, crf, preset, DEFAULT_THREADS if encoder_threads is None else encoder_threads),
-        segment_frames=segment_frames,
-        image_format=image_format,
-        jpeg_quality=jpeg_quality,
-        image_workers=workers or cpu_count(),
-        overwrite=overwrite,
+    engine, model, speech, writing = split(options, RenderKeywords, by="render()")
+    pixel_format: PixelFormat = writing.pixel_format or ("nv12" if is_video(output) else "bgr24")
+    files = OutputOptions(
+        encoder=EncoderOptions.of(writing),
+        segment_frames=writing.segment_frames,
+        image_format=writing.image_format,
+        jpeg_quality=writing.jpeg_quality,
+        image_workers=engine.workers or cpu_count(),
+        overwrite=writing.overwrite,
     )
     character = character if isinstance(character, Character) else Character.load(character)
-    plan = Plan.make(character, pixel_format, options)
-    sink = open_output(output, character.body, pixel_format, writing, sound=plan.speech.sound)
+    wanted = _job_options(engine, model, speech, sound=speech.sound and is_video(output))
+    plan = Plan.make(character, pixel_format, wanted)
+    sink = open_output(output, character.body, pixel_format, files, sound=plan.speech.sound)
     try:
         with Job(plan, trace) as job:
             first = time.perf_counter()
@@ -211,29 +158,19 @@ def render(
     return _stats(job, output, trace, time.perf_counter() - began)
 
 
+@documented(FramesKeywords)
 def frames(
     character: Character | Path | str,
     *,
-    features: Path | str | NDArray[np.float32] | None = None,
-    audio: Path | str | None = None,
-    audio_encoder: Path | str | None = None,
-    model: Path | str | None = None,
-    device: DeviceChoice = "auto",
-    provider: ProviderChoice = "auto",
-    batch: int = 8,
-    workers: int | None = None,
-    frames: int | None = None,
-    start_frame: int = 0,
-    pixel_format: PixelFormat = "nv12",
-    masked_video: bool = False,
-    inference_threads: int | None = None,
-    tf32: bool = False,
-    fp16: bool = False,
     trace: Trace | None = None,
+    **options: Unpack[FramesKeywords],
 ) -> Iterator[NDArray[np.uint8]]:
     """Render a character speaking, frame by frame, for those who show or stream the frames elsewhere.
 
-    Args: as `render`.
+    Args:
+        character: the character, or its folder.
+        trace: collects the times of every stage.
+        options: see below; the pixel format is nv12 unless told.
 
     Yields:
         Finished frames in order, uint8: nv12 `[H * 3 // 2, W]` or bgr24 `[H, W, 3]`. Each is the caller's to keep.
@@ -241,28 +178,38 @@ def frames(
     Raises:
         GpupipeError: one of its kinds.
     """
-    options = JobOptions(
-        features=features,
-        audio=audio,
-        audio_encoder=audio_encoder,
-        sound=False,
-        model=model,
-        device=device,
-        provider=provider,
-        batch=batch,
-        workers=workers,
-        frames=frames,
-        start_frame=start_frame,
-        masked_video=masked_video,
-        inference_threads=inference_threads,
-        tf32=tf32,
-        fp16=fp16,
-    )
+    engine, model, speech, picture = split(options, FramesKeywords, by="frames()")
+    wanted = _job_options(engine, model, speech, sound=False)
     character = character if isinstance(character, Character) else Character.load(character)
-    with Job(Plan.make(character, pixel_format, options), trace or Trace()) as job:
+    with Job(Plan.make(character, picture.pixel_format or "nv12", wanted), trace or Trace()) as job:
         for slot, done in job.run():
             for frame in job.finish(slot, done):
                 yield frame.copy()
+
+
+def _job_options(engine: EngineOptions, model: ModelOptions, speech: SpeechOptions, *, sound: bool) -> JobOptions:
+    device = engine.device.removesuffix(":0")
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(
+            "only the first GPU can be used", field="--device", value=device, remedy="use --device cuda:0"
+        )
+    return JobOptions(
+        features=speech.features,
+        audio=speech.audio,
+        audio_encoder=speech.audio_encoder,
+        sound=sound,
+        model=model.model,
+        device=cast(DeviceChoice, device),
+        provider=model.provider,
+        batch=model.batch,
+        workers=engine.workers,
+        frames=speech.frames,
+        start_frame=speech.start_frame,
+        masked_video=speech.masked_video,
+        inference_threads=model.inference_threads,
+        tf32=model.tf32,
+        fp16=model.fp16,
+    )
 
 
 def _progress(trace: Trace, done: int, total: int, seconds: float) -> Progress:
