@@ -11,7 +11,8 @@ ROOMS = Path(gpupipe.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"geometry", "colour", "options", "trace", "machine"},
+    {"geometry", "colour", "trace", "machine"},
+    {"options"},
     {"media"},
     {"gpu"},
     {"model"},

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpupipe.options import MAX_BATCH
-from gpupipe.render.output import SEGMENT_FRAMES
 
 
 class Help(argparse.HelpFormatter):
@@ -34,7 +33,7 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-audio", dest="sound", action="store_false", help="leave the sound out of a video")
     add("--model", type=Path, metavar="M.onnx", help="lip-sync model [default: the character's own]")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where frames are composited")
+    add("--device", default="auto", help="where frames are composited")
     add("--provider", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto", help="what runs the model")
     add("--batch", type=number(1, MAX_BATCH), default=8, help="frames in a batch")
     add("--workers", type=number(1), metavar="N", help="compositing threads [default: one a core, 4 at most]")
@@ -47,7 +46,7 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     add("--crf", type=number(0), help="constant quality, lower is better [default: 20 for libx264]")
     add("--preset", help="encoding speed [default: veryfast for libx264]")
     add("--encoder-threads", type=number(1), metavar="N", help="encoder threads [default: 4 on every machine]")
-    add("--segment-frames", type=number(1), default=SEGMENT_FRAMES, metavar="N", help="frames encoded on their own")
+    add("--segment-frames", type=number(1), default=250, metavar="N", help="frames encoded on their own")
     add("--pixel-format", choices=("nv12", "bgr24"), help="of finished frames [default: nv12 for video, else bgr24]")
     add("--image-format", choices=("jpg", "png"), default="jpg", help="of images")
     add("--jpeg-quality", type=number(1, 100), default=95, metavar="Q", help="1 to 100")

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except GpupipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.on_command_line()}", file=sys.stderr)
         return 1
     except MemoryError as error:
         print(f"error: out of memory: {error}; use nv12, a smaller --batch or fewer --frames", file=sys.stderr)

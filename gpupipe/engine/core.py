@@ -19,7 +19,7 @@ from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.pipeline import Pipeline
 from gpupipe.engine.scheduler import Choice, Scheduler
 from gpupipe.engine.session import Session
-from gpupipe.errors import DeviceError, DeviceMemoryError, GpupipeError
+from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError
 from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.trace import Trace
@@ -28,10 +28,6 @@ T = TypeVar("T")
 
 MARGIN = 1.1
 """Times a batch's measured latency after which it is taken to be finished, when deadlines are weighed."""
-
-
-class EngineClosed(GpupipeError):
-    """The engine has been closed, or its device has failed."""
 
 
 class EngineCore:

@@ -14,17 +14,13 @@ from gpupipe.compose.protocol import Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.surfaces import Memory
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import Cancelled
 from gpupipe.geometry import SPEECH_RATE, speech_position
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.trace import Trace
 
 POLL_SECONDS = 0.2
 """How often a waiting consumer wakes, so that Ctrl-C is seen where a blocking wait cannot be interrupted (Windows)."""
-
-
-class Cancelled(GpupipeError):
-    """The session was ended before its last frame."""
 
 
 @dataclass(frozen=True)

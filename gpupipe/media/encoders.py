@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import av
 
 from gpupipe.errors import OptionError
+from gpupipe.options import OutputOptions
 
 COPIES_INPUT = frozenset({"libx264", "libx265"})
 """Encoders that have copied a frame's pixels when `encode` returns, so that its buffer may be handed over as it is."""
@@ -59,6 +60,12 @@ class EncoderOptions:
     crf: int | None = None
     preset: str | None = None
     threads: int = DEFAULT_THREADS
+
+    @classmethod
+    def of(cls, options: OutputOptions) -> EncoderOptions:
+        """What the options of an output say of its encoder."""
+        threads = DEFAULT_THREADS if options.encoder_threads is None else options.encoder_threads
+        return cls(options.encoder, options.crf, options.preset, threads)
 
     def codec_options(self, context: av.VideoCodecContext) -> dict[str, str]:
         """The options in the encoder's own names.

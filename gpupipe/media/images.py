@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.errors import OutputError
-
-ImageFormat = Literal["jpg", "png"]
+from gpupipe.options import ImageFormat
 
 
 def image_name(frame: int, image_format: ImageFormat) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,12 @@ from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError, OutputError, PackageError
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions, part_suffix
-from gpupipe.media.images import ImageFormat, image_name, write_image
+from gpupipe.media.images import image_name, write_image
 from gpupipe.media.join import join
 from gpupipe.media.video import VideoInfo
+from gpupipe.options import ImageFormat
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
-SEGMENT_FRAMES = 250
-"""Frames that are encoded on their own, from a keyframe."""
 
 Frames = NDArray[np.uint8]
 
@@ -78,18 +77,11 @@ class OutputOptions:
     """
 
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
-    segment_frames: int = SEGMENT_FRAMES
+    segment_frames: int = 250
     image_format: ImageFormat = "jpg"
     jpeg_quality: int = 95
     image_workers: int = 1
     overwrite: bool = False
-
-    def check(self) -> None:
-        """Raise an OptionError for a number that is out of range, or a choice that there is not."""
-        OptionError.unless_within("--jpeg-quality", self.jpeg_quality, 1, 100)
-        OptionError.unless_within("--segment-frames", self.segment_frames, 1, 1 << 31)
-        OptionError.unless_within("--encoder-threads", self.encoder.threads, 1, 1024)
-        OptionError.unless_among("--image-format", self.image_format, get_args(ImageFormat))
 
 
 def open_output(
@@ -113,7 +105,6 @@ def open_output(
         OutputError: it exists already, or cannot be written.
         OptionError: an option is out of range, or the encoder does not have it.
     """
-    options.check()
     if is_video(output):
         return VideoOutput(Path(output), body, pixel_format, options, sound)
     if pixel_format != "bgr24":
