@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from gpupipe.colour import Colour, PixelFormat
-from gpupipe.errors import OptionError, OutputError
+from gpupipe.errors import OptionError, OutputError, reason
 from gpupipe.media.encoders import COPIES_INPUT, EncoderOptions, encoder_formats, encoder_name
 from gpupipe.media.video import media_url
 
@@ -109,7 +109,7 @@ class VideoWriter:
             except (av.FFmpegError, OSError) as error:
                 needs = "it needs an NVIDIA GPU and its driver; " if options.encoder.endswith("_nvenc") else ""
                 raise OptionError(
-                    f"cannot be opened: {_reason(error)}",
+                    f"cannot be opened: {reason(error)}",
                     field="--encoder",
                     value=options.encoder,
                     remedy=f"{needs}see `gpupipe doctor` for the encoders that open here",
@@ -203,12 +203,8 @@ def _planar(frame: Frame, height: int) -> Frame:
     return out
 
 
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
-
-
 def write_error(path: Path | str, error: Exception) -> OutputError:
     """What FFmpeg or the system says about a file that cannot be written."""
     return OutputError(
-        f"cannot be written: {_reason(error)}", file=path, remedy="check the folder, its rights and its free space"
+        f"cannot be written: {reason(error)}", file=path, remedy="check the folder, its rights and its free space"
     )

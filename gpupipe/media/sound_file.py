@@ -19,7 +19,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 
-from gpupipe.errors import MediaError
+from gpupipe.errors import MediaError, reason
 from gpupipe.media.video import media_url
 
 StrPath = str | PathLike[str]
@@ -89,7 +89,7 @@ def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
         # Tags in unknown encodings must not stop the sound.
         container = av.open(media_url(file), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError("cannot be opened as a media file", file=path, value=_cause(error), remedy=remedy) from error
+        raise MediaError("cannot be opened as a media file", file=path, value=reason(error), remedy=remedy) from error
     with container:
         stream = container.streams.best("audio")
         if not isinstance(stream, AudioStream) or stream.codec_context is None or not stream.codec_context.sample_rate:
@@ -101,7 +101,7 @@ def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
             raise MediaError(
                 "the sound cannot be decoded: the file is corrupt or cut off",
                 file=path,
-                value=_cause(error),
+                value=reason(error),
                 remedy="copy or export the file again",
             ) from error
 
@@ -143,10 +143,6 @@ def _is_cover(stream: Stream) -> bool:
 def stream_seconds(stream: AudioStream, pts: int | None) -> float:
     """A time of the stream in seconds; 0 if it is not known."""
     return 0.0 if pts is None or stream.time_base is None else float(pts * stream.time_base)
-
-
-def _cause(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def exact_seconds(container: InputContainer, stream: AudioStream) -> float | None:
