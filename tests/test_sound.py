@@ -447,6 +447,40 @@ def test_sound_is_cut_and_padded_to_the_picture(
         assert abs(probe_sound(tmp_path / "talk.mp4").duration_seconds - seconds) < 0.001
 
 
+def samples_in(path: Path, **options: str) -> int:
+    """Samples that FFmpeg's decoder gives of a file's sound."""
+    with av.open(str(path), options=options) as container:
+        return sum(frame.samples for frame in container.decode(audio=0))
+
+
+@pytest.mark.parametrize("output", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("kind", "codec", "rate"), [("m4a", "aac", 48_000), ("m4a", "aac", 44_100), ("wav", "pcm_s16le", 96_000)]
+)
+@pytest.mark.parametrize("fps", [Fraction(50), Fraction(60_000, 1001), Fraction(60)], ids=["50", "59.94", "60"])
+def test_sound_outlasts_no_picture_of_short_frames(
+    tmp_path: Path, output: str, kind: str, codec: str, rate: int, fps: Fraction
+) -> None:
+    source = write_sound(tmp_path / f"clicks.{kind}", codec, rate, "mono", click_track(rate, "mono"))
+    path = tmp_path / f"talk.{output}"
+    shortest = longest = Fraction(0)
+    # With these, packets of 1024 samples end anywhere between two frames; the last is longer than the source.
+    for frames in (1, 7, 50, 100, 101, 102, 103, 160):
+        join(path, source, fps, frames)
+        samples, out_rate, start, seconds = heard_and_seen(path)
+        assert out_rate == rate
+        assert abs(start) < 0.001
+        assert abs(seconds - frames / fps) < 1e-6
+        over = Fraction(len(samples), rate) - frames / fps
+        shortest, longest = min(shortest, over), max(longest, over)
+        if output == "mp4":
+            # A player that knows no edit lists hears the encoder's delay too, and nothing else.
+            assert samples_in(path, ignore_editlist="1") == len(samples) + 1024
+    assert longest <= 1 / fps
+    assert shortest >= min(Fraction(0), 1 / fps - Fraction(1024, rate))
+    np.testing.assert_allclose(click_errors(samples, rate), 0, atol=CLICK_TOLERANCE)
+
+
 def test_copied_packets_are_the_sources(tmp_path: Path) -> None:
     source = write_sound(tmp_path / "speech.m4a", "aac", 48_000, "mono", click_track(48_000, "mono"))
     assert join(tmp_path / "talk.mp4", source, Fraction(25), 58) == "copied"
