@@ -72,6 +72,21 @@ class GpupipeError(Exception):
         return type(self)(**self._parts | {"field": field}, file=self._file)
 
 
+def reason(error: BaseException) -> str:
+    """What an exception of another package says, in one line.
+
+    The system's own words if it has them, without the number and the path that Python puts around them; else its
+    message with line breaks and runs of spaces made single spaces; else its type's name.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "talk.mp4"))
+    'No such file or directory'
+    >>> reason(ValueError("two\\n  lines")), reason(KeyboardInterrupt())
+    ('two lines', 'KeyboardInterrupt')
+    """
+    said = getattr(error, "strerror", None) or error  # a number without words leaves strerror None
+    return " ".join(str(said).split()) or type(error).__name__
+
+
 class PackageError(GpupipeError):
     """A character folder does not hold what it must."""
 

@@ -229,15 +229,15 @@ def test_an_encoders_other_name_has_the_same_defaults(body: VideoInfo, tmp_path:
 
 
 AT_THE_END_OF_MEMORY = """
-import mmap, os, sys, tempfile
+import itertools, mmap, os, sys, tempfile
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from gpupipe.media.encode import VideoWriter
 
 folder, pixel_format = Path(sys.argv[1]), sys.argv[2]
-for width in (2, 16, 18, 48, 98, 642):
-    shape = (16, width, 3) if pixel_format == "bgr24" else (24, width)
+for width, height in itertools.product((2, 16, 18, 48, 98, 642), (16, 18)):
+    shape = (height, width, 3) if pixel_format == "bgr24" else (height * 3 // 2, width)
     size = int(np.prod(shape))
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     with tempfile.TemporaryFile() as file:
@@ -245,7 +245,7 @@ for width in (2, 16, 18, 48, 98, 642):
         memory = mmap.mmap(file.fileno(), pages + mmap.PAGESIZE)
         file.truncate(pages)
     frame = np.frombuffer(memory, np.uint8, size, pages - size).reshape(shape)
-    size = {"width": width, "height": 16}
+    size = {"width": width, "height": height}
     with VideoWriter(folder / "talk.mp4", **size, fps=Fraction(25), pixel_format=pixel_format) as writer:
         writer.write(frame)
         writer.write(frame)

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import GpupipeError, PackageError
+from gpupipe.errors import GpupipeError, PackageError, reason
 from gpupipe.geometry import BORDER, SPEECH_WIDTH, CropLayout, Rect
 from gpupipe.media.video import VideoInfo, probe
 
@@ -205,7 +205,7 @@ def _read_rectangles(path: Path, faults: list[GpupipeError]) -> dict[int, Any]:
         faults.append(PackageError("no such file", file=path, remedy=remedy))
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        faults.append(PackageError(f"cannot be read: {error}", file=path, remedy=remedy))
+        faults.append(PackageError(f"cannot be read: {reason(error)}", file=path, remedy=remedy))
         return {}
     if not numbered:
         faults.append(PackageError("holds no rectangle", file=path, remedy=remedy))

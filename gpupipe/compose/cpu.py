@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, Rect
+from gpupipe.gpu.clock import Marks
 from gpupipe.model.signature import model_shapes
 from gpupipe.speech.rows import SpeechRows
 
@@ -36,6 +37,7 @@ class CpuSlot:
         visual, audio, prediction: what the model reads and writes.
         frames: what is drawn in it now.
         has_nan: bool `[B]`.
+        marks: none: every step is done when it returns.
         masked: bool `[B]`: whether the masked planes of `visual` are 0 under the mask.
     """
 
@@ -44,7 +46,8 @@ class CpuSlot:
     prediction: NDArray[Any]
     has_nan: NDArray[np.bool_]
     masked: NDArray[np.bool_]
-    frames: Sequence[HostDrawing] = field(default=())
+    frames: Sequence[HostDrawing] = ()
+    marks: Marks | None = None
 
 
 class CpuCompositor:

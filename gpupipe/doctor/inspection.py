@@ -15,7 +15,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine.job import check_model_size
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import GpupipeError, reason
 from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
@@ -150,7 +150,7 @@ def _encoder_problem(encoder: str) -> str | None:
                 options=EncoderOptions(encoder),
             )
         except GpupipeError as error:
-            return str(getattr(error.__cause__, "strerror", None) or error)
+            return reason(error.__cause__ or error)
         writer.abort()
     return None
 

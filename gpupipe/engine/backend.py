@@ -13,7 +13,6 @@ from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import HostMemoryError, OptionError
-from gpupipe.gpu.clock import GpuClock
 from gpupipe.gpu.device import Device, megabytes
 from gpupipe.machine import cpu_count, memory_available_bytes
 from gpupipe.model.model import Model
@@ -39,10 +38,6 @@ class Backend(Protocol):
     @property
     def gpu(self) -> Device | None:
         """The GPU, if it is one."""
-
-    @property
-    def clock(self) -> GpuClock | None:
-        """The GPU's clock, if it is one."""
 
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model."""
@@ -100,7 +95,6 @@ class HostBackend:
 
     name = "cpu"
     gpu: Device | None = None
-    clock: GpuClock | None = None
 
     def __init__(self, workers: int, max_memory: int | None) -> None:
         self._workers, self._max_memory = workers, max_memory

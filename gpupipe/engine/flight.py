@@ -14,8 +14,7 @@ import numpy as np
 from gpupipe.engine.lane import Lane, LaneSlot
 from gpupipe.engine.session import FrameTask, Session
 from gpupipe.errors import InferenceError
-from gpupipe.gpu.clock import GpuClock
-from gpupipe.trace import Span, Trace
+from gpupipe.trace import INFER, PASTE, PREPARE, QUEUED, Span, Stage, Trace
 
 
 @dataclass(eq=False)
@@ -52,15 +51,14 @@ class Steps:
 
     Args:
         trace: the engine's; each session's own gets its share.
-        clock: the GPU's, where one composites.
     """
 
-    def __init__(self, trace: Trace, clock: GpuClock | None) -> None:
-        self._trace, self._clock = trace, clock
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
 
     def prepare(self, flight: Flight) -> None:
         """Fill the model's inputs."""
-        self._step("prepare", flight, lambda: self._prepare(flight, flight.tasks))
+        self._step(PREPARE, flight, lambda: self._prepare(flight, flight.tasks))
 
     def infer(self, flight: Flight) -> None:
         """Run the model. If it fails for a batch, each frame is drawn alone, to find whose the fault is."""
@@ -68,7 +66,7 @@ class Steps:
         try:
             if flight.error is None:
                 lane.compositor.ready(slot.buffers)
-                with self._timed("infer", flight):
+                with self._timed(INFER, flight):
                     lane.model.run(slot.bindings, len(flight.tasks))
         except InferenceError:
             self._one_by_one(flight)
@@ -78,7 +76,7 @@ class Steps:
     def paste(self, flight: Flight) -> None:
         """Draw the predictions."""
         if not flight.finished:
-            self._step("paste", flight, lambda: flight.lane.compositor.paste(flight.slot.buffers))
+            self._step(PASTE, flight, lambda: flight.lane.compositor.paste(flight.slot.buffers))
 
     def compute(self, flight: Flight) -> None:
         """All three, where they are only queued: one thread keeps a GPU's stream in order."""
@@ -92,8 +90,7 @@ class Steps:
         if flight.error is None and not flight.finished:
             try:
                 has_nan = flight.lane.compositor.finish(flight.slot.buffers)
-                if self._clock is not None:
-                    self._collect(flight)
+                self._collect(flight)
             except BaseException as error:
                 flight.error = error
         for place, task in enumerate(flight.tasks):
@@ -127,36 +124,41 @@ class Steps:
             if (error := flight.finished[place]) is not None:
                 failed[task.session] = error
 
-    def _step(self, name: str, flight: Flight, work: Callable[[], None]) -> None:
+    def _step(self, step: Stage, flight: Flight, work: Callable[[], None]) -> None:
         if flight.error is not None:
             return
         try:
-            with self._timed(name, flight):
+            with self._timed(step, flight):
                 work()
         except BaseException as error:
             flight.error = error
 
     @contextmanager
-    def _timed(self, name: str, flight: Flight) -> Iterator[None]:
+    def _timed(self, step: Stage, flight: Flight) -> Iterator[None]:
         """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
-        if self._clock is None or (name == "infer" and flight.lane.model.provider == "cpu"):
+        marks = flight.slot.buffers.marks
+        if marks is None or (step == INFER and flight.lane.model.provider == "cpu"):
             start = time.perf_counter()
             yield
-            self._share(name, threading.current_thread().name, start, time.perf_counter(), flight)
-        else:
-            with self._trace.span(f"queue {name}"), self._clock.step(flight.slot.buffers.marks, name):
-                yield
+            self._share(step, threading.current_thread().name, start, time.perf_counter(), flight)
+            return
+        with self._trace.span(QUEUED[step]):
+            if step == INFER:  # the compositor marks its own steps
+                marks.begin(INFER)
+            yield
+            if step == INFER:
+                marks.end(INFER)
 
     def _collect(self, flight: Flight) -> None:
-        assert self._clock is not None
-        for name, start, end in self._clock.collect(flight.slot.buffers.marks):
-            self._share(name, self._clock.name, start, end, flight)
+        marks = flight.slot.buffers.marks
+        for name, start, end in marks.collect() if marks is not None else ():
+            self._share(name, "gpu", start, end, flight)
 
-    def _share(self, name: str, thread: str, start: float, end: float, flight: Flight) -> None:
+    def _share(self, stage: Stage, thread: str, start: float, end: float, flight: Flight) -> None:
         """Tell the engine's trace of a step, and each session's of its share of it."""
-        self._trace.add(Span(name, thread, start, end, len(flight.tasks)))
+        self._trace.add(Span(stage, thread, start, end, len(flight.tasks)))
         for session, count in flight.sessions.items():
-            session.trace.add(Span(name, thread, start, start + (end - start) * count / len(flight.tasks), count))
+            session.trace.add(Span(stage, thread, start, start + (end - start) * count / len(flight.tasks), count))
 
 
 def nan_error(task: FrameTask) -> InferenceError:

@@ -15,7 +15,6 @@ from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import ProviderError
-from gpupipe.gpu.clock import GpuClock
 from gpupipe.gpu.device import Device
 from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.model.model import Model
@@ -38,7 +37,6 @@ class GpuBackend:
     def __init__(self, gpu: Device) -> None:
         self.gpu = gpu
         self.name = f"cuda:{gpu.index} ({gpu.name})"
-        self.clock = GpuClock(gpu)
 
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model with the provider that was asked for; "auto" is CUDA, or, saying so, the CPU."""
@@ -78,7 +76,7 @@ class GpuBackend:
         buffers = [gpu.empty(shape, model.dtype, "the model's buffers") for shape in model_shapes(kind.layout, kind.batch)]
         try:
             for buffer in buffers:
-                gpu.fill(buffer, 0, gpu.compute_stream)
+                gpu.clear(buffer, gpu.compute_stream)
             bound = model.bind(*buffers)
             for _ in range(2):
                 model.run(bound, kind.batch)
@@ -103,7 +101,7 @@ class GpuBackend:
 
     def speech_bytes(self, speech: SpeechRows) -> dict[str, int]:
         """See `Backend`."""
-        return {"speech": DeviceSpeech.bytes_wanted(speech)}
+        return DeviceSpeech.bytes_wanted(speech)
 
     def load(self, spec: FrameSpec, readers: Readers) -> DeviceFrames:
         """See `Backend`."""

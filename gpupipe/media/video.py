@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
-from gpupipe.errors import MediaError
+from gpupipe.errors import MediaError, reason
 
 Frame = NDArray[np.uint8]
 
@@ -60,16 +60,12 @@ def _opened(path: Path, **options: str) -> Iterator[tuple[av.container.InputCont
         container = av.open(media_url(path), options=options)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(
-            f"cannot be opened as a video: {_reason(error)}", file=path, remedy="it may be truncated: write it again"
+            f"cannot be opened as a video: {reason(error)}", file=path, remedy="it may be truncated: write it again"
         ) from error
     with container:
         if not container.streams.video:
             raise MediaError("holds no video stream", file=path, remedy="give a video file")
         yield container, container.streams.video[0]
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _packets(
@@ -78,7 +74,7 @@ def _packets(
     try:
         return [packet for packet in container.demux(stream) if packet.size]
     except av.FFmpegError as error:
-        raise MediaError(f"cannot be read: {_reason(error)}", file=path, remedy="write it again") from error
+        raise MediaError(f"cannot be read: {reason(error)}", file=path, remedy="write it again") from error
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -159,7 +155,7 @@ def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None =
                     return
         except av.FFmpegError as error:
             raise MediaError(
-                f"cannot be decoded: {_reason(error)}", file=path, field=f"frame {done}", remedy="write it again"
+                f"cannot be decoded: {reason(error)}", file=path, field=f"frame {done}", remedy="write it again"
             ) from error
     if count is not None and done < count:
         raise MediaError(f"ends after {done} of {count} frames", file=path, remedy="write it again")

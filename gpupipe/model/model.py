@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpupipe.errors import InferenceError, OptionError
+from gpupipe.errors import InferenceError, OptionError, reason
 from gpupipe.model.runtime import SessionOptions, failures, open_session, raise_if_out_of_memory, runtime
 from gpupipe.model.signature import Signature
 
@@ -110,8 +110,9 @@ class Model:
                 list(self._pool.map(lambda b: self._session.run_with_iobinding(b, self._run_options), needed))
         except failures() as error:
             raise_if_out_of_memory(error, self.options, self.path)
-            text = " ".join(str(error).split())
-            raise InferenceError(f"the model failed: {text}", file=self.path, remedy="export it again") from error
+            raise InferenceError(
+                f"the model failed: {reason(error)}", file=self.path, remedy="export it again"
+            ) from error
 
     def close(self) -> None:
         """Stop the threads and release the session."""

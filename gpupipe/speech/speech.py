@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character, read_features
-from gpupipe.errors import InferenceError, OutputError, PackageError
+from gpupipe.errors import InferenceError, OutputError, PackageError, reason
 from gpupipe.geometry import SPEECH_RATE, SPEECH_WIDTH
 from gpupipe.machine import cpu_count
 from gpupipe.media.sound import probe_sound, read_pcm
@@ -66,9 +66,8 @@ class AudioEncoder:
         try:
             rows: Features = self._session.run(None, {self._input: windows})[0]
         except failures() as error:
-            text = " ".join(str(error).split())
             raise InferenceError(
-                f"failed: {text}", file=self.path, field="audio encoder", remedy="export it again"
+                f"failed: {reason(error)}", file=self.path, field="audio encoder", remedy="export it again"
             ) from error
         return rows
 
