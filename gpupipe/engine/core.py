@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from gpupipe.engine.backend import Backend
@@ -46,7 +47,7 @@ class EngineCore:
         self.trace = Trace()
         self.holdings = Holdings(backend, cache, self._on_compute_thread)
         self._condition = threading.Condition()
-        self._scheduler: Scheduler[Lane] = Scheduler(lambda lane: MARGIN * lane.latency)
+        self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: MARGIN * lane.latency)
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._under_way = 0
         self._error: GpupipeError | None = None
@@ -123,7 +124,9 @@ class EngineCore:
         """Begin a with block, which closes the engine."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the engine."""
         self.close()
 

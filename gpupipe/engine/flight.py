@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,12 +38,9 @@ class Flight:
     finished: dict[int, BaseException | None] = field(default_factory=dict)
 
     @property
-    def sessions(self) -> dict[Session, int]:
-        """Whose frames it has, and how many."""
-        found: dict[Session, int] = {}
-        for task in self.tasks:
-            found[task.session] = found.get(task.session, 0) + 1
-        return found
+    def shares(self) -> list[tuple[Trace, int]]:
+        """The traces of the sessions whose frames it has, and how many."""
+        return [(session.trace, count) for session, count in Counter(task.session for task in self.tasks).items()]
 
 
 class Steps:
@@ -94,10 +91,10 @@ class Steps:
             except BaseException as error:
                 flight.error = error
         for place, task in enumerate(flight.tasks):
-            error = flight.error or flight.finished.get(place)
-            if error is None and has_nan[place]:
-                error = nan_error(task)
-            task.session.deliver(task, error)
+            wrong = flight.error or flight.finished.get(place)
+            if wrong is None and has_nan[place]:
+                wrong = nan_error(task)
+            task.session.deliver(task, wrong)
         flight.lane.took(time.monotonic() - flight.started)
 
     def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
@@ -121,8 +118,8 @@ class Steps:
             except BaseException as error:
                 flight.error = error
                 return
-            if (error := flight.finished[place]) is not None:
-                failed[task.session] = error
+            if (wrong := flight.finished[place]) is not None:
+                failed[task.session] = wrong
 
     def _step(self, step: Stage, flight: Flight, work: Callable[[], None]) -> None:
         if flight.error is not None:
@@ -138,9 +135,8 @@ class Steps:
         """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
         marks = flight.slot.buffers.marks
         if marks is None or (step == INFER and flight.lane.model.provider == "cpu"):
-            start = time.perf_counter()
-            yield
-            self._share(step, threading.current_thread().name, start, time.perf_counter(), flight)
+            with self._trace.span(step, len(flight.tasks), flight.shares):
+                yield
             return
         with self._trace.span(QUEUED[step]):
             if step == INFER:  # the compositor marks its own steps
@@ -151,14 +147,8 @@ class Steps:
 
     def _collect(self, flight: Flight) -> None:
         marks = flight.slot.buffers.marks
-        for name, start, end in marks.collect() if marks is not None else ():
-            self._share(name, "gpu", start, end, flight)
-
-    def _share(self, stage: Stage, thread: str, start: float, end: float, flight: Flight) -> None:
-        """Tell the engine's trace of a step, and each session's of its share of it."""
-        self._trace.add(Span(stage, thread, start, end, len(flight.tasks)))
-        for session, count in flight.sessions.items():
-            session.trace.add(Span(stage, thread, start, start + (end - start) * count / len(flight.tasks), count))
+        for step, start, end in marks.collect() if marks is not None else ():
+            self._trace.add(Span(step, "gpu", start, end, len(flight.tasks)), flight.shares)
 
 
 def nan_error(task: FrameTask) -> InferenceError:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpupipe.compose.protocol import BatchKind
 from gpupipe.engine.backend import Backend, Opened
 from gpupipe.engine.lane import SLOTS, Lane
 from gpupipe.engine.order import SessionOrder
-from gpupipe.engine.residents import ResidentKey, Residents
+from gpupipe.engine.residents import Resident, ResidentKey, Residents
 from gpupipe.engine.shelf import Digests, Shelf
 from gpupipe.engine.surfaces import Memory, SurfacePool
+from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.machine import release_free_memory
 from gpupipe.model.model import Model
 from gpupipe.speech.encoder import AudioEncoder
@@ -80,13 +83,34 @@ class Holdings:
         self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind))
         held.callback(self._lanes.give_back, lane_key)
-        resident = self.residents.acquire(ResidentKey.of(order), spec, lambda: backend.load(spec, order.readers()))
+        resident = self._resident(order)
         held.callback(self.residents.give_back, resident)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
         memory = self._pool.borrow(spec.format, depth)
         held.callback(self._pool.give_back, spec.format, memory)
         return Parts(lane, resident.frames, rows, placed, memory, opened.notes)
+
+    def load(self, order: SessionOrder) -> None:
+        """Keep a character's frames, and open its model if the file is there, before the first session needs them.
+
+        Raises:
+            GpupipeError: something cannot be opened, or does not fit in memory.
+        """
+        with ExitStack() as held:
+            if order.model.is_file():
+                nothing = SpeechRows(np.zeros((1, SPEECH_WIDTH), np.float32))
+                self.open(order, lambda _: nothing, held)
+                return
+            self.residents.make_room(lambda: not self._backend.fits(self._backend.frame_bytes(order.spec)))
+            self._backend.require(self._backend.frame_bytes(order.spec))
+            held.callback(self.residents.give_back, self._resident(order))
+
+    def _resident(self, order: SessionOrder) -> Resident[Any]:
+        backend = self._backend
+        return self.residents.acquire(
+            ResidentKey.of(order), order.spec, lambda: backend.load(order.spec, order.readers())
+        )
 
     def close(self) -> None:
         """Release everything; no session may be open."""

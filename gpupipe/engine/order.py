@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpupipe.character.folder import Character
+from gpupipe.character.folder import RECTANGLES, Character
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.geometry import frame_at
 from gpupipe.media.video import read_frames
@@ -53,7 +53,7 @@ class SessionOrder:
 
     def files(self) -> list[Path]:
         """The files that the cached frames come from."""
-        found = [self.character.body.path, self.character.crops.path, self.character.rectangles_path]
+        found = [self.character.body.path, self.character.crops.path, self.character.path / RECTANGLES]
         if self.spec.recorded:
             found += [info.path for info in self.character.recorded or ()]
         return found

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Lane(Protocol):
@@ -48,16 +48,20 @@ class Source(Protocol[LaneT_co]):
         """When the `ahead`-th available frame must be finished, seconds; infinity for no deadline."""
 
 
-SourceT = TypeVar("SourceT", bound=Hashable)
+SourceT = TypeVar("SourceT", bound="Source[Any]")
 
 
 @dataclass(frozen=True)
 class Choice(Generic[LaneT, SourceT]):
-    """A batch that leaves now: how many frames of each session, in the order in which they were picked."""
+    """A batch that leaves now.
+
+    Attributes:
+        lane: which.
+        frames: the session of each frame; a session's frames keep their order.
+    """
 
     lane: LaneT
     frames: tuple[SourceT, ...]
-    """The session of each frame; a session's frames keep their order."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Wait:
     until: float = math.inf
 
 
-class Scheduler(Generic[LaneT]):
+class Scheduler(Generic[LaneT, SourceT]):
     """Picks batches.
 
     Args:
@@ -77,22 +81,22 @@ class Scheduler(Generic[LaneT]):
 
     def __init__(self, estimate: Callable[[LaneT], float]) -> None:
         self._estimate = estimate
-        self._served: dict[Source[LaneT], float] = {}
+        self._served: dict[SourceT, float] = {}
 
     @property
-    def sources(self) -> Iterable[Source[LaneT]]:
+    def sources(self) -> Iterable[SourceT]:
         """The sessions."""
         return self._served.keys()
 
-    def add(self, source: Source[LaneT]) -> None:
+    def add(self, source: SourceT) -> None:
         """Take a session in. It is served like the others from now on, and makes up for nothing that went before."""
         self._served[source] = min(self._served.values(), default=0.0)
 
-    def remove(self, source: Source[LaneT]) -> None:
+    def remove(self, source: SourceT) -> None:
         """Forget a session."""
         self._served.pop(source, None)
 
-    def choose(self, now: float, *, free: Callable[[LaneT], bool], idle: bool) -> Choice[LaneT, Source[LaneT]] | Wait:
+    def choose(self, now: float, *, free: Callable[[LaneT], bool], idle: bool) -> Choice[LaneT, SourceT] | Wait:
         """The next batch, or how long to wait for it. What is chosen counts as served.
 
         Args:
@@ -100,7 +104,7 @@ class Scheduler(Generic[LaneT]):
             free: whether a lane has a slot for a batch.
             idle: whether no batch is under way.
         """
-        lanes: dict[LaneT, list[Source[LaneT]]] = {}
+        lanes: dict[LaneT, list[SourceT]] = {}
         for source in self._served:
             if source.available:
                 lanes.setdefault(source.lane, []).append(source)
@@ -118,7 +122,7 @@ class Scheduler(Generic[LaneT]):
         others = [lane for lane in lanes if free(lane) and lane not in dict(urgent)]
         return self._patient({lane: lanes[lane] for lane in others}, now, deadline, idle)
 
-    def _urgent(self, lanes: dict[LaneT, list[Source[LaneT]]]) -> list[tuple[LaneT, float]]:
+    def _urgent(self, lanes: dict[LaneT, list[SourceT]]) -> list[tuple[LaneT, float]]:
         """Lanes with deadlines, the earliest first, and when each must start so that it and those after it are on time."""
         earliest = {lane: min(source.deadline(0) for source in sources) for lane, sources in lanes.items()}
         ordered = sorted((lane for lane in lanes if earliest[lane] < math.inf), key=lambda lane: earliest[lane])
@@ -130,8 +134,8 @@ class Scheduler(Generic[LaneT]):
         return found[::-1]
 
     def _patient(
-        self, lanes: dict[LaneT, list[Source[LaneT]]], now: float, deadline: float, idle: bool
-    ) -> Choice[LaneT, Source[LaneT]] | Wait:
+        self, lanes: dict[LaneT, list[SourceT]], now: float, deadline: float, idle: bool
+    ) -> Choice[LaneT, SourceT] | Wait:
         """A batch of a lane without deadlines, if it makes no other late."""
         for lane in sorted(lanes, key=lambda lane: min(self._served[source] for source in lanes[lane])):
             if now + self._estimate(lane) > deadline:
@@ -141,11 +145,11 @@ class Scheduler(Generic[LaneT]):
                 return self._chosen(lane, picked)
         return Wait(deadline)
 
-    def _fill(self, lane: LaneT, sources: list[Source[LaneT]]) -> tuple[list[Source[LaneT]], bool]:
+    def _fill(self, lane: LaneT, sources: list[SourceT]) -> tuple[list[SourceT], bool]:
         """The sessions whose next frames make a batch of a lane: earliest deadline, then least served, first."""
         heap = [(source.deadline(0), self._served[source], number, 0) for number, source in enumerate(sources)]
         heapq.heapify(heap)
-        picked: list[Source[LaneT]] = []
+        picked: list[SourceT] = []
         while heap and len(picked) < lane.batch:
             _, served, number, taken = heapq.heappop(heap)
             source = sources[number]
@@ -157,7 +161,7 @@ class Scheduler(Generic[LaneT]):
     def _more_may_come(self, lane: LaneT) -> bool:
         return any(source.lane is lane and source.expects_more for source in self._served)
 
-    def _chosen(self, lane: LaneT, picked: list[Source[LaneT]]) -> Choice[LaneT, Source[LaneT]]:
+    def _chosen(self, lane: LaneT, picked: list[SourceT]) -> Choice[LaneT, SourceT]:
         for source in picked:
             self._served[source] += 1
         return Choice(lane, tuple(picked))

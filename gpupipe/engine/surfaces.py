@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.gpu.device import Device
-from gpupipe.gpu.kernels import pitch
+from gpupipe.compose.table import device_shape
 from gpupipe.gpu.types import DeviceArray
 
 KEPT_BYTES = 512_000_000
@@ -41,7 +42,7 @@ class SurfacePool:
         """Bytes, on the device or, without one, on the host, that borrowing `count` surfaces takes anew."""
         with self._lock:
             missing = max(0, count - len(self._free[format]))
-        return missing * (format.nbytes if self._gpu is None else format.rows * pitch(format.row_bytes))
+        return missing * (format.nbytes if self._gpu is None else prod(device_shape(format)))
 
     def borrow(self, format: SurfaceFormat, count: int) -> list[Memory]:
         """Memory for `count` surfaces.
@@ -78,5 +79,5 @@ class SurfacePool:
     def _new(self, format: SurfaceFormat) -> Memory:
         if self._gpu is None:
             return Memory(np.zeros(format.shape, np.uint8), None)
-        drawn = self._gpu.empty((format.rows, pitch(format.row_bytes)), np.uint8, "finished frames")
+        drawn = self._gpu.empty(device_shape(format), np.uint8, "finished frames")
         return Memory(self._gpu.pinned(format.shape, np.uint8, "finished frames"), drawn)

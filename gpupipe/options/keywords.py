@@ -45,8 +45,8 @@ class EngineKeywords(HostKeywords, total=False):
     cache: int | None
 
 
-class JobFramesKeywords(TypedDict, total=False):
-    """Of `Engine.frames()`: a job whose frames are handed out."""
+class ModelKeywords(TypedDict, total=False):
+    """Of `Engine.load()`: how the model is run."""
 
     model: Path | str | None
     provider: ProviderChoice
@@ -54,6 +54,11 @@ class JobFramesKeywords(TypedDict, total=False):
     inference_threads: int | None
     tf32: bool
     fp16: bool
+
+
+class JobFramesKeywords(ModelKeywords, total=False):
+    """Of `Engine.frames()`: a job whose frames are handed out."""
+
     features: Path | str | NDArray[np.float32] | None
     audio: Path | str | None
     audio_encoder: Path | str | None
@@ -111,6 +116,18 @@ def split(
         cast(SpeechOptions, speech),
         cast(OutputOptions, output),
     )
+
+
+def divided(keywords: Mapping[str, Any], taking: type, *, by: str) -> tuple[EngineKeywords, JobKeywords]:
+    """Keywords of a function that opens an engine for one job: the engine's, and the job's. Checks both.
+
+    Raises:
+        TypeError, OptionError: as `split`.
+    """
+    split(keywords, taking, by=by)
+    engine = {name: value for name, value in keywords.items() if name in declared(EngineOptions)}
+    job = {name: value for name, value in keywords.items() if name not in engine}
+    return cast(EngineKeywords, engine), cast(JobKeywords, job)
 
 
 def from_json(values: Mapping[str, object], folder: Path) -> JobKeywords:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.options import EngineKeywords, FramesKeywords, RenderKeywords, documented, taken
+from gpupipe.options import FramesKeywords, JobFramesKeywords, RenderKeywords, divided, documented
 from gpupipe.render.engine import AnyCharacter, Engine
 from gpupipe.render.stats import OnProgress, RenderStats
 from gpupipe.trace import Trace
@@ -38,7 +38,7 @@ def render(
     Raises:
         GpupipeError: one of its kinds; nothing is left of the output then.
     """
-    engine_options, job_options = divided(options, by="render()")
+    engine_options, job_options = divided(options, RenderKeywords, by="render()")
     with Engine(**engine_options) as engine:
         return engine.render(character, output, trace=trace, progress=progress, **job_options)
 
@@ -59,6 +59,6 @@ def frames(
     Raises:
         GpupipeError: one of its kinds.
     """
-    engine_options, job_options = divided(options, by="frames()")
+    engine_options, job_options = divided(options, FramesKeywords, by="frames()")
     with Engine(**engine_options) as engine:
-        yield from engine.frames(character, trace=trace, **job_options)
+        yield from engine.frames(character, trace=trace, **cast(JobFramesKeywords, job_options))
