@@ -1,5 +1,4 @@
-// What the device says of itself: its settings, its properties, its errors, and the parts of the driver's interface
-// that CuPy and NVRTC ask for beside modules and launches.
+// What the device says of itself: its settings and its properties.
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -12,7 +11,6 @@ namespace {
 
 constexpr int version = 12090;
 constexpr int multiprocessors = 4;
-thread_local cudaError_t last_error = cudaSuccess;
 
 long long number(const char* variable, long long otherwise) {
   const char* v = getenv(variable);
@@ -65,34 +63,6 @@ void log(const char* format, ...) {
   fputc('\n', stderr);
   va_end(arguments);
 }
-cudaError_t fail(cudaError_t e) {
-  log("error %s", cudaGetErrorName(e));
-  return last_error = e;
-}
-
-#define NAMES(X)                                                                                                   \
-  X(Success) X(ErrorMemoryAllocation) X(ErrorInvalidValue) X(ErrorNotSupported) X(ErrorNotReady)                   \
-  X(ErrorInvalidDevice) X(ErrorInvalidPitchValue) X(ErrorInvalidResourceHandle) X(ErrorHostMemoryAlreadyRegistered) \
-  X(ErrorHostMemoryNotRegistered) X(ErrorStreamCaptureUnsupported) X(ErrorIllegalState)
-
-API const char* cudaGetErrorName(cudaError_t e) {
-  switch (e) {
-#define X(name) \
-  case cuda##name: return "cuda" #name;
-    NAMES(X)
-#undef X
-    default: return "cudaErrorUnknown";
-  }
-}
-API const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(e);
-}
-API cudaError_t cudaGetLastError() {
-  const cudaError_t e = last_error;
-  last_error = cudaSuccess;
-  return e;
-}
-API cudaError_t cudaPeekAtLastError() { return last_error; }
 API cudaError_t cudaDriverGetVersion(int* v) {
   *v = version;
   return cudaSuccess;
@@ -101,11 +71,6 @@ API cudaError_t cudaRuntimeGetVersion(int* v) {
   *v = version;
   return cudaSuccess;
 }
-API cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-API cudaError_t cudaSetDevice(int device) { return device ? fail(cudaErrorInvalidDevice) : cudaSuccess; }
 API cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
@@ -136,10 +101,6 @@ API cudaError_t cudaDeviceGetByPCIBusId(int* device, const char*) {
 #undef cudaGetDeviceProperties
 API cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* p, int device) { return properties(p, device); }
 API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) { return properties(p, device); }
-API cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
-  *can = 0;
-  return cudaSuccess;
-}
 API cudaError_t cudaDeviceGetLimit(size_t* value, cudaLimit) {
   *value = 0;
   return cudaSuccess;
@@ -157,24 +118,6 @@ API CUresult cuDriverGetVersion(int* v) {
 API CUresult cuGetExportTable(const void** table, const CUuuid*) {
   *table = nullptr;
   return CUDA_ERROR_NOT_FOUND;
-}
-static CUcontext context() {
-  static char the_only_context;
-  return reinterpret_cast<CUcontext>(&the_only_context);
-}
-API CUresult cuCtxGetCurrent(CUcontext* c) {
-  *c = context();
-  return CUDA_SUCCESS;
-}
-API CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
-API CUresult cuCtxGetDevice(CUdevice* device) {
-  *device = 0;
-  return CUDA_SUCCESS;
-}
-API CUresult cuDevicePrimaryCtxRelease(CUdevice) { return CUDA_SUCCESS; }
-API CUresult cuStreamGetCtx(CUstream, CUcontext* c) {
-  *c = context();
-  return CUDA_SUCCESS;
 }
 
 }  // namespace softcuda

@@ -28,7 +28,10 @@ bool flag(const char* variable);
 size_t memory_limit();
 int compute_capability();
 void log(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// --- errors.cpp
 cudaError_t fail(cudaError_t);
+CUresult refuse(CUresult, const std::string& message);  // the message is what cuGetErrorString then says
 
 // --- memory.cpp
 struct Region {                  // memory between two guard pages, filled with the poison
@@ -63,10 +66,13 @@ struct Stream {
   bool capturing = false;
   std::vector<Operation> captured;
 };
+bool is_default(const Stream&);
 std::shared_ptr<Stream> find_stream(void* handle);  // empty for a handle that was destroyed
+void enqueue(Lock&, const std::shared_ptr<Stream>&, Operation);
 void enqueue(Lock&, const std::shared_ptr<Stream>&, std::function<void()>);
 void run_until(Lock&, const std::shared_ptr<Stream>&, uint64_t number);
 void drain(Lock&, const std::shared_ptr<Stream>&);
+cudaError_t answer(Lock&, const std::shared_ptr<Stream>&, uint64_t number);  // whether it is done
 void when_idle(Lock&, std::function<void()>);       // at once if no work is queued
 
 // --- launch.cpp
