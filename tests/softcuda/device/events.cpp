@@ -1,4 +1,5 @@
-// Events: marks in the queue of a stream, which the host and other streams wait for.
+// Events: marks in the queue of a stream. An event belongs to the device that was current when it was made, and marks
+// only streams of that device; any stream may wait for it.
 #include <set>
 
 #include "device.h"
@@ -7,10 +8,11 @@ namespace softcuda {
 namespace {
 
 struct Event {
+  int device;
+  bool timed;
   std::shared_ptr<Stream> stream;  // of the last recording
   uint64_t number = 0;
   std::shared_ptr<Clock::time_point> reached;
-  bool timed = true;
 
   bool done() const { return !stream || stream->done >= number; }
 };
@@ -19,13 +21,17 @@ std::set<void*> events;
 
 Event* find_event(cudaEvent_t e) { return events.count(e) ? reinterpret_cast<Event*>(e) : nullptr; }
 
+cudaError_t usable_event(cudaEvent_t e, Event*& event) {
+  event = find_event(e);
+  return event ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
+}
+
 }  // namespace
 
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
   Lock lock(device_mutex);
-  auto* event = new Event;
-  event->timed = !(flags & cudaEventDisableTiming);
-  *e = reinterpret_cast<cudaEvent_t>(event);
+  const int device = current_device();
+  *e = reinterpret_cast<cudaEvent_t>(new Event{device, !(flags & cudaEventDisableTiming)});
   events.insert(*e);
   return cudaSuccess;
 }
@@ -40,9 +46,14 @@ API cudaError_t cudaEventDestroy(cudaEvent_t e) {
 }
 API cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  Event* event = find_event(e);
-  if (!stream || !event) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  Event* event;
+  if (auto error = usable_stream(s, stream)) return error;
+  if (auto error = usable_event(e, event)) return error;
+  if (event->device != stream->device) {
+    log("an event of device %d recorded on a stream of device %d", event->device, stream->device);
+    return fail(cudaErrorInvalidResourceHandle);
+  }
   if (stream->capturing) return fail(cudaErrorStreamCaptureUnsupported);
   auto reached = std::make_shared<Clock::time_point>();
   enqueue(lock, stream, [reached] { *reached = Clock::now(); });
@@ -53,9 +64,10 @@ API cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 }
 API cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  Event* event = find_event(e);
-  if (!stream || !event) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  Event* event;
+  if (auto error = usable_stream(s, stream)) return error;
+  if (auto error = usable_event(e, event)) return error;
   if (!event->done()) enqueue(lock, stream, Operation{0, {}, event->stream, event->number});
   return cudaSuccess;
 }
@@ -63,23 +75,23 @@ API cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   Lock lock(device_mutex);
   Event* event = find_event(e);
   if (!event) return fail(cudaErrorInvalidResourceHandle);
-  stats.syncs++;
-  if (event->stream) {
-    auto stream = event->stream;  // another thread may record the event again meanwhile
-    run_until(lock, stream, event->number);
-  }
+  const int device = event->device;  // another thread may record the event again, or destroy it, meanwhile
+  count(device, &Counters::syncs);
+  if (auto stream = event->stream) run_until(lock, stream, event->number);
   return cudaSuccess;
 }
 API cudaError_t cudaEventQuery(cudaEvent_t e) {
   Lock lock(device_mutex);
-  Event* event = find_event(e);
-  if (!event) return fail(cudaErrorInvalidResourceHandle);
+  Event* event;
+  if (auto error = usable_event(e, event)) return error;
   return answer(lock, event->stream, event->number);
 }
 API cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
   Lock lock(device_mutex);
-  Event *from = find_event(a), *to = find_event(b);
-  if (!from || !to || !from->timed || !to->timed || !from->reached || !to->reached)
+  Event *from, *to;
+  if (auto error = usable_event(a, from)) return error;
+  if (auto error = usable_event(b, to)) return error;
+  if (from->device != to->device || !from->timed || !to->timed || !from->reached || !to->reached)
     return fail(cudaErrorInvalidResourceHandle);
   if (!from->done() || !to->done()) return fail(cudaErrorNotReady);
   *ms = std::chrono::duration<float, std::milli>(*to->reached - *from->reached).count();

@@ -19,8 +19,8 @@ API cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* s
 }
 API cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(s, stream)) return e;
   if (is_default(*stream) || stream->capturing) return fail(cudaErrorStreamCaptureUnsupported);
   stream->capturing = true;
   stream->captured.clear();
@@ -40,8 +40,8 @@ API cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t gr
 }
 API cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t s) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(s, stream)) return e;
   for (auto& op : reinterpret_cast<Graph*>(executable)->operations) enqueue(lock, stream, op);
   return cudaSuccess;
 }

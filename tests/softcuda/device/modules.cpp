@@ -1,4 +1,5 @@
-// Modules: PTX in, kernels out, by way of ptxcc.py and the C++ compiler. Results are kept by content.
+// Modules: PTX in, kernels out, by way of ptxcc.py and the C++ compiler. Results are kept by content. A module and its
+// functions belong to the device that was current when it was loaded.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include "device.h"
 
@@ -19,7 +21,11 @@ namespace {
 
 struct Module {
   void* library;
+  int device;
+  std::map<std::string, Function> functions;
 };
+
+std::set<const void*> functions;  // of the modules that are loaded
 
 // The folder of the finished build: this library is in its folder `lib`.
 std::string build_folder() {
@@ -81,7 +87,13 @@ CUresult compile(const std::string& ptx, std::string& library) {
 
 }  // namespace
 
+const Function* find_function(CUfunction handle) {
+  auto* function = reinterpret_cast<const Function*>(handle);
+  return functions.count(function) ? function : nullptr;
+}
+
 API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  const int device = current_device();
   const std::string ptx(static_cast<const char*>(image));
   if (ptx.find(".version") == std::string::npos)
     return refuse(CUDA_ERROR_INVALID_IMAGE, "softcuda runs PTX, and this is not PTX: set CUPY_COMPILE_WITH_PTX=1");
@@ -89,7 +101,7 @@ API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   if (CUresult status = compile(ptx, path)) return status;
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) return refuse(CUDA_ERROR_INVALID_IMAGE, std::string("softcuda: ") + dlerror());
-  *module = reinterpret_cast<CUmodule>(new Module{library});
+  *module = reinterpret_cast<CUmodule>(new Module{library, device, {}});
   return CUDA_SUCCESS;
 }
 API CUresult cuModuleLoad(CUmodule* module, const char* path) {
@@ -103,14 +115,22 @@ API CUresult cuModuleLoad(CUmodule* module, const char* path) {
   return cuModuleLoadData(module, ptx.c_str());
 }
 // The library stays loaded: work that is still queued may run its kernels.
-API CUresult cuModuleUnload(CUmodule module) {
-  delete reinterpret_cast<Module*>(module);
+API CUresult cuModuleUnload(CUmodule handle) {
+  Lock lock(device_mutex);
+  auto* module = reinterpret_cast<Module*>(handle);
+  for (auto& f : module->functions) functions.erase(&f.second);
+  delete module;
   return CUDA_SUCCESS;
 }
-API CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
-  void* kernel = dlsym(reinterpret_cast<Module*>(module)->library, (std::string(name) + "__kernel").c_str());
+API CUresult cuModuleGetFunction(CUfunction* function, CUmodule handle, const char* name) {
+  Lock lock(device_mutex);
+  auto* module = reinterpret_cast<Module*>(handle);
+  void* kernel = dlsym(module->library, (std::string(name) + "__kernel").c_str());
   if (!kernel) return refuse(CUDA_ERROR_NOT_FOUND, std::string("the module has no kernel named ") + name);
-  *function = reinterpret_cast<CUfunction>(kernel);
+  Function& made = module->functions[name];
+  made = {static_cast<const Kernel*>(kernel), module->device};
+  functions.insert(&made);
+  *function = reinterpret_cast<CUfunction>(&made);
   return CUDA_SUCCESS;
 }
 

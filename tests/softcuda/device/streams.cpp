@@ -11,12 +11,27 @@ std::mutex device_mutex;
 
 namespace {
 
-std::shared_ptr<Stream> default_stream = std::make_shared<Stream>(Stream{true});
 std::map<void*, std::shared_ptr<Stream>> streams;
 std::vector<std::shared_ptr<Stream>> destroyed;  // with work left, which is theirs to do when the device is waited for
 std::vector<std::function<void()>> waiting_for_idle;
 std::condition_variable changed;
 thread_local const Stream* executing = nullptr;
+
+const std::vector<std::shared_ptr<Stream>>& default_streams() {
+  static const auto all = [] {
+    std::vector<std::shared_ptr<Stream>> made;
+    for (int i = 0; i < device_count(); i++) made.push_back(std::make_shared<Stream>(Stream{i, true}));
+    return made;
+  }();
+  return all;
+}
+
+std::vector<std::shared_ptr<Stream>> all_streams() {
+  auto all = default_streams();
+  for (auto& s : streams) all.push_back(s.second);
+  all.insert(all.end(), destroyed.begin(), destroyed.end());
+  return all;
+}
 
 bool idle(const Stream& s) { return s.done == s.queued && !s.running; }
 
@@ -25,38 +40,28 @@ void push(Stream& s, Operation op) {
   s.queue.push_back(std::move(op));
 }
 
-bool all_idle() {
-  for (auto& s : streams)
-    if (!idle(*s.second)) return false;
-  for (auto& s : destroyed)
-    if (!idle(*s)) return false;
-  return idle(*default_stream);
-}
-
 void settle() {
-  if (waiting_for_idle.empty() || !all_idle()) return;
+  if (waiting_for_idle.empty()) return;
+  for (auto& s : all_streams())
+    if (!idle(*s)) return;
   for (auto& f : waiting_for_idle) f();
   waiting_for_idle.clear();
 }
 
-void drain_all(Lock& lock) {
-  std::vector<std::shared_ptr<Stream>> all{default_stream};
-  for (auto& s : streams) all.push_back(s.second);
-  all.insert(all.end(), destroyed.begin(), destroyed.end());
-  for (auto& s : all) drain(lock, s);
-  auto left = std::remove_if(destroyed.begin(), destroyed.end(), [](auto& s) { return idle(*s); });
-  destroyed.erase(left, destroyed.end());
-}
-
 }  // namespace
 
-bool is_default(const Stream& s) { return &s == default_stream.get(); }
+bool is_default(const Stream& s) { return &s == default_streams()[s.device].get(); }
 
 std::shared_ptr<Stream> find_stream(void* handle) {
-  // The default stream has three names: none, legacy and per-thread.
-  if (reinterpret_cast<uintptr_t>(handle) <= 2) return default_stream;
+  // The current device's default stream has three names: none, legacy and per-thread.
+  if (reinterpret_cast<uintptr_t>(handle) <= 2) return default_streams()[current_device()];
   auto it = streams.find(handle);
   return it == streams.end() ? nullptr : it->second;
+}
+
+cudaError_t usable_stream(void* handle, std::shared_ptr<Stream>& stream) {
+  stream = find_stream(handle);
+  return stream ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
 }
 
 void enqueue(Lock& lock, const std::shared_ptr<Stream>& stream, Operation op) {
@@ -64,12 +69,16 @@ void enqueue(Lock& lock, const std::shared_ptr<Stream>& stream, Operation op) {
     stream->captured.push_back(std::move(op));
     return;
   }
-  // The default stream and the blocking streams wait for each other.
+  // The default stream and the blocking streams of a device wait for each other.
   if (is_default(*stream)) {
-    for (auto& other : streams)
-      if (other.second->blocking && !idle(*other.second)) push(*stream, {0, {}, other.second, other.second->queued});
-  } else if (stream->blocking && !idle(*default_stream)) {
-    push(*stream, {0, {}, default_stream, default_stream->queued});
+    for (auto& entry : streams) {
+      auto& other = entry.second;
+      if (other->device != stream->device || !other->blocking || idle(*other)) continue;
+      push(*stream, {0, {}, other, other->queued});
+    }
+  } else if (stream->blocking) {
+    auto& other = default_streams()[stream->device];
+    if (!idle(*other)) push(*stream, {0, {}, other, other->queued});
   }
   push(*stream, std::move(op));
   static const bool eager = flag("SOFTCUDA_EAGER");
@@ -111,6 +120,13 @@ void run_until(Lock& lock, const std::shared_ptr<Stream>& stream, uint64_t numbe
 
 void drain(Lock& lock, const std::shared_ptr<Stream>& stream) { run_until(lock, stream, stream->queued); }
 
+void drain_device(Lock& lock, int device) {
+  for (auto& s : all_streams())
+    if (s->device == device) drain(lock, s);
+  auto left = std::remove_if(destroyed.begin(), destroyed.end(), [](auto& s) { return idle(*s); });
+  destroyed.erase(left, destroyed.end());
+}
+
 // Asking does not wait, but who asks often enough must see the end: the answer is from before, the step comes after.
 cudaError_t answer(Lock& lock, const std::shared_ptr<Stream>& stream, uint64_t number) {
   if (!stream || stream->done >= number) return cudaSuccess;
@@ -125,14 +141,16 @@ void when_idle(Lock&, std::function<void()> f) {
 
 API cudaError_t cudaDeviceSynchronize() {
   Lock lock(device_mutex);
-  stats.syncs++;
-  drain_all(lock);
+  const int device = current_device();
+  count(device, &Counters::syncs);
+  drain_device(lock, device);
   return cudaSuccess;
 }
 
 API cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
   Lock lock(device_mutex);
-  auto stream = std::make_shared<Stream>(Stream{!(flags & cudaStreamNonBlocking)});
+  const int device = current_device();
+  auto stream = std::make_shared<Stream>(Stream{device, !(flags & cudaStreamNonBlocking)});
   *s = reinterpret_cast<cudaStream_t>(stream.get());
   streams[*s] = stream;
   return cudaSuccess;
@@ -154,14 +172,14 @@ API cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   auto stream = find_stream(s);
   if (!stream) return fail(cudaErrorInvalidResourceHandle);
   if (stream->capturing) return fail(cudaErrorStreamCaptureUnsupported);
-  stats.syncs++;
+  count(stream->device, &Counters::syncs);
   drain(lock, stream);
   return cudaSuccess;
 }
 API cudaError_t cudaStreamQuery(cudaStream_t s) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(s, stream)) return e;
   return answer(lock, stream, stream->queued);
 }
 API cudaError_t cudaStreamGetFlags(cudaStream_t s, unsigned* flags) {
@@ -177,15 +195,15 @@ API cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) {
 }
 API cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void* data) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(s, stream)) return e;
   enqueue(lock, stream, [=] { f(data); });
   return cudaSuccess;
 }
 API cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t f, void* data, unsigned) {
   Lock lock(device_mutex);
-  auto stream = find_stream(s);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(s, stream)) return e;
   enqueue(lock, stream, [=] { f(s, cudaSuccess, data); });
   return cudaSuccess;
 }
