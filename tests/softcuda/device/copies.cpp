@@ -42,6 +42,8 @@ cudaError_t copy(Lock& lock, const Rows& r, cudaMemcpyKind kind, void* handle, b
   if (from_device && !inside_allocation(r.from, extent(r.from_pitch, r))) return fail(cudaErrorInvalidValue);
   // The memory may be another device's than the stream: a copy, unlike a kernel, reaches it.
   const int source = device_of(r.from, stream->device), target = device_of(r.to, stream->device);
+  if (auto e = fail(health(source))) return e;
+  if (auto e = fail(health(target))) return e;
   if (actual == cudaMemcpyHostToDevice) count(target, &Counters::h2d, bytes);
   if (actual == cudaMemcpyDeviceToHost) count(source, &Counters::d2h, bytes);
   if (actual == cudaMemcpyDeviceToDevice) count(target, &Counters::d2d, bytes);
@@ -69,7 +71,7 @@ cudaError_t copy(Lock& lock, const Rows& r, cudaMemcpyKind kind, void* handle, b
   enqueue(lock, stream, [r] { r.run(); });
   if (async && !pageable) return cudaSuccess;
   drain(lock, stream);
-  return cudaSuccess;
+  return fail(health(stream->device));
 }
 
 cudaError_t copy(const Rows& r, cudaMemcpyKind kind, void* handle, bool async) {

@@ -36,8 +36,11 @@ void log(const char* format, ...) __attribute__((format(printf, 1, 2)));
 int current_device();            // of the calling thread
 
 // --- errors.cpp
-cudaError_t fail(cudaError_t);
+cudaError_t fail(cudaError_t);   // passes success on
+cudaError_t health(int device);  // success, or the error that the device died of
 CUresult refuse(CUresult, const std::string& message);  // the message is what cuGetErrorString then says
+CUresult refuse_dead(int device);
+bool survives_launch(Lock&, int device);  // counts a launch, and lets the device die where that was asked for
 
 // --- memory.cpp
 struct Region {                  // memory between two guard pages, filled with the poison
@@ -66,6 +69,7 @@ struct Operation {               // work, or waiting for another stream
   std::function<void()> work;
   std::shared_ptr<Stream> after;
   uint64_t after_number;
+  bool callback = false;         // is called on a dead device, too
 };
 struct Stream {
   int device;
@@ -78,13 +82,14 @@ struct Stream {
 };
 bool is_default(const Stream&);
 std::shared_ptr<Stream> find_stream(void* handle);  // empty for a handle that was destroyed
-cudaError_t usable_stream(void* handle, std::shared_ptr<Stream>&);
+cudaError_t usable_stream(void* handle, std::shared_ptr<Stream>&);  // fails also where its device is dead
 void enqueue(Lock&, const std::shared_ptr<Stream>&, Operation);
 void enqueue(Lock&, const std::shared_ptr<Stream>&, std::function<void()>);
 void run_until(Lock&, const std::shared_ptr<Stream>&, uint64_t number);
 void drain(Lock&, const std::shared_ptr<Stream>&);
 void drain_device(Lock&, int device);
 cudaError_t answer(Lock&, const std::shared_ptr<Stream>&, uint64_t number);  // whether it is done
+void abandon(int device);        // drops the work that is queued
 void when_idle(Lock&, std::function<void()>);       // at once if no work is queued
 
 // --- modules.cpp

@@ -1,4 +1,7 @@
-// Errors: their names, and the last one of each thread.
+// Errors, and the death of a device: after a fault in a kernel nearly every call on a GPU returns the error of that
+// fault, until the process ends. Here a launch that is counted off brings it about, for tests of what comes after.
+#include <set>
+
 #include "device.h"
 
 namespace softcuda {
@@ -7,9 +10,19 @@ namespace {
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_message;  // what the failed call to the driver has to say beyond its status
 
+long long launches = 0;  // of the process
+long long fatal = number("SOFTCUDA_FAIL_LAUNCH", -1);  // the one that kills its device, or -1
+std::set<int> dead;
+
+cudaError_t current_health() {
+  Lock lock(device_mutex);
+  return health(current_device());
+}
+
 }  // namespace
 
 cudaError_t fail(cudaError_t e) {
+  if (!e) return e;
   log("error %s", cudaGetErrorName(e));
   return last_error = e;
 }
@@ -20,10 +33,32 @@ CUresult refuse(CUresult status, const std::string& message) {
   return status;
 }
 
+CUresult refuse_dead(int device) {
+  return refuse(CUDA_ERROR_ILLEGAL_ADDRESS, "a kernel failed, and device " + std::to_string(device) + " with it");
+}
+
+cudaError_t health(int device) { return dead.count(device) ? cudaErrorIllegalAddress : cudaSuccess; }
+
+bool survives_launch(Lock&, int device) {
+  if (health(device)) return false;
+  if (launches++ != fatal) return true;
+  log("device %d dies at launch %lld", device, fatal);
+  dead.insert(device);
+  abandon(device);
+  return false;
+}
+
+// The launch that many after this call kills its device; 0 is the next one. -1 takes that back and heals all devices.
+API void softcudaFailAfter(long long launches_from_now) {
+  Lock lock(device_mutex);
+  fatal = launches_from_now < 0 ? -1 : launches + launches_from_now;
+  if (launches_from_now < 0) dead.clear();
+}
+
 #define NAMES(X)                                                                                                   \
   X(Success) X(ErrorMemoryAllocation) X(ErrorInvalidValue) X(ErrorNotSupported) X(ErrorNotReady)                   \
   X(ErrorInvalidDevice) X(ErrorInvalidPitchValue) X(ErrorInvalidResourceHandle) X(ErrorHostMemoryAlreadyRegistered) \
-  X(ErrorHostMemoryNotRegistered) X(ErrorStreamCaptureUnsupported) X(ErrorIllegalState)                            \
+  X(ErrorHostMemoryNotRegistered) X(ErrorStreamCaptureUnsupported) X(ErrorIllegalState) X(ErrorIllegalAddress)     \
   X(ErrorPeerAccessUnsupported) X(ErrorPeerAccessNotEnabled)
 
 API const char* cudaGetErrorName(cudaError_t e) {
@@ -36,14 +71,21 @@ API const char* cudaGetErrorName(cudaError_t e) {
   }
 }
 API const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(e);
+  switch (e) {
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
+    default: return cudaGetErrorName(e);
+  }
 }
 API cudaError_t cudaGetLastError() {
-  const cudaError_t e = last_error;
+  const cudaError_t e = last_error, sticky = current_health();
   last_error = cudaSuccess;
-  return e;
+  return sticky ? sticky : e;
 }
-API cudaError_t cudaPeekAtLastError() { return last_error; }
+API cudaError_t cudaPeekAtLastError() {
+  const cudaError_t sticky = current_health();
+  return sticky ? sticky : last_error;
+}
 
 API CUresult cuGetErrorName(CUresult e, const char** name) {
   switch (e) {

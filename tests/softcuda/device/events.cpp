@@ -23,7 +23,7 @@ Event* find_event(cudaEvent_t e) { return events.count(e) ? reinterpret_cast<Eve
 
 cudaError_t usable_event(cudaEvent_t e, Event*& event) {
   event = find_event(e);
-  return event ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
+  return fail(event ? health(event->device) : cudaErrorInvalidResourceHandle);
 }
 
 }  // namespace
@@ -31,6 +31,7 @@ cudaError_t usable_event(cudaEvent_t e, Event*& event) {
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
   Lock lock(device_mutex);
   const int device = current_device();
+  if (auto error = fail(health(device))) return error;
   *e = reinterpret_cast<cudaEvent_t>(new Event{device, !(flags & cudaEventDisableTiming)});
   events.insert(*e);
   return cudaSuccess;
@@ -78,7 +79,7 @@ API cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   const int device = event->device;  // another thread may record the event again, or destroy it, meanwhile
   count(device, &Counters::syncs);
   if (auto stream = event->stream) run_until(lock, stream, event->number);
-  return cudaSuccess;
+  return fail(health(device));
 }
 API cudaError_t cudaEventQuery(cudaEvent_t e) {
   Lock lock(device_mutex);

@@ -79,6 +79,7 @@ API CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsigne
   for (unsigned i = 0; i < kernel->param_count; i++)
     memcpy(params.data() + kernel->param_offsets[i], arguments[i], kernel->param_sizes[i]);
   if (CUresult status = check_reach(*kernel, params, stream->device)) return status;
+  if (!survives_launch(lock, stream->device)) return refuse_dead(stream->device);
   count_launch(stream->device, kernel->name);
   enqueue(lock, stream, [=] { launch(*kernel, params.data(), shape.grid, shape.block, shape.dynamic_bytes); });
   return CUDA_SUCCESS;

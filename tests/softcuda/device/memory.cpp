@@ -58,6 +58,7 @@ cudaError_t allocate(void** p, size_t n, bool managed) {
   Lock lock(device_mutex);
   *p = nullptr;
   const int device = current_device();
+  if (auto e = fail(health(device))) return e;
   if (n > memory_limit() - stats.devices[device].used) return fail(cudaErrorMemoryAllocation);
   Region region = reserve(n);
   if (!region.start) return fail(cudaErrorMemoryAllocation);
@@ -143,6 +144,7 @@ API cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
   Lock lock(device_mutex);
   *p = nullptr;
   const int device = current_device();
+  if (auto e = fail(health(device))) return e;
   Region region = reserve(n);
   if (!region.start) return fail(cudaErrorMemoryAllocation);
   region.device = device;
@@ -180,6 +182,7 @@ API cudaError_t cudaHostUnregister(void* p) {
 API cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
   Lock lock(device_mutex);
   const int device = current_device();
+  if (auto e = fail(health(device))) return e;
   *total = memory_limit();
   *available = memory_limit() - stats.devices[device].used;
   return cudaSuccess;

@@ -94,6 +94,10 @@ const Function* find_function(CUfunction handle) {
 
 API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   const int device = current_device();
+  {
+    Lock lock(device_mutex);
+    if (health(device)) return refuse_dead(device);
+  }
   const std::string ptx(static_cast<const char*>(image));
   if (ptx.find(".version") == std::string::npos)
     return refuse(CUDA_ERROR_INVALID_IMAGE, "softcuda runs PTX, and this is not PTX: set CUPY_COMPILE_WITH_PTX=1");

@@ -61,7 +61,7 @@ std::shared_ptr<Stream> find_stream(void* handle) {
 
 cudaError_t usable_stream(void* handle, std::shared_ptr<Stream>& stream) {
   stream = find_stream(handle);
-  return stream ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
+  return fail(stream ? health(stream->device) : cudaErrorInvalidResourceHandle);
 }
 
 void enqueue(Lock& lock, const std::shared_ptr<Stream>& stream, Operation op) {
@@ -104,7 +104,7 @@ void run_until(Lock& lock, const std::shared_ptr<Stream>& stream, uint64_t numbe
     stream->running = true;
     if (op.after) {
       run_until(lock, op.after, op.after_number);
-    } else {
+    } else if (op.work) {
       lock.unlock();
       executing = stream.get();
       op.work();
@@ -134,6 +134,18 @@ cudaError_t answer(Lock& lock, const std::shared_ptr<Stream>& stream, uint64_t n
   return cudaErrorNotReady;
 }
 
+// What is queued keeps its place, so that streams of other devices that wait for it go on.
+void abandon(int device) {
+  for (auto& s : all_streams()) {
+    if (s->device != device) continue;
+    for (Operation& op : s->queue) {
+      if (op.callback) continue;
+      op.work = nullptr;
+      op.after = nullptr;
+    }
+  }
+}
+
 void when_idle(Lock&, std::function<void()> f) {
   waiting_for_idle.push_back(std::move(f));
   settle();
@@ -144,12 +156,13 @@ API cudaError_t cudaDeviceSynchronize() {
   const int device = current_device();
   count(device, &Counters::syncs);
   drain_device(lock, device);
-  return cudaSuccess;
+  return fail(health(device));
 }
 
 API cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
   Lock lock(device_mutex);
   const int device = current_device();
+  if (auto e = fail(health(device))) return e;
   auto stream = std::make_shared<Stream>(Stream{device, !(flags & cudaStreamNonBlocking)});
   *s = reinterpret_cast<cudaStream_t>(stream.get());
   streams[*s] = stream;
@@ -174,7 +187,7 @@ API cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   if (stream->capturing) return fail(cudaErrorStreamCaptureUnsupported);
   count(stream->device, &Counters::syncs);
   drain(lock, stream);
-  return cudaSuccess;
+  return fail(health(stream->device));
 }
 API cudaError_t cudaStreamQuery(cudaStream_t s) {
   Lock lock(device_mutex);
@@ -200,11 +213,18 @@ API cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void* data) {
   enqueue(lock, stream, [=] { f(data); });
   return cudaSuccess;
 }
+// Unlike a host function a callback is called after a fault, too, and told of it.
 API cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t f, void* data, unsigned) {
   Lock lock(device_mutex);
   std::shared_ptr<Stream> stream;
   if (auto e = usable_stream(s, stream)) return e;
-  enqueue(lock, stream, [=] { f(s, cudaSuccess, data); });
+  auto call = [=, device = stream->device] {
+    Lock asking(device_mutex);
+    const cudaError_t status = health(device);
+    asking.unlock();
+    f(s, status, data);
+  };
+  enqueue(lock, stream, Operation{0, call, nullptr, 0, true});
   return cudaSuccess;
 }
 
