@@ -14,6 +14,8 @@ except PackageNotFoundError:  # run from a source folder that is not installed
 
 from gpupipe.character.folder import Character
 from gpupipe.errors import GpupipeError
-from gpupipe.render.render import RenderStats, frames, render
+from gpupipe.render.engine import Engine
+from gpupipe.render.render import frames, render
+from gpupipe.render.stats import RenderStats
 
-__all__ = ["Character", "GpupipeError", "RenderStats", "__version__", "frames", "render"]
+__all__ = ["Character", "Engine", "GpupipeError", "RenderStats", "__version__", "frames", "render"]

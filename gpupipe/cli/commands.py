@@ -24,7 +24,8 @@ from gpupipe.cli.arguments import Help, add_render, number, size
 from gpupipe.cli.progress import LineProgress, TerminalProgress
 from gpupipe.errors import GpupipeError, OutputError
 from gpupipe.geometry import SPEECH_RATE
-from gpupipe.render.render import RenderStats, render
+from gpupipe.render.render import render
+from gpupipe.render.stats import RenderStats
 from gpupipe.trace import Trace
 
 INTERRUPTED = 130
