@@ -43,7 +43,7 @@ class Job:
         with trace.span("load", plan.spec.count):
             self.backend = open_backend(
                 plan.spec,
-                plan.speech.features,
+                plan.speech.rows,
                 plan.readers,
                 BackendOptions(
                     model=character.model_path if options.model is None else Path(options.model),
