@@ -211,9 +211,12 @@ def test_wrong_features(folder: Path, refusal: Refusal, tmp_path: Path) -> None:
 def test_wrong_features_in_an_array(folder: Path, tmp_path: Path) -> None:
     before = small.files_in(tmp_path)
     for array, message in (
-        (np.zeros((4, 512)), r"features: wrong shape or type \(got 'float64 \(4, 512\)'\); give float32 \[N, 512\]"),
-        (np.zeros((4, 5), np.float32), r"features: wrong shape or type \(got 'float32 \(4, 5\)'\); "),
-        (np.full((4, 512), np.inf, np.float32), "features: holds NaN or infinity; compute the features again"),
+        (
+            np.zeros((4, 512), np.int64),
+            r"features: wrong type \(got 'int64'\); give a NumPy file with float32 \[N, 512\]",
+        ),
+        (np.zeros((4, 5), np.float32), r"features: wrong shape \(got \(4, 5\)\); "),
+        (np.full((4, 512), np.inf, np.float32), "features row 0: holds NaN or infinity; compute the features again"),
     ):
         with pytest.raises(PackageError, match=message):
             gpupipe.render(folder, tmp_path / "talk.mp4", features=array, device="cpu")  # type: ignore[arg-type]

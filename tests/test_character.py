@@ -9,12 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import small
-from numpy.typing import NDArray
 
-from gpupipe.character.folder import Character, GpupipeWarning, examine, read_features
+from gpupipe.character.folder import Character, GpupipeWarning, examine
 from gpupipe.errors import MediaError, PackageError
 from gpupipe.geometry import Rect
 
@@ -230,64 +228,3 @@ def test_recorded_inputs(folder: Path) -> None:
     assert refusal(folder) == (
         f"{folder / 'rois_320_video.mp4'}: size: wrong size (got '40x40'); give 32x32 as the crops say"
     )
-
-
-REMEDY = "give a NumPy file with float32 [N, 512]"
-
-
-def wrong_features(path: Path) -> str:
-    with pytest.raises(PackageError) as caught:
-        read_features(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: features")
-    return message.removeprefix(f"{path}: ")
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((5, 512)), f"features: wrong type (got 'float64'); {REMEDY}"),
-        (np.zeros((5, 512), np.float16), f"features: wrong type (got 'float16'); {REMEDY}"),
-        (np.zeros((5, 512), ">f4"), f"features: wrong type (got '>f4'); {REMEDY}"),
-        (np.zeros((5, 512), np.int32), f"features: wrong type (got 'int32'); {REMEDY}"),
-        (np.zeros((5, 511), np.float32), f"features: wrong shape (got (5, 511)); {REMEDY}"),
-        (np.zeros((0, 512), np.float32), f"features: wrong shape (got (0, 512)); {REMEDY}"),
-        (np.zeros(512, np.float32), f"features: wrong shape (got (512,)); {REMEDY}"),
-        (np.zeros((1, 5, 512), np.float32), f"features: wrong shape (got (1, 5, 512)); {REMEDY}"),
-        (np.float32(1), f"features: wrong shape (got ()); {REMEDY}"),
-    ],
-)
-def test_features_of_another_shape_or_type(tmp_path: Path, array: NDArray[Any], message: str) -> None:
-    np.save(tmp_path / "f.npy", array)
-    assert wrong_features(tmp_path / "f.npy") == message
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_features_that_are_not_finite(tmp_path: Path, value: float) -> None:
-    features = small.features(9)
-    features[4, 511] = features[7, 0] = value
-    np.save(tmp_path / "f.npy", features)
-    assert wrong_features(tmp_path / "f.npy") == ("features row 4: holds NaN or infinity; compute the features again")
-
-
-def test_files_that_are_no_features(tmp_path: Path) -> None:
-    path = tmp_path / "f.npy"
-    assert wrong_features(path) == f"features: no such file; {REMEDY}"
-    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
-    assert wrong_features(path).startswith("features: is no NumPy array: Object arrays cannot be loaded")
-    with path.open("wb") as file:
-        np.savez(file, a=small.features(3), b=small.features(3))
-    assert wrong_features(path) == f"features: holds several arrays; {REMEDY}"
-    path.write_bytes(path.read_bytes()[:500])
-    assert wrong_features(path).startswith("features: is no NumPy array: File is not a zip file")
-    for junk in (b"", b"hello", b"\x93NUMPY", b"\x80\x04K\x01."):
-        path.write_bytes(junk)
-        assert wrong_features(path).startswith("features: is no NumPy array: ")
-    np.save(path, small.features(5))
-    path.write_bytes(path.read_bytes()[:-1])
-    assert wrong_features(path).startswith("features: is no NumPy array: ")
-
-
-def test_features_come_back_as_written(tmp_path: Path) -> None:
-    np.save(tmp_path / "f.npy", small.features(5))
-    np.testing.assert_array_equal(read_features(tmp_path / "f.npy"), small.features(5))

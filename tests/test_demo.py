@@ -28,7 +28,7 @@ from gpupipe.demo.speech import synthesise
 from gpupipe.errors import GpupipeError, OptionError, OutputError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import probe, read_frames
-from gpupipe.speech.windows import features_from_pcm
+from gpupipe.speech.stream import features_from_pcm
 
 FRAMES = 12
 SIZE = (320, 180)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.bench import reference
-from gpupipe.character.folder import Character, read_features
+from gpupipe.character.features import read_features
+from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError
 from gpupipe.geometry import Rect, frame_order

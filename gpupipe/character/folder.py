@@ -7,13 +7,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gpupipe.errors import GpupipeError, PackageError, reason
-from gpupipe.geometry import BORDER, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.geometry import BORDER, CropLayout, Rect
 from gpupipe.media.video import VideoInfo, probe
 
 BODY = "full_body_video.mp4"
@@ -146,38 +142,6 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
     both = (recorded[0], recorded[1]) if len(recorded) == 2 and recorded[0] and recorded[1] else None
     whole = tuple(rect for rect in rects if rect is not None)
     return Character(path, body, crops, whole, layout, both, tuple(notes)), faults, notes
-
-
-def read_features(path: Path) -> NDArray[np.float32]:
-    """Read speech features.
-
-    Returns:
-        float32 `[N, 512]`, N at least 1.
-
-    Raises:
-        PackageError: the file is missing, or holds something else.
-    """
-    remedy = f"give a NumPy file with float32 [N, {SPEECH_WIDTH}]"
-    if not path.is_file():
-        raise PackageError("no such file", file=path, field="features", remedy=remedy)
-    try:
-        features = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise PackageError(f"is no NumPy array: {error}", file=path, field="features", remedy=remedy) from error
-    if not isinstance(features, np.ndarray):
-        features.close()
-        raise PackageError("holds several arrays", file=path, field="features", remedy=remedy)
-    if features.dtype != np.float32:
-        raise PackageError("wrong type", file=path, field="features", value=str(features.dtype), remedy=remedy)
-    if features.ndim != 2 or features.shape[1] != SPEECH_WIDTH or not len(features):
-        raise PackageError("wrong shape", file=path, field="features", value=features.shape, remedy=remedy)
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise PackageError(
-            "holds NaN or infinity", file=path, field=f"features row {row}", remedy="compute the features again"
-        )
-    return features
 
 
 def _layout(crops: VideoInfo, faults: list[GpupipeError]) -> CropLayout | None:

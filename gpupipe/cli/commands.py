@@ -208,7 +208,7 @@ def summary(stats: RenderStats) -> str:
 
 
 def _features(options: argparse.Namespace) -> int:
-    from gpupipe.speech.speech import write_features
+    from gpupipe.speech.encoder import write_features
 
     encoder = options.audio_encoder or options.character / AUDIO_ENCODER
     rows = write_features(

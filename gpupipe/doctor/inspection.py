@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gpupipe.gpu.device
-from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine, read_features
+from gpupipe.character.features import read_features
+from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
