@@ -12,7 +12,7 @@ import av
 
 from gpupipe.colour import Colour, PixelFormat
 from gpupipe.errors import OptionError, OutputError, reason
-from gpupipe.media.encoders import EncoderOptions, encoder_name
+from gpupipe.media.encoders import EncoderOptions, encoder_name, silence
 from gpupipe.media.handover import Frame, HandOver
 from gpupipe.media.video import media_url
 
@@ -88,6 +88,7 @@ class VideoWriter:
             context.sample_aspect_ratio = sample_aspect_ratio
             context.colorspace, context.color_range = colour.matrix, colour.range
             context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+            silence(options.encoder)
             try:
                 context.open()
             except (av.FFmpegError, OSError) as error:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
 from gpupipe.errors import MediaError, reason
+from gpupipe.media.matroska import is_matroska, shortfall
 
 Frame = NDArray[np.uint8]
 
@@ -103,6 +104,11 @@ def probe(path: Path | str) -> VideoInfo:
         fps = stream.average_rate or stream.guessed_rate
         if not fps:
             raise MediaError("has no frame rate", file=path, field="fps", value=fps, remedy="write it again with one")
+        if is_matroska(container):
+            with _opened(path) as (again, _):
+                short = shortfall(path, again, float(1 / fps))
+            if short is not None:
+                raise MediaError(f"is truncated: {short}", file=path, remedy="write it again")
         return VideoInfo(
             path=path,
             codec=context.name,
