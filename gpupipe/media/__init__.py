@@ -16,7 +16,7 @@ Errors are `MediaError` (cannot be read), `OutputError` (cannot be written) and 
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.handover import HandOver
-from gpupipe.media.images import ImageFormat, write_image
+from gpupipe.media.images import write_image
 from gpupipe.media.sound import SoundInfo, decode_sound, probe_sound, read_pcm
 from gpupipe.media.soundtrack import sound_packets
 from gpupipe.media.video import VideoInfo, probe, read_frames
@@ -24,7 +24,6 @@ from gpupipe.media.video import VideoInfo, probe, read_frames
 __all__ = [
     "EncoderOptions",
     "HandOver",
-    "ImageFormat",
     "SoundInfo",
     "VideoInfo",
     "VideoWriter",
