@@ -204,6 +204,41 @@ def test_other_encoders(body: VideoInfo, tmp_path: Path, encoder: str, codec: st
     assert small.frames_in(path) == 9
 
 
+QUIETLY = """
+import os, sys
+from fractions import Fraction
+import numpy as np
+from gpupipe.media.encode import VideoWriter
+from gpupipe.media.encoders import EncoderOptions
+
+options = {"fps": Fraction(25), "pixel_format": "nv12", "options": EncoderOptions(sys.argv[2])}
+for width, height in ((64, 48), (640, 360)):  # SVT-AV1 has more to say about small pictures
+    with VideoWriter(sys.argv[1], width=width, height=height, **options) as writer:
+        for _ in range(3):
+            writer.write(np.full((height * 3 // 2, width), 128, np.uint8))
+"""
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"])
+def test_encoders_are_quiet(tmp_path: Path, encoder: str) -> None:
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {encoder}")
+    env = {name: value for name, value in os.environ.items() if name != "SVT_LOG"}
+    command = [sys.executable, "-c", QUIETLY, str(tmp_path / "talk.mkv"), encoder]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert small.frames_in(tmp_path / "talk.mkv") == 3
+
+
+def test_an_encoder_may_be_heard_if_asked_for(tmp_path: Path) -> None:
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("this PyAV has no libsvtav1")
+    command = [sys.executable, "-c", QUIETLY, str(tmp_path / "talk.mkv"), "libsvtav1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SVT_LOG": "3"}, check=False)
+    assert done.returncode == 0
+    assert "SVT-AV1 Encoder Lib" in done.stderr
+
+
 def test_a_codec_that_the_file_cannot_hold(body: VideoInfo, tmp_path: Path) -> None:
     before = small.files_in(tmp_path)
     for encoder, suffix, remedy in (

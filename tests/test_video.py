@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpupipe.colour import Colour, PixelFormat
-from gpupipe.errors import MediaError, OptionError
+from gpupipe.errors import MediaError, OptionError, OutputError
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.handover import HandOver
@@ -62,7 +62,28 @@ def test_frames_that_an_edit_list_leaves_out_do_not_count(tmp_path: Path, keyfra
         shown += 1
     info = probe(tmp_path / "cut.mp4")
     assert info.frames == shown == 20
+    assert info.timing_error_seconds < 0.001
     assert np.array_equal(np.stack(list(read_frames(info.path, "nv12", info.frames))), frames[10:])
+
+
+@pytest.mark.parametrize("size", [(63, 48), (64, 47), (63, 47)])
+def test_420_needs_an_even_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    path, (width, height) = tmp_path / "a.mp4", size
+    remedy = "write a folder of images in bgr24, or crop the body video"
+    said = f"{path}: size: {{}} needs an even width and height (got '{width}x{height}'); {remedy}"
+    with pytest.raises(OutputError) as caught:
+        VideoWriter(path, width=width, height=height, fps=Fraction(25), pixel_format="bgr24")
+    assert str(caught.value) == said.format("video")
+    assert not path.exists()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), "bgr24")))
+        container.mux(stream.encode(None))
+    assert next(read_frames(path, "bgr24")).shape == (height, width, 3)
+    with pytest.raises(MediaError) as refused:
+        next(read_frames(path, "nv12"))
+    assert str(refused.value) == said.format("nv12")
 
 
 def test_a_video_that_is_stored_turned_is_refused(tmp_path: Path) -> None:

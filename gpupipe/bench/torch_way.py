@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.errors import InferenceError, reason
-from gpupipe.model.signature import Signature
 from gpupipe.model.runtime import SessionOptions, open_session
+from gpupipe.model.signature import Signature
 
 Floats = NDArray[np.float32]
 

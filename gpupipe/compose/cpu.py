@@ -101,9 +101,7 @@ class CpuCompositor:
         def one(place: int, _: _Scratch) -> None:
             drawing = frames[place]
             self._visual(slot, place, drawing.frames, drawing.source)
-            drawing.speech.window(
-                drawing.row, drawing.fraction, slot.audio[place].reshape(SPEECH_ROWS, SPEECH_WIDTH)
-            )
+            drawing.speech.window(drawing.row, drawing.fraction, slot.audio[place].reshape(SPEECH_ROWS, SPEECH_WIDTH))
 
         self._each(len(frames), one)
 

@@ -15,14 +15,13 @@ from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS,
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.engine.job import check_model_size
 from gpupipe.errors import GpupipeError, reason
 from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import probe
-from gpupipe.model.signature import Signature
 from gpupipe.model.runtime import PROVIDER_NAMES, SessionOptions, open_session, probe_provider, runtime
+from gpupipe.model.signature import Signature
 
 ENCODERS = ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "av1_nvenc")
 
@@ -47,7 +46,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
             signature = Signature(path / MODEL, open_session(path / MODEL, SessionOptions()))
             model = signature.describe()
             if character is not None:
-                check_model_size(signature, character)
+                signature.check_size(character.layout)
         except GpupipeError as error:
             faults.append(error)
     return {

@@ -159,4 +159,3 @@ def nan_error(task: FrameTask) -> InferenceError:
         field=f"output frame {task.index}",
         remedy="check the model and the features; a float16 export may overflow",
     )
-

@@ -73,7 +73,9 @@ class GpuBackend:
         if model.provider == "cpu":
             return
         gpu = self.gpu
-        buffers = [gpu.empty(shape, model.dtype, "the model's buffers") for shape in model_shapes(kind.layout, kind.batch)]
+        buffers = [
+            gpu.empty(shape, model.dtype, "the model's buffers") for shape in model_shapes(kind.layout, kind.batch)
+        ]
         try:
             for buffer in buffers:
                 gpu.clear(buffer, gpu.compute_stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -66,5 +65,3 @@ class Lane:
         self.free.clear()
         self.compositor.close()
         self._closed()
-
-

@@ -127,9 +127,7 @@ class Session:
             self._lent += 1
         surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
         row, fraction = speech_position(index, self.fps)
-        return FrameTask(
-            self, index, Drawing(self.frames, self.source(index), self.placed, row, fraction, surface)
-        )
+        return FrameTask(self, index, Drawing(self.frames, self.source(index), self.placed, row, fraction, surface))
 
     def deliver(self, task: FrameTask, error: BaseException | None = None) -> None:
         """A frame of this session is finished, or has failed: what comes after it is dropped then."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.compose.surface import SurfaceFormat
-from gpupipe.gpu.device import Device
 from gpupipe.compose.table import device_shape
+from gpupipe.gpu.device import Device
 from gpupipe.gpu.types import DeviceArray
 
 KEPT_BYTES = 512_000_000

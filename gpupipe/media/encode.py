@@ -12,9 +12,9 @@ import av
 
 from gpupipe.colour import Colour, PixelFormat
 from gpupipe.errors import OptionError, OutputError, reason
-from gpupipe.media.encoders import EncoderOptions, encoder_name
+from gpupipe.media.encoders import EncoderOptions, encoder_name, silence
 from gpupipe.media.handover import Frame, HandOver
-from gpupipe.media.video import media_url
+from gpupipe.media.video import media_url, require_even
 
 REORDERED = 2
 """Frames by which decoding runs ahead of showing where the encoder does not say."""
@@ -53,14 +53,7 @@ class VideoWriter:
         options = options or EncoderOptions()
         options = replace(options, encoder=encoder_name(options.encoder))
         colour = colour or Colour()
-        if width % 2 or height % 2:
-            raise OutputError(
-                "4:2:0 video needs an even width and height",
-                file=path,
-                field="size",
-                value=f"{width}x{height}",
-                remedy="write images instead, or crop the body video",
-            )
+        require_even(path, width, height, what="video", error=OutputError)
         self.path = Path(path)
         self._next = 0
         self._last_dts: int | None = None
@@ -88,6 +81,7 @@ class VideoWriter:
             context.sample_aspect_ratio = sample_aspect_ratio
             context.colorspace, context.color_range = colour.matrix, colour.range
             context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+            silence(options.encoder)
             try:
                 context.open()
             except (av.FFmpegError, OSError) as error:

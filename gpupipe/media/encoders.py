@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 
 import av
@@ -39,6 +40,9 @@ FIXED: dict[str, dict[str, str]] = {
     "libx265": {"x265-params": "log-level=error"},  # it writes to standard error on its own
 }
 """Options that an encoder always gets."""
+
+SPEAKS = {"libsvtav1": ("SVT_LOG", "1")}
+"""Encoders that write to standard error by themselves, past FFmpeg's log, unless an environment variable forbids it."""
 
 DEFAULT_THREADS = 4
 """Encoder threads, the same on every machine: x264's output depends on their number, and a joined file must not depend
@@ -113,6 +117,18 @@ def encoder_name(encoder: str) -> str:
         OptionError: PyAV has no such video encoder.
     """
     return str(_codec(encoder).name)
+
+
+def silence(encoder: str) -> None:
+    """Let an encoder that is about to be opened write errors only to standard error, unless the user wants more of it.
+
+    SVT-AV1 reads its level (1: errors) from the environment when its first encoder is opened, and keeps it for as long
+    as the process lives (svt_log.c: `logger_create`); no option of the encoder changes it. `os.environ`
+    sets it where C's `getenv` finds it.
+    """
+    if encoder in SPEAKS:
+        name, level = SPEAKS[encoder]
+        os.environ.setdefault(name, level)
 
 
 def encoder_formats(encoder: str) -> list[str]:

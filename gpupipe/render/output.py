@@ -6,11 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +23,7 @@ from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions, part_suffix
 from gpupipe.media.images import image_name, write_image
 from gpupipe.media.join import join
-from gpupipe.media.video import VideoInfo
+from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import ImageFormat, OutputOptions
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
@@ -145,14 +144,7 @@ class VideoOutput:
     ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
-        if body.width % 2 or body.height % 2:
-            raise PackageError(
-                "video needs an even width and height",
-                file=body.path,
-                field="size",
-                value=f"{body.width}x{body.height}",
-                remedy="write a folder of images instead, or crop the body video",
-            )
+        require_even(body.path, body.width, body.height, what="video", error=PackageError)
         self.path = path
         self.fps = body.fps
         self._sound = sound

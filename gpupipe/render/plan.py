@@ -38,7 +38,13 @@ class Plan:
 
     @classmethod
     def make(
-        cls, character: Character, pixel_format: PixelFormat, model: ModelOptions, options: SpeechOptions, *, sound: bool
+        cls,
+        character: Character,
+        pixel_format: PixelFormat,
+        model: ModelOptions,
+        options: SpeechOptions,
+        *,
+        sound: bool,
     ) -> Plan:
         """Work out what is to be rendered.
 
@@ -87,7 +93,7 @@ def whole(
     period = usable_frames(character, masked_video=masked_video)
     body = character.body
     if pixel_format == "nv12":
-        require_even(body, "nv12")
+        require_even(body.path, body.width, body.height, what="nv12", error=PackageError)
     spec = FrameSpec(
         layout=character.layout,
         pixel_format=pixel_format,

@@ -69,7 +69,9 @@ def open_speech(
         encoder = character.audio_encoder_path if audio_encoder is None else Path(audio_encoder)
         source = Path(audio)
         lasting = frame_count(probe_sound(source).end_seconds, fps)
-        return Speech(lasting, lambda open_encoder: encode_speech(source, open_encoder(encoder)), source if with_sound else None)
+        return Speech(
+            lasting, lambda open_encoder: encode_speech(source, open_encoder(encoder)), source if with_sound else None
+        )
     rows = load_features(character, features)
     lasting = frames_of_rows(len(rows), fps)
     if with_sound and sound is not None:
