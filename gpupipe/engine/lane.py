@@ -1,4 +1,4 @@
-"""Lanes: what frames must share to go in one batch, opened: a model, a compositor, and the slots of batches under way."""
+"""Lanes: what frames must share to go in one batch, opened: a model, a compositor, and slots for batches."""
 
 from __future__ import annotations
 

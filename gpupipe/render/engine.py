@@ -107,7 +107,14 @@ class Engine(EngineCore):
         progress: OnProgress | None = None,
         **options: Unpack[JobKeywords],
     ) -> RenderStats:
-        """Render a character speaking into a video or a folder of images, in the calling thread; see `gpupipe.render`."""
+        """Render a character speaking, in the calling thread, into a video or a folder of images; see `gpupipe.render`.
+
+        Args:
+            character: the character, or its folder.
+            output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
+            trace: collects the times of every stage.
+            progress: called after each frame is written.
+        """
         _, *chosen = split(options, JobKeywords, by="Engine.render()")
         return self._write(character, output, tuple(chosen), trace=trace, progress=progress)
 
