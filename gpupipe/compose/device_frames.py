@@ -8,9 +8,9 @@ import numpy as np
 
 from gpupipe.compose.frames import Frame, FrameSpec
 from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables
-from gpupipe.gpu.device import Device, PitchedRows
+from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import check_layout, copy_blocks, draw_blocks, draw_threads
-from gpupipe.gpu.types import DeviceArray
+from gpupipe.gpu.types import DeviceArray, PitchedRows
 
 STAGING = 4
 """Frames on their way to the device at a time: one being written by the host, the others being copied."""
