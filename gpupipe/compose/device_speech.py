@@ -68,6 +68,7 @@ class DeviceSpeech:
         self._pieces = [_Piece(piece, device.event()) for piece in staging]
         self._turn = 0
         self._reserve(0)
+        self._hand_over()
         self.update()
 
     @staticmethod
@@ -97,8 +98,7 @@ class DeviceSpeech:
             begin, end = self._uploaded, min(count, self._uploaded + PIECE)
             self._upload(begin, self.rows.view(begin, end))
             self._uploaded = end
-        self.device.record(self._arrived, self.device.upload_stream)
-        self.device.stream_waits_for(self.device.compute_stream, self._arrived)
+        self._hand_over()
 
     def window(self, row: int) -> int:
         """The address of the first row of the window around `row`: float32 `[17, 512]`, rows `row` - 8 and on.
@@ -135,6 +135,11 @@ class DeviceSpeech:
         self._blocks.clear()
         self._free.clear()
         self._pieces.clear()
+
+    def _hand_over(self) -> None:
+        """Let what is queued on the compute stream from now on see what has been queued on the upload stream."""
+        self.device.record(self._arrived, self.device.upload_stream)
+        self.device.stream_waits_for(self.device.compute_stream, self._arrived)
 
     def _number(self, first: int) -> int:
         """The block of the window whose first row is `first`."""

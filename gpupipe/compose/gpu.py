@@ -110,7 +110,7 @@ class GpuCompositor:
         shapes = model_shapes(kind.layout, kind.batch)
         model = sum(int(np.prod(shape)) for shape in shapes) * kind.dtype.itemsize if model_on_device else 0
         slot = model + kind.batch * ROW.itemsize + launch.status_words(kind.batch) * np.dtype(np.uint32).itemsize
-        return {"slots": slots * slot, "tables": matrices().nbytes}
+        return {"slots": slots * slot, "matrices": matrices().nbytes}
 
     def admit(self, frames: DeviceFrames) -> None:
         """Let launches have the blocks that the frames of a character need; they never have fewer again.
