@@ -22,6 +22,7 @@ from gpupipe.options.keywords import (
     RenderKeywords,
     documented,
     from_json,
+    options_of,
     split,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "documented",
     "from_json",
     "option",
+    "options_of",
     "read_bytes",
     "split",
 ]
