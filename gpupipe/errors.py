@@ -51,6 +51,9 @@ class GpupipeError(Exception):
     def __str__(self) -> str:
         return self._message(_field_in_python, in_python)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     def on_command_line(self) -> str:
         """The message, with options as the command line spells them."""
         return self._message(str, str)

@@ -247,7 +247,7 @@ def test_a_codec_that_the_file_cannot_hold(body: VideoInfo, tmp_path: Path) -> N
     ):
         with pytest.raises(OptionError) as caught:
             open_output(tmp_path / f"talk{suffix}", body, "nv12", OutputOptions(EncoderOptions(encoder)))
-        assert str(caught.value) == f"--encoder: does not go into {suffix} files (got {encoder!r}); {remedy}"
+        assert str(caught.value) == f"encoder: does not go into {suffix} files (got {encoder!r}); {remedy}"
         assert small.files_in(tmp_path) == before
 
 

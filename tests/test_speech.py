@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from gpupipe.character.folder import Character
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 from gpupipe.demo import make_demo
 from gpupipe.demo.mouth import patch
 from gpupipe.errors import InferenceError, MediaError
@@ -274,7 +274,7 @@ def test_what_is_no_audio_encoder_is_refused(talker_demo: Path, tmp_path: Path) 
     model = talker_demo / "checkpoint" / "model_best.onnx"
     with pytest.raises(InferenceError, match="is no audio encoder"):
         encode_speech(talker_demo / "aud.wav", model, SessionOptions())
-    with pytest.raises(InferenceError, match="--audio-encoder"):
+    with pytest.raises(InferenceError, match="audio_encoder"):
         encode_speech(talker_demo / "aud.wav", tmp_path / "none.onnx", SessionOptions())
 
 

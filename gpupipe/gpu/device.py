@@ -75,6 +75,8 @@ def describe() -> dict[str, Any]:
                     "free_bytes": device.free_bytes,
                 }
             )
+    except DeviceError as error:
+        found["problem"] = error.on_command_line()  # which is where this is read
     except Exception as error:
         found["problem"] = reason(error)
     return found

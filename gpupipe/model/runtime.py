@@ -179,7 +179,7 @@ def probe_provider(provider: Provider) -> str | None:
     try:
         open_session(IDENTITY, SessionOptions(provider))
     except InferenceError as error:
-        return str(error)
+        return error.on_command_line()  # which is where this is read
     return None
 
 

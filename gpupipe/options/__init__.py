@@ -24,6 +24,7 @@ from gpupipe.options.keywords import (
     divided,
     documented,
     from_json,
+    options_of,
     split,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "documented",
     "from_json",
     "option",
+    "options_of",
     "read_bytes",
     "split",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from os import PathLike, fspath
@@ -87,11 +87,11 @@ class Option:
     def _named(self, value: object, spelled: str | None) -> str:
         choices = DEVICES if self.kind == "device" else self.choices
         if not isinstance(value, str) or not value:
-            remedy = f"give {_listed(choices)}" if choices else None
+            remedy = f"give {listed(choices)}" if choices else None
             raise OptionError("not a name", field=spelled, value=value, remedy=remedy)
         if self.kind == "device":
             if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d{0,2}))?", value, re.ASCII):
-                raise OptionError("no such device", field=spelled, value=value, remedy=f"give {_listed(DEVICES)}")
+                raise OptionError("no such device", field=spelled, value=value, remedy=f"give {listed(DEVICES)}")
         elif choices:
             OptionError.unless_among(spelled, value, choices)
         return value
@@ -220,6 +220,7 @@ def _path(value: object, spelled: str | None) -> Path | str:
     return value
 
 
-def _listed(choices: tuple[str, ...]) -> str:
+def listed(choices: Sequence[str]) -> str:
+    """Choices in a sentence: `a, b or c`."""
     *first, last = choices
     return f"{', '.join(first)} or {last}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from gpupipe import errors
 from gpupipe.colour import PixelFormat
-from gpupipe.options.declare import Checked, declared, option
+from gpupipe.options.declare import DEVICES, Checked, declared, option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +31,7 @@ MAX_THREADS: Final = 1024
 class EngineOptions(Checked):
     """What lives as long as an engine."""
 
-    device: str = option(
-        "auto", 'where frames are composited: "auto" takes a GPU if there is one', kind="device", metavar="DEVICE"
-    )
+    device: str = option("auto", "where frames are composited", kind="device", metavar=f"{{{','.join(DEVICES)}}}")
     workers: int | None = option(
         None,
         "threads that composite on the CPU, and that encode images",

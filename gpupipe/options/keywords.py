@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError, in_python
-from gpupipe.options.declare import Option, declared
+from gpupipe.options.declare import DEVICES, Option, declared, listed
 from gpupipe.options.groups import (
     GROUPS,
     EngineOptions,
@@ -140,7 +140,7 @@ def from_json(values: Mapping[str, object], folder: Path) -> JobKeywords:
     Raises:
         OptionError: an option that there is not, or a value that it cannot have; names it as JSON does.
     """
-    known = _options_of(JobKeywords)
+    known = options_of(JobKeywords)
     keywords = {}
     for name, value in values.items():
         if name in declared(EngineOptions):
@@ -165,7 +165,7 @@ def documented(keywords: type) -> Callable[[F], F]:
     """Let `help()` show a function's options, which are `**options: Unpack[keywords]`, with defaults and meanings."""
 
     def document(function: F) -> F:
-        known = _options_of(keywords)
+        known = options_of(keywords)
         signature = inspect.signature(function)
         kept = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
         added = [
@@ -185,10 +185,12 @@ def documented(keywords: type) -> Callable[[F], F]:
 def _meaning(said: Option) -> str:
     if said.kind == "switch":
         return said.help if said.default is False else f"False: {said.help}"
-    return f"{said.help} [default: {said.default_text}]"
+    values = DEVICES if said.kind == "device" else said.choices
+    among = ": " + listed([f'"{value}"' for value in values]) if values else ""
+    return f"{said.help}{among} [default: {said.default_text}]"
 
 
-def _options_of(keywords: type) -> dict[str, Option]:
+def options_of(keywords: type) -> dict[str, Option]:
     """The options of a TypedDict, in the order of the dataclasses."""
     return {
         name: said for group in GROUPS for name, said in declared(group).items() if name in keywords.__annotations__
