@@ -14,11 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-import gpupipe.bench.compare
-import gpupipe.report.page
-import gpupipe.report.results
-import gpupipe.report.tables
-from gpupipe import __version__
+from gpupipe import __version__, bench, report
 from gpupipe.character.folder import AUDIO_ENCODER, GpupipeWarning
 from gpupipe.cli.arguments import Help, add_render, number, size
 from gpupipe.cli.progress import LineProgress, TerminalProgress
@@ -112,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="as JSON")
     doctor = add("doctor", _doctor, "tell what this machine can do, and what is missing")
     doctor.add_argument("--json", action="store_true", help="as JSON")
-    gpupipe.bench.compare.add_arguments(add("bench", _bench, "compare the ways to render on this machine"))
-    gpupipe.report.results.add_arguments(add("report", _report, "show and compare what `gpupipe bench --json` wrote"))
+    bench.add_arguments(add("bench", _bench, "compare the ways to render on this machine"))
+    report.add_arguments(add("report", _report, "show and compare what `gpupipe bench --json` wrote"))
     return parser
 
 
@@ -127,7 +123,7 @@ def _render(options: argparse.Namespace) -> int:
             raise OutputError("is a folder", file=path, remedy="give the name of a file")
         if path is not None and path.resolve() == Path(options.output).resolve():
             raise OutputError("is the output itself", file=path, remedy="give the name of another file")
-    trace = Trace()
+    trace = Trace(spans=options.trace is not None)
     progress = None
     if not options.quiet:
         progress = TerminalProgress() if sys.stderr.isatty() else LineProgress(lambda line: print(line, flush=True))
@@ -154,24 +150,22 @@ def _render(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     _check_folders(options.json, options.html)
     chosen = {name: value for name, value in vars(options).items() if name not in ("command", "json", "html")}
-    result = gpupipe.bench.compare.run(
-        gpupipe.bench.compare.BenchOptions(**chosen), lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    result = bench.run(bench.BenchOptions(**chosen), lambda line: print(line, file=sys.stderr, flush=True))
     if options.json is not None:
         _write_json(options.json, result)
     if options.html is not None:
-        _write_text(options.html, gpupipe.report.page.page([(result["character"]["name"], result)]))
-    print(gpupipe.report.tables.text(result))
-    return 1 if gpupipe.report.results.wrong(result) else 0
+        _write_text(options.html, report.html_page([(result["character"]["name"], result)]))
+    print(report.text([(result["character"]["name"], result)]))
+    return 1 if report.wrong(result) else 0
 
 
 def _report(options: argparse.Namespace) -> int:
     _check_folders(options.html)
-    results = gpupipe.report.results.load_all(options.measurements)
+    results = report.load_all(options.measurements)
     if options.html is not None:
-        _write_text(options.html, gpupipe.report.page.page(results))
-    print(gpupipe.report.tables.text_of_all(results))
-    return 1 if gpupipe.report.results.failures(results, options.fail_above) else 0
+        _write_text(options.html, report.html_page(results))
+    print(report.text(results))
+    return 1 if report.failures(results, options.fail_above) else 0
 
 
 def _check_folders(*paths: Path | None) -> None:

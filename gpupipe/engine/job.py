@@ -19,7 +19,8 @@ from gpupipe.gpu.clock import GpuClock
 from gpupipe.machine import cpu_count, release_free_memory
 from gpupipe.model.model import Model, Signature
 from gpupipe.render.plan import Batch, Plan
-from gpupipe.trace import Trace
+from gpupipe.trace import INFER, LOAD, PASTE, PREPARE, QUEUED, Trace
+from gpupipe.trace import Stage as Step
 
 
 class Job:
@@ -40,7 +41,7 @@ class Job:
         options, character = plan.options, plan.character
         self.workers = min(options.workers or min(4, cpu_count()), options.batch)
         self.threads = options.inference_threads or cpu_count()
-        with trace.span("load", plan.spec.count):
+        with trace.span(LOAD, plan.spec.count):
             self.backend = open_backend(
                 plan.spec,
                 plan.speech.features,
@@ -76,7 +77,7 @@ class Job:
         Raises:
             InferenceError: the model failed.
         """
-        stages = [Stage("prepare", self._prepare), Stage("infer", self._infer), Stage("paste", self._paste)]
+        stages = [Stage(PREPARE, self._prepare), Stage(INFER, self._infer), Stage(PASTE, self._paste)]
         if self.backend.gpu is not None:
             # On a GPU these only queue work: one thread keeps the stream in order.
             stages = [Stage("compute", self._compute)]
@@ -116,16 +117,16 @@ class Job:
         self.close()
 
     def _prepare(self, slot: Any, batch: Batch) -> None:
-        with self._step("prepare", slot, batch):
+        with self._step(PREPARE, slot, batch):
             self._compositor.prepare(slot, batch.source, batch.speech)
 
     def _infer(self, slot: Any, batch: Batch) -> None:
         self._compositor.ready(slot)
-        with self._step("infer", slot, batch):
+        with self._step(INFER, slot, batch):
             self._model.run(self._bindings[id(slot)])
 
     def _paste(self, slot: Any, batch: Batch) -> None:
-        with self._step("paste", slot, batch):
+        with self._step(PASTE, slot, batch):
             self._compositor.paste(slot)
 
     def _compute(self, slot: Any, batch: Batch) -> None:
@@ -134,14 +135,14 @@ class Job:
         self._paste(slot, batch)
 
     @contextmanager
-    def _step(self, name: str, slot: Any, batch: Batch) -> Iterator[None]:
+    def _step(self, name: Step, slot: Any, batch: Batch) -> Iterator[None]:
         """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
-        if self._clock is None or (name == "infer" and self.backend.provider == "cpu"):
+        if self._clock is None or (name == INFER and self.backend.provider == "cpu"):
             with self.trace.span(name, batch.frames):
                 yield
         else:
             self._clock.mark(slot, name, end=False)
-            with self.trace.span(f"queue {name}"):
+            with self.trace.span(QUEUED[name]):
                 yield
             self._clock.mark(slot, name, end=True)
 

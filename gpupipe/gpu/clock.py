@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from gpupipe.gpu.device import Device
-from gpupipe.trace import Span, Trace
+from gpupipe.trace import COMPOSITE, INFER, PASTE, PREPARE, Span, Stage, Trace
 
-STEPS = ("prepare", "infer", "paste")
+STEPS: tuple[Stage, ...] = (PREPARE, INFER, PASTE)
 
 
 class GpuClock:
@@ -22,8 +22,8 @@ class GpuClock:
 
     def __init__(self, device: Device, trace: Trace, *, model_on_device: bool) -> None:
         self._device, self._trace = device, trace
-        self._steps = STEPS if model_on_device else ("prepare", "paste")
-        self._marks: dict[int, dict[str, tuple[Any, Any]]] = {}
+        self._steps = STEPS if model_on_device else COMPOSITE
+        self._marks: dict[int, dict[Stage, tuple[Any, Any]]] = {}
         self._zero = device.event(timing=True)
         device.record(self._zero, device.compute_stream)
         device.synchronize()
@@ -35,14 +35,14 @@ class GpuClock:
             step: (
                 self._device.event(timing=True),
                 # What the copy of the frames waits for: a later event could still be to come when they have arrived.
-                slot.drawn if step == "paste" else self._device.event(timing=True),
+                slot.drawn if step == PASTE else self._device.event(timing=True),
             )
             for step in self._steps
         }
 
-    def mark(self, slot: Any, step: str, *, end: bool) -> None:
+    def mark(self, slot: Any, step: Stage, *, end: bool) -> None:
         """Mark the begin or the end of a step in the stream; the compositor marks the end of the paste itself."""
-        if step in self._steps and (step, end) != ("paste", True):
+        if step in self._steps and (step, end) != (PASTE, True):
             self._device.record(self._marks[id(slot)][step][end], self._device.compute_stream)
 
     def collect(self, slot: Any, frames: int) -> None:

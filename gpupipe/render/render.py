@@ -21,9 +21,7 @@ from gpupipe.media.encoders import DEFAULT_THREADS, EncoderOptions
 from gpupipe.media.images import ImageFormat
 from gpupipe.render.output import SEGMENT_FRAMES, OutputOptions, is_video, open_output
 from gpupipe.render.plan import Batch, JobOptions, Plan
-from gpupipe.trace import StageTimes, Trace
-
-COMPOSITE = ("prepare", "paste")
+from gpupipe.trace import COMPOSITE, FINISH, INFER, LOAD, SAVE, StageTimes, Trace
 
 
 class Progress(NamedTuple):
@@ -196,14 +194,14 @@ def render(
 
             def save(slot: Any, batch: Batch) -> None:
                 ready = job.finish(slot, batch)
-                with trace.span("save", batch.frames):
+                with trace.span(SAVE, batch.frames):
                     sink.write(ready)
                 if progress:
                     progress(_progress(trace, batch.start + batch.frames, plan.total, time.perf_counter() - first))
 
-            for _ in job.run(Stage("save", save)):
+            for _ in job.run(Stage(SAVE, save)):
                 pass
-            with trace.span("finish"):
+            with trace.span(FINISH):
                 sink.commit()
     except BaseException:
         sink.abort()
@@ -266,13 +264,13 @@ def frames(
 
 
 def _progress(trace: Trace, done: int, total: int, seconds: float) -> Progress:
-    infer, composite, save = (trace.mean_ms(*stages) for stages in (("infer",), COMPOSITE, ("save",)))
+    infer, composite, save = (trace.mean_ms(*stages) for stages in ((INFER,), COMPOSITE, (SAVE,)))
     return Progress(done, total, seconds, infer, composite, save)
 
 
 def _stats(job: Job, output: Path | str, trace: Trace, seconds: float) -> RenderStats:
     plan = job.plan
-    infer = trace.times("infer")
+    infer = trace.times(INFER)
     return RenderStats(
         output=str(output),
         frames=plan.total,
@@ -285,10 +283,10 @@ def _stats(job: Job, output: Path | str, trace: Trace, seconds: float) -> Render
         workers=job.workers,
         inference_threads=job.threads,
         total_seconds=seconds,
-        load_seconds=trace.times("load").total_seconds,
+        load_seconds=trace.times(LOAD).total_seconds,
         fps=plan.total / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
-        stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times("save")},
+        stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times(SAVE)},
         peak_rss_bytes=peak_rss_bytes(),
         cache_bytes=plan.spec.cache_bytes,
         warnings=plan.character.notes,
