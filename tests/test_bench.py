@@ -45,7 +45,7 @@ from gpupipe.bench.sweep import Combination, distinct, sweep
 from gpupipe.bench.sweep import rows as sweep_rows
 from gpupipe.bench.way import BenchStage, Save, Way
 from gpupipe.colour import Colour, PixelFormat
-from gpupipe.errors import OptionError
+from gpupipe.errors import InferenceError, OptionError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.machine import cpu_count
 from gpupipe.trace import Trace
@@ -53,6 +53,10 @@ from gpupipe.trace import Trace
 Pixels = NDArray[np.uint8]
 
 numbers = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=20)
+
+
+PLAIN = ("sequential", "parallel", "tuned-cpu")
+OURS = ("gpupipe-cpu-nv12", "gpupipe-cpu-bgr24")
 
 
 class FakeClock:
@@ -266,7 +270,7 @@ def opened(scene: Scene, name: str) -> Way:
     return way
 
 
-@pytest.mark.parametrize("name", ["sequential", "parallel", "tuned-cpu", "gpupipe-cpu-nv12", "gpupipe-cpu-bgr24"])
+@pytest.mark.parametrize("name", [*PLAIN, *OURS])
 def test_every_way_draws_the_reference(name: str, scene: Scene) -> None:
     assert name in {way.name for way in ways_here(scene)}
     way = opened(scene, name)
@@ -530,7 +534,7 @@ def test_who_is_absent_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "gpupipe-cuda": "no NVIDIA driver is installed",
         "pytorch": "not installed: pip install torch onnx2torch",
     }
-    assert set(result["stages"]["infer"]) == {*names_of_all(), "gpupipe-cpu-nv12", "gpupipe-cpu-bgr24"}
+    assert set(result["stages"]["infer"]) == {*PLAIN, *OURS}
 
 
 def test_packages_that_do_not_fit_each_other_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,13 +554,43 @@ def test_pytorch_predicts_what_onnxruntime_does(scene: Scene) -> None:
     """Where both packages are: `pip install torch onnx2torch`."""
     if torch_way.problem() is not None:
         pytest.skip(f"PyTorch is optional: {torch_way.problem()}")
-    models: list[dict[str, Any]] = [{}, {"batch": 2}, {"dtype": "float16"}]
-    for model in models:
+    models: list[tuple[dict[str, Any], int]] = [({}, 0), ({"batch": 3}, 0), ({"dtype": "float16"}, 1)]
+    for model, levels in models:
         small.write_model(scene.options.model, **model)
         way = opened(Scene(scene.options), "pytorch")
         way.infer()
-        assert check(way, ("compose", "infer", "encode", "render")) == {"infer": Difference(4 * 3 * 32**2)}
+        found = check(way, ("compose", "infer", "encode", "render"))
         way.close()
+        assert set(found) == {"infer"}
+        assert found["infer"].pixels == 4 * 3 * 32**2
+        assert found["infer"].largest <= levels
+
+
+def test_without_a_way_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch where onnx2torch does not know the model's operators: the others are compared all the same."""
+    folder = small.small_character(tmp_path / "talker")
+
+    def fail(way: torch_way.TorchWay) -> None:
+        raise InferenceError("onnx2torch cannot convert it: Resize", file=way.scene.options.model, field="model")
+
+    monkeypatch.setattr("gpupipe.bench.torch_way.problem", lambda: None)
+    monkeypatch.setattr("gpupipe.bench.torch_way.TorchWay.open", fail)
+    monkeypatch.setattr("gpupipe.gpu.device.describe", lambda: {"devices": [], "problem": "none", "driver": None})
+    result = run(BenchOptions(folder, frames=4, runs=1, stage="infer"))
+    assert result["absent"]["pytorch"] == "model_best.onnx: model: onnx2torch cannot convert it: Resize"
+    assert set(result["ways"]) == set(result["stages"]["infer"]) == {*PLAIN, *OURS}
+    with pytest.raises(InferenceError, match="cannot convert it"):
+        run(BenchOptions(folder, frames=4, runs=1, stage="infer", ways=("sequential", "pytorch")))
+
+
+@pytest.mark.parametrize("name", ["sequential", "gpupipe-cpu-nv12"])
+def test_a_model_with_a_fixed_batch(name: str, scene: Scene) -> None:
+    """Batches of 2 for 10 frames, the plain way giving it one frame at a time."""
+    small.write_model(scene.options.model, batch=2)
+    way = opened(scene, name)
+    found = check(way, ("compose", "infer", "render"))
+    way.close()
+    assert all(entry.within(EXACT) for entry in found.values())
 
 
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
@@ -571,10 +605,6 @@ def test_single_steps_draw_finished_frames(pixel_format: PixelFormat, scene: Sce
         assert (frame[inside] != body[inside]).mean() > 0.9
         frame[inside] = body[inside]
         np.testing.assert_array_equal(frame, body)
-
-
-def names_of_all() -> set[str]:
-    return {"sequential", "parallel", "tuned-cpu"}
 
 
 @pytest.mark.cuda

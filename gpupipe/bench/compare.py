@@ -29,7 +29,7 @@ from gpupipe.bench.stages import TOLERANCES, Timetable, add_floors, check
 from gpupipe.bench.sweep import SWEPT, sweep
 from gpupipe.bench.way import BenchStage, Way
 from gpupipe.character.folder import MODEL
-from gpupipe.errors import OptionError
+from gpupipe.errors import GpupipeError, OptionError
 from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.media.encoders import DEFAULTS
 
@@ -77,9 +77,16 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
     machine = bench_machine.facts()
     with ExitStack() as closing, tempfile.TemporaryDirectory() as work:
         checked = {}
-        for way in ways:
+        for way in list(ways):
             say(f"{way.name}: loading, and comparing its frames with the reference")
-            way.open()
+            try:
+                way.open()
+            except GpupipeError as error:
+                if not way.optional or options.ways is not None:
+                    raise
+                absent[way.name] = str(error.naming(scene.options.model.name))  # and not its folder
+                ways.remove(way)
+                continue
             closing.callback(way.close)
             checked[way.name] = check(way, stages)
         table = Timetable(ways, checked, runs, Path(work), say=say)

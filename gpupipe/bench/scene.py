@@ -161,21 +161,35 @@ class Runner:
     Args:
         path: the ONNX file.
         threads: CPU threads of one run.
+
+    Attributes:
+        session: ONNX Runtime's.
+        signature: of the model.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._session: Any = open_session(path, SessionOptions("cpu", threads=threads))
-        self.signature = Signature(path, self._session)
+        self.session: Any = open_session(path, SessionOptions("cpu", threads=threads))
+        self.signature = Signature(path, self.session)
 
     def __call__(self, visual: Floats, audio: Floats) -> Floats:
-        """Run a batch: `[B, 6, S, S]` and `[B, 32, 16, 16]` to `[B, 3, S, S]`, all float32."""
-        signature, step = self.signature, self.signature.batch or len(visual)
+        """Run a batch: `[B, 6, S, S]` and `[B, 32, 16, 16]` to `[B, 3, S, S]`, all float32.
+
+        A model that takes batches of one size only gets them, the last one filled up with its last frame.
+        """
+        count, step = len(visual), self.signature.batch or len(visual)
         done = []
-        for start in range(0, len(visual), step):
-            feed = {
-                name: array[start : start + step].astype(signature.dtype, copy=False)
-                for name, array in ((signature.visual, visual), (signature.audio, audio))
-            }
-            done.append(self._session.run([signature.prediction], feed)[0])
+        for start in range(0, count, step):
+            inputs = [array[start : start + step].astype(self.signature.dtype, copy=False) for array in (visual, audio)]
+            missing = step - len(inputs[0])
+            if missing:
+                inputs = [np.concatenate([array, array[-1:].repeat(missing, axis=0)]) for array in inputs]
+            done.append(self.run(*inputs))
         whole = done[0] if len(done) == 1 else np.concatenate(done)
-        return np.asarray(whole, np.float32)
+        return np.asarray(whole[:count], np.float32)
+
+    def run(self, visual: NDArray[Any], audio: NDArray[Any]) -> NDArray[Any]:
+        """Run the model once, on arrays of its own type."""
+        signature = self.signature
+        feed = {signature.visual: visual, signature.audio: audio}
+        prediction: NDArray[Any] = self.session.run([signature.prediction], feed)[0]
+        return prediction

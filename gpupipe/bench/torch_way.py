@@ -5,18 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from gpupipe.bench.plain_ways import PlainWay, sequential
-from gpupipe.bench.scene import Scene
-from gpupipe.bench.way import Floats
+from gpupipe.bench.scene import Runner, Scene
 from gpupipe.errors import InferenceError
-from gpupipe.model.model import Signature
-from gpupipe.model.runtime import SessionOptions, open_session
 
 PACKAGES = ("torch", "onnx2torch")
 
@@ -43,8 +42,8 @@ def _import_problem() -> str | None:
     return None
 
 
-class TorchRunner:
-    """Runs a model on the CPU by PyTorch, in inference mode; like `scene.Runner`.
+class TorchRunner(Runner):
+    """Runs a model on the CPU by PyTorch, in inference mode.
 
     Args:
         path: the ONNX file.
@@ -58,41 +57,44 @@ class TorchRunner:
         import onnx2torch
         import torch
 
+        super().__init__(path, threads)
         self._torch = torch
         torch.set_num_threads(threads)
-        session = open_session(path, SessionOptions())
-        self.signature = Signature(path, session)
         # The converted module takes its inputs in the file's order.
-        self._visual_first = session.get_inputs()[0].name == self.signature.visual
+        self._visual_first = self.session.get_inputs()[0].name == self.signature.visual
         try:
-            with warnings.catch_warnings():
-                # It doubts its own bilinear resize with align_corners; what it computes is compared before it is timed.
-                warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
+            with _no_doubts():
                 self._module: Any = onnx2torch.convert(str(path)).eval()
         except (NotImplementedError, RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
-            raise InferenceError(f"onnx2torch cannot convert it: {reason}", file=path, field="model") from error
+            raise InferenceError(
+                f"onnx2torch cannot convert it: {reason}",
+                file=path,
+                field="model",
+                remedy="export it with opset 17 or lower, or leave pytorch out of --ways",
+            ) from error
 
-    def __call__(self, visual: Floats, audio: Floats) -> Floats:
-        """`[B, 6, S, S]` and `[B, 32, 16, 16]` to `[B, 3, S, S]`, all float32."""
-        step = self.signature.batch or len(visual)
-        done = []
-        for start in range(0, len(visual), step):
-            inputs = [
-                self._torch.from_numpy(array[start : start + step].astype(self.signature.dtype, copy=False))
-                for array in (visual, audio)
-            ]
-            with self._torch.inference_mode():
-                output = self._module(*(inputs if self._visual_first else reversed(inputs)))
-            done.append(output.numpy())
-        whole = done[0] if len(done) == 1 else np.concatenate(done)
-        return np.asarray(whole, np.float32)
+    def run(self, visual: NDArray[Any], audio: NDArray[Any]) -> NDArray[Any]:
+        """See `Runner`."""
+        inputs = [self._torch.from_numpy(array) for array in (visual, audio)]
+        with self._torch.inference_mode(), _no_doubts():
+            prediction: NDArray[Any] = self._module(*(inputs if self._visual_first else reversed(inputs))).numpy()
+        return prediction
+
+
+@contextmanager
+def _no_doubts() -> Iterator[None]:
+    """onnx2torch warns of its own resize with align_corners and of its slices; what they give is compared."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="onnx2torch")
+        yield
 
 
 class TorchWay(PlainWay):
     """PyTorch takes part in the inference only."""
 
     stages = ("infer",)
+    optional = True
 
     def __init__(self, scene: Scene) -> None:
         super().__init__("pytorch", "the model by PyTorch on the CPU, by onnx2torch", scene, sequential)

@@ -59,6 +59,7 @@ class Way(ABC):
     Attributes:
         pixel_format: of the frames that it draws.
         stages: those that it takes part in.
+        optional: whether the others are compared without it where it cannot be opened, unless it was asked for.
         threads: its compositing threads, by stage; what it really runs once it is open.
         batch_size: frames that it gives the model at a time; likewise.
         meaningless: why its times say nothing, or None.
@@ -69,6 +70,7 @@ class Way(ABC):
 
     pixel_format: PixelFormat = "bgr24"
     stages: tuple[BenchStage, ...] = BENCH_STAGES
+    optional = False
 
     def __init__(self, name: str, about: str, scene: Scene) -> None:
         self.name, self.about, self.scene = name, about, scene
