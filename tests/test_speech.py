@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gpupipe.character.folder import Character
+from gpupipe.character.folder import Character, GpupipeWarning
 from gpupipe.cli.commands import main
 from gpupipe.demo import make_demo
 from gpupipe.demo.mouth import patch
@@ -201,6 +201,16 @@ def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: P
         window = np.empty((16, 512), np.float32)
         heard.window(*speech_position(frame, fps), window)
         assert np.allclose(window[:, 0], float(25 * frame / fps) + 1 + np.arange(-8, 8), atol=1e-4)
+
+
+def test_features_from_python_may_be_float64(talker_demo: Path) -> None:
+    features = np.random.default_rng(0).random((10, 512))
+    with pytest.warns(GpupipeWarning, match=r"^features: float64 converted to float32$"):
+        speech = open_speech(Character.load(talker_demo), features=features, with_sound=False)
+    assert speech.frames == 10
+    rows = speech.rows(SessionOptions())
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, features.astype(np.float32))
 
 
 def test_speech_goes_back_and_forth_over_the_frames(person: Path, tmp_path: Path) -> None:
