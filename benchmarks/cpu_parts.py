@@ -18,13 +18,14 @@ import numpy as np
 
 from gpupipe import Character
 from gpupipe.bench.floor import host_rates
-from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.measure import in_turn, spread
 from gpupipe.bench.ways import plain_composite, plain_inputs
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.cpu import CpuCompositor
 from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.machine import cpu_name
+from gpupipe.media.handover import HandOver
 from gpupipe.media.video import read_frames
 
 BATCH = 8

@@ -27,13 +27,18 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from gpupipe.colour import PixelFormat
+from gpupipe.colour import PixelFormat, matrices
 from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.gpu import GpuCompositor
+from gpupipe.compose.protocol import BatchKind, Drawing
+from gpupipe.compose.surface import Surface
+from gpupipe.compose.table import ROW, device_shape
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, CropLayout, Rect
 from gpupipe.gpu import kernels
 from gpupipe.gpu.device import open_device
+from gpupipe.speech.rows import SpeechRows
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -111,12 +116,13 @@ def minimum_bytes(name: str, dtype: str, rects: tuple[Rect, ...]) -> float:
     window = SPEECH_ROWS * SPEECH_WIDTH
     if name == "prepare":
         speech = (SPEECH_ROWS - 1 + batch) * SPEECH_WIDTH * 4 / batch
-        return 3 * size**2 + 6 * size**2 * real + speech + window * real + 8
+        return 3 * size**2 + 6 * size**2 * real + speech + window * real + ROW.itemsize
     pixel = 1.5 if name == "paste_nv12" else 3.0
     covered = sum(rect.width * rect.height for rect in rects) / batch
     taps = 8 * (sum({r.width for r in rects}) + sum({r.height for r in rects})) / batch
-    frame = WIDTH * HEIGHT * pixel
-    return 2 * frame - covered * pixel + 3 * size**2 * real + 3 * (crop**2 - size**2) + taps + 40
+    frame, matrix = WIDTH * HEIGHT * pixel, matrices()[0].nbytes / batch if name == "paste_nv12" else 0
+    told = taps + ROW.itemsize + matrix
+    return 2 * frame - covered * pixel + 3 * size**2 * real + 3 * (crop**2 - size**2) + told
 
 
 def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> None:
@@ -127,12 +133,19 @@ def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> N
     body = rng.integers(0, 256, spec.format.shape, dtype=np.uint8)
     crop = rng.integers(0, 256, (LAYOUT.crop_size, LAYOUT.crop_size, 3), dtype=np.uint8)
     frames = DeviceFrames.load(device, spec, [body] * len(rects), [crop] * len(rects))
-    speech = rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32)
-    compositor = GpuCompositor(device, frames, speech, batch=len(rects), dtype=dtype, model_on_device=False)
+    speech = DeviceSpeech(
+        device, SpeechRows(rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32))
+    )
+    kind = BatchKind(LAYOUT, pixel_format, np.dtype(dtype), len(rects))
+    compositor = GpuCompositor(device, kind, model_on_device=False)
+    compositor.admit(frames)
     slot = compositor.new_slot()
-    order = np.arange(len(rects), dtype=np.int32)
-    compositor.prepare(slot, order, order + SPEECH_ROWS)
+    shape = device_shape(spec.format)
+    surfaces = [Surface(spec.format, None, device.empty(shape, np.uint8)) for _ in rects]
+    drawings = [Drawing(frames, i, speech, i + SPEECH_ROWS, 0, surface) for i, surface in enumerate(surfaces)]
+    compositor.prepare(slot, drawings)
     compositor.ready(slot)
+    assert isinstance(slot.prediction, np.ndarray)
     slot.prediction[...] = rng.random(slot.prediction.shape, dtype=np.float32)
     compositor.paste(slot)
     compositor.finish(slot)

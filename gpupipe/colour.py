@@ -7,7 +7,7 @@ sum stays below 2^24 in magnitude, so float32 arithmetic computes the same integ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -87,3 +87,22 @@ class Colour:
             ],
             np.int32,
         )
+
+    @property
+    def matrix_number(self) -> int:
+        """Where `from_bgr` stands in `matrices`.
+
+        >>> Colour(matrix=1, range=2).matrix_number, Colour().matrix_number, Colour(matrix=0).matrix_number
+        (1, 4, 4)
+        """
+        matrix = self.matrix if self.matrix in LUMA_WEIGHTS else DEFAULT_MATRIX
+        return 2 * list(LUMA_WEIGHTS).index(matrix) + self.full_range
+
+
+@cache
+def matrices() -> NDArray[np.int32]:
+    """Every matrix that `from_bgr` can be, int32 `[12, 3, 4]`: those of `LUMA_WEIGHTS`, each in limited range, then
+    in full range."""
+    every = np.stack([Colour(matrix, full).from_bgr for matrix in LUMA_WEIGHTS for full in (1, 2)])
+    every.flags.writeable = False
+    return every

@@ -1,27 +1,20 @@
-// What the paste kernels share: where a crop goes, how it is resized, the copy of the body, the search for NaN.
+// What the paste kernels share: how a crop is resized, the copy of the body, the search for NaN.
 //
 // A launch has three kinds of blocks for each frame (blockIdx.y), in this order, so that the slow ones start first:
 //   draw  the region: in the rows that the rectangle touches, the 16-byte chunks that it touches, up to whole 32-byte
 //         sectors, so that a warp's stores fill the sectors they touch
 //   scan  the prediction, for NaN
 //   copy  every other 16-byte chunk of the frame, body to output
-// Each byte of a finished frame is written once, by draw or by copy, and no block waits for another.
+// Each byte of a finished frame is written once, by draw or by copy, and no block waits for another. There are as many
+// blocks of each kind as the most demanding frame needs; those beyond a smaller frame's end return.
 #pragma once
-#include "real.cuh"
+#include "table.cuh"
 
-// THREADS a block; CHUNKS_A_THREAD 16-byte loads in flight in a thread that copies or scans (gpupipe/kernels.py).
+// CHUNKS_A_THREAD 16-byte loads in flight in a thread that copies or scans (gpupipe/gpu/kernels.py).
 #define CHUNKS_A_BLOCK (THREADS * CHUNKS_A_THREAD)
 
-// Where a cached frame's crop goes, in body pixels, and its taps, as indexes into the table of taps.
-struct Placement {
-    int x1, y1, x2, y2;
-    int x_taps, y_taps;
-};
-
-static __device__ __forceinline__ Placement load_placement(const int4* __restrict__ placements, int cached) {
-    const int4 rect = __ldg(placements + 2 * cached), taps = __ldg(placements + 2 * cached + 1);
-    return {rect.x, rect.y, rect.z, rect.w, taps.x, taps.y};
-}
+// Bytes from one row of a frame to the next, of bodies and outputs alike.
+static __device__ __forceinline__ int pitch_of(int row_bytes) { return (row_bytes + 15) & ~15; }
 
 // One output pixel's place along one axis of the resize: (w0 * crop[first] + w1 * crop[second]) / 2048.
 // Kept packed, as in the table, because registers are what limits these kernels.
@@ -32,7 +25,7 @@ struct Tap {
     __device__ __forceinline__ int second() const { return places >> 16; }
 };
 
-static __device__ __forceinline__ Tap load_tap(const uint2* __restrict__ taps, int i) {
+static __device__ __forceinline__ Tap load_tap(const uint2* taps, int i) {
     const uint2 packed = __ldg(taps + i);
     return {packed.x, packed.y};
 }
@@ -67,14 +60,14 @@ struct Roi {
 
 // Replaces two quantised neighbours of a row of the prediction, read at `roi.pair(tap.first())`, by what the tap takes
 // there: the cached crop's where the row or the tap is outside the square.
-static __device__ __forceinline__ void fix_edge(u32& p0, u32& p1, const u8* __restrict__ crop_row, bool row_outside,
-                                                Tap tap, Roi roi) {
+static __device__ __forceinline__ void fix_edge(u32& p0, u32& p1, const u8* crop_row, bool row_outside, Tap tap,
+                                                Roi roi) {
     const u32 left = p0, right = p1;
     const int at = roi.pair(tap.first()) + roi.border;
     p0 = tap.first() == at ? left : right;
     p1 = tap.second() == at ? left : right;
-    if (row_outside || roi.outside(tap.first())) p0 = crop_row[tap.first()];
-    if (row_outside || roi.outside(tap.second())) p1 = crop_row[tap.second()];
+    if (row_outside || roi.outside(tap.first())) p0 = __ldg(crop_row + tap.first());
+    if (row_outside || roi.outside(tap.second())) p1 = __ldg(crop_row + tap.second());
 }
 
 // Chunks and rows of a frame; `end` and `bottom` are outside.
@@ -82,7 +75,7 @@ struct Region {
     int first, end, top, bottom;
 };
 
-// The region of bytes left ... right - 1 in rows top ... bottom - 1 (`draw_threads` in gpupipe/kernels.py counts it).
+// The region of bytes left ... right - 1 in rows top ... bottom - 1 (`draw_threads` in gpupipe/gpu/launch.py counts it).
 static __device__ __forceinline__ Region region_of(int left, int right, int top, int bottom, int pitch) {
     if (left >= right || top >= bottom) return {0, 0, 0, 0};
     return {left >> 5 << 1, min((right + 31) >> 5 << 1, pitch >> 4), top, bottom};
@@ -107,20 +100,21 @@ static __device__ __forceinline__ void scan(const uint4* __restrict__ prediction
 
 // Copies the chunks of this block that are not in the region. `also`: rows from the region's to a second copy of it,
 // `also_top` ... `also_bottom` - 1 (nv12's chroma), which may be empty.
-static __device__ __forceinline__ void copy(const u8* __restrict__ body, u8* __restrict__ frame, int rows, int pitch,
-                                            int block, Region region, int also_top, int also_bottom) {
+static __device__ __forceinline__ void copy(const u8* body, u64 output, int rows, int pitch, int block, Region region,
+                                            int also_top, int also_bottom) {
     const uint4* from = reinterpret_cast<const uint4*>(body);
-    uint4* to = reinterpret_cast<uint4*>(frame);
     const int chunks_a_row = pitch >> 4, chunks = rows * chunks_a_row;
     const int begin = block * CHUNKS_A_BLOCK, first = begin + threadIdx.x, end = min(begin + CHUNKS_A_BLOCK, chunks);
+    if (begin >= chunks) return;
     const bool touches = (end > region.top * chunks_a_row && begin < region.bottom * chunks_a_row) ||
                          (end > also_top * chunks_a_row && begin < also_bottom * chunks_a_row);
     uint4 v[CHUNKS_A_THREAD];
+    const u64 to = output + first * 16LL;
     if (!touches && begin + CHUNKS_A_BLOCK == end) {
 #pragma unroll
         for (int i = 0; i < CHUNKS_A_THREAD; i++) v[i] = __ldcs(from + first + i * THREADS);
 #pragma unroll
-        for (int i = 0; i < CHUNKS_A_THREAD; i++) to[first + i * THREADS] = v[i];
+        for (int i = 0; i < CHUNKS_A_THREAD; i++) store_16_bytes(to + i * THREADS * 16, v[i]);
         return;
     }
     bool mine[CHUNKS_A_THREAD];
@@ -133,5 +127,5 @@ static __device__ __forceinline__ void copy(const u8* __restrict__ body, u8* __r
     }
 #pragma unroll
     for (int i = 0; i < CHUNKS_A_THREAD; i++)
-        if (mine[i]) to[first + i * THREADS] = v[i];
+        if (mine[i]) store_16_bytes(to + i * THREADS * 16, v[i]);
 }

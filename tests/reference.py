@@ -17,16 +17,22 @@ def visual_input(crop: Pixels, layout: CropLayout) -> NDArray[np.float32]:
     roi = crop[layout.roi, layout.roi].copy()
     masked = roi.copy()
     size = layout.model_size
-    cv2.rectangle(masked, (5, 5, size - 10, size - 15), (0, 0, 0), -1)
+    if size > 15:
+        cv2.rectangle(masked, (5, 5, size - 10, size - 15), (0, 0, 0), -1)
     both = np.concatenate([roi, masked], axis=2)
     return np.ascontiguousarray((both.astype(np.float32) / np.float32(255)).transpose(2, 0, 1))
 
 
-def speech_window(features: NDArray[np.float32], frame: int) -> NDArray[np.float32]:
-    """`[32, 16, 16]`: rows frame - 8 … frame + 7, zeros outside."""
-    rows = [
-        features[row] if 0 <= row < len(features) else np.zeros(512, np.float32) for row in range(frame - 8, frame + 8)
-    ]
+def speech_window(features: NDArray[np.float32], frame: int, fraction: int = 0) -> NDArray[np.float32]:
+    """`[32, 16, 16]`: rows frame - 8 … frame + 7, zeros outside; `fraction` / 65536 of the way to those one later."""
+
+    def row(number: int) -> NDArray[np.float32]:
+        return features[number] if 0 <= number < len(features) else np.zeros(512, np.float32)
+
+    rows = []
+    for number in range(frame - 8, frame + 8):
+        later = np.float32(fraction / 65536)
+        rows.append((np.float32(1) - later) * row(number) + later * row(number + 1) if fraction else row(number))
     return np.stack(rows).reshape(32, 16, 16)
 
 

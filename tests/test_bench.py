@@ -26,7 +26,7 @@ from gpupipe.bench import torch_way as bench_torch
 from gpupipe.bench.compare import BenchOptions, add_arguments, run
 from gpupipe.bench.entrants import Entrant, StageName
 from gpupipe.bench.gpupipe_way import GpupipeEntrant
-from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.lineup import WAYS, line_up, way_of
 from gpupipe.bench.measure import (
     EXACT,
@@ -346,16 +346,6 @@ def test_opencv_converts_as_bt601_says() -> None:
 )  # fmt: skip
 def test_opencv_converts_only_what_it_can(colour: Colour, height: int, fits: bool) -> None:
     assert OpencvNv12.fits(colour, 1280, height) is fits
-
-
-def test_the_hand_over_is_what_the_encoder_takes() -> None:
-    bgr, nv12 = np.full((64, 96, 3), 255, np.uint8), np.zeros((96, 96), np.uint8)
-    converted = HandOver("bgr24", Colour(), "libx264")(bgr)
-    assert (converted.format.name, converted.width, converted.height) == ("nv12", 96, 64)
-    assert np.frombuffer(memoryview(converted.planes[0]), np.uint8)[0] == 235
-    wrapped = HandOver("nv12", Colour(), "libx264")(nv12)
-    nv12[0, 0] = 77
-    assert np.frombuffer(memoryview(wrapped.planes[0]), np.uint8)[0] == 77, "it was copied"
 
 
 def test_bytes_that_must_move(scene: Scene) -> None:

@@ -372,7 +372,7 @@ def test_overwriting(tmp_path: Path) -> None:
     target.mkdir()
     make_demo(target, **SMALL)
     (target / "cache" / "old").touch()
-    with pytest.raises(OutputError, match=r"not empty.*--overwrite"):
+    with pytest.raises(OutputError, match=r"not empty.*overwrite=True"):
         make_demo(target, **SMALL)
     make_demo(target, overwrite=True, **SMALL)
     assert not (target / "cache" / "old").exists()

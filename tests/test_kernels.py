@@ -16,9 +16,10 @@ import pytest
 from conftest import on_softcuda
 from numpy.typing import NDArray
 
+from gpupipe.compose.table import ROW
 from gpupipe.errors import KernelError
 from gpupipe.geometry import CropLayout, Rect
-from gpupipe.gpu import kernels
+from gpupipe.gpu import kernels, launch
 
 pytest.importorskip("cupy")
 
@@ -50,13 +51,30 @@ def line_of(path: Path, text: str) -> int:
     return 1 + next(i for i, line in enumerate(lines) if text in line)
 
 
-@pytest.mark.parametrize("file", ["paste_nv12.cu", "paste.cuh", "real.cuh"])
+def test_the_table_has_the_layout_that_the_kernels_read(edit: Edit) -> None:
+    """Every field of a row where the C structure has it, as wide; and nothing else."""
+    assert ROW.fields is not None
+    checks = ""
+    for name, (dtype, offset, *_) in ROW.fields.items():
+        # What offsetof is made of in NVRTC's front end, which has no <cstddef>.
+        address = f"__INTADDR__(&((TableRow*)0)->{name})"
+        checks += f'static_assert({address} == {offset}, "offset of {name}");\n'
+        checks += f'static_assert(sizeof(TableRow::{name}) == {dtype.itemsize}, "size of {name}");\n'
+        if dtype.itemsize == 2:
+            signed = str(dtype.kind == "i").lower()
+            checks += f'static_assert(((decltype(TableRow::{name}))-1 < 0) == {signed}, "sign of {name}");\n'
+    anchor = "#define IS_RECORDED"
+    edit("table.cuh", anchor, f"{checks}{anchor}")
+    assert kernels.compile_offline("prepare", np.float32, 86)
+    edit("table.cuh", "short x1, y1,", "short y1, x1,")
+    with pytest.raises(KernelError, match="offset of x1"):
+        kernels.compile_offline("prepare", np.float32, 86)
+
+
+@pytest.mark.parametrize("file", ["paste_nv12.cu", "paste.cuh", "table.cuh", "real.cuh"])
 def test_an_error_names_file_and_line(edit: Edit, file: str) -> None:
-    path = edit(
-        file,
-        "#pragma once" if file.endswith(".cuh") else "struct Matrix {",
-        "using Wrong = no_such_name; struct Matrix {",
-    )
+    anchor = "#pragma once" if file.endswith(".cuh") else "KERNEL paste_nv12"
+    path = edit(file, anchor, f"using Wrong = no_such_name; {anchor.removeprefix('#pragma once')}")
     with pytest.raises(KernelError) as raised:
         kernels.compile_offline("paste_nv12", np.float32, 86)
     assert str(raised.value).startswith(f"{path}:{line_of(path, 'no_such_name')}: does not compile: ")
@@ -65,10 +83,10 @@ def test_an_error_names_file_and_line(edit: Edit, file: str) -> None:
 
 @pytest.mark.cuda
 def test_an_error_on_a_device_names_file_and_line(edit: Edit) -> None:
-    path = edit("prepare.cu", "const int2 from =", "const int3 from =")
+    path = edit("prepare.cu", "const int place =", "const int3 place =")
     with pytest.raises(KernelError) as raised:
         kernels.load("prepare", np.float16)
-    assert str(raised.value).startswith(f"{path}:{line_of(path, 'const int3 from')}: does not compile: ")
+    assert str(raised.value).startswith(f"{path}:{line_of(path, 'const int3 place')}: does not compile: ")
 
 
 def test_a_missing_file(edit: Edit) -> None:
@@ -85,7 +103,7 @@ def test_float32_and_float16_only() -> None:
 @pytest.mark.parametrize("size", [2, 6, 321])
 def test_sizes_that_do_not_suit(size: int) -> None:
     with pytest.raises(KernelError, match=f"multiple of 4 pixels on a GPU .got {size}"):
-        kernels.check_layout(CropLayout(size))
+        launch.check_layout(CropLayout(size))
 
 
 @pytest.mark.cuda
@@ -108,9 +126,10 @@ def test_every_byte_is_divided_as_ieee_says(dtype: Any) -> None:
     visual = cupy.empty((1, 6, 16, 16), dtype)
     audio = cupy.empty((1, 32, 16, 16), dtype)
     status = cupy.empty(1, np.uint32)
-    speech, index = cupy.zeros((1, 512), np.float32), cupy.zeros((1, 2), np.int32)
-    stream = cupy.cuda.Stream.null
-    kernels.prepare(cupy.asarray(crop), None, speech, index, visual, audio, status, layout=layout, stream=stream)
+    crops, speech, rows = cupy.asarray(crop), cupy.zeros((17, 512), np.float32), np.zeros(1, ROW)
+    rows["crop"], rows["speech"] = crops.data.ptr, speech.data.ptr
+    table = cupy.asarray(rows.view(np.uint8).reshape(1, 64))
+    launch.prepare(table, visual, audio, status, layout=layout, stream=cupy.cuda.Stream.null)
     roi = crop[:, :, layout.roi, layout.roi]
     want = np.array([np.float32(v) / np.float32(255) for v in range(256)], np.float32).astype(dtype)
     assert visual[:, :3].get().tobytes() == want[roi].tobytes()
@@ -121,18 +140,13 @@ def test_every_byte_is_divided_as_ieee_says(dtype: Any) -> None:
 
 
 def arguments() -> dict[str, Any]:
-    """Arrays for `kernels.paste` that fit: one 20 × 10 frame, a model of 16 pixels."""
+    """Arrays for `launch.paste` that fit, and a table of empty places: two frames, a model of 16 pixels."""
     import cupy
 
     return {
         "prediction": cupy.zeros((2, 3, 16, 16), np.float32),
-        "crops": cupy.zeros((1, 3, 24, 24), np.uint8),
-        "body": cupy.zeros((1, 15, 32), np.uint8),
-        "placements": cupy.asarray(np.array([[2, 2, 3, 3, 0, 0, 0, 0]], np.int32)),
-        "taps": cupy.zeros((1, 2), np.uint32),
-        "matrix": np.zeros((3, 4), np.int32),
-        "index": cupy.zeros((2, 2), np.int32),
-        "frames": cupy.zeros((2, 15, 32), np.uint8),
+        "table": cupy.zeros((2, 64), np.uint8),
+        "matrices": cupy.zeros((12, 3, 4), np.int32),
         "status": cupy.zeros(1, np.uint32),
     }
 
@@ -140,13 +154,12 @@ def arguments() -> dict[str, Any]:
 def paste(**changed: Any) -> None:
     import cupy
 
-    kernels.paste(
+    launch.paste(
         **(arguments() | changed),
         pixel_format="nv12",
         layout=CropLayout(16),
-        width=20,
-        height=10,
-        draw_threads=256,
+        draw_blocks=1,
+        copy_blocks=1,
         stream=cupy.cuda.Stream.null,
     )
 
@@ -155,12 +168,13 @@ def paste(**changed: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("crops", lambda a: a.astype(np.int8), r"crops must be uint8 .1, 3, 24, 24. .got int8"),
-        ("body", lambda a: a[:, :14], r"body must be uint8 .1, 15, 32. .got uint8 .1, 14, 32."),
-        ("frames", lambda a: a[:1], r"frames must be uint8 .2, 15, 32."),
+        ("table", lambda a: a.view(np.int8), r"table must be uint8 .2, 64. .got int8"),
+        ("table", lambda a: a[:, :48], r"table must be uint8 .2, 64. .got uint8 .2, 48."),
+        ("table", lambda a: a.repeat(300, axis=0), r"a batch has 1 to 512 frames .got 600."),
+        ("matrices", lambda a: a[:, :2], r"matrices must be int32 .12, 3, 4."),
+        ("prediction", lambda a: a[:1], r"prediction must be float32 .2, 3, 16, 16."),
         ("prediction", lambda a: a.transpose(0, 1, 3, 2), "prediction must be C-contiguous"),
         ("status", lambda a: a[:0], r"status must be uint32 .1."),
-        ("index", lambda a: a.repeat(300, axis=0), r"a batch has 1 to 512 frames .got 600."),
     ],
 )
 def test_arrays_are_checked_before_the_launch(name: str, change: Callable[[Any], Any], message: str) -> None:
@@ -173,9 +187,9 @@ def test_arrays_are_checked_before_the_launch(name: str, change: Callable[[Any],
 def test_a_misaligned_array_is_refused() -> None:
     import cupy
 
-    memory = cupy.zeros(2 * 15 * 32 + 1, np.uint8)
-    with pytest.raises(ValueError, match="frames must be aligned to 16 bytes"):
-        paste(frames=memory[1:].reshape(2, 15, 32))
+    memory = cupy.zeros(2 * 64 + 1, np.uint8)
+    with pytest.raises(ValueError, match="table must be aligned to 16 bytes"):
+        paste(table=memory[1:].reshape(2, 64))
 
 
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
@@ -191,14 +205,14 @@ def test_draw_threads_cover_the_rectangle(pixel_format: Any) -> None:
         covered[seen.y1 : seen.y2, seen.x1 : seen.x2] = True
         if pixel_format == "bgr24":
             covered = covered.repeat(3, axis=1)
-        line = kernels.pitch(covered.shape[1])
+        line = launch.pitch(covered.shape[1])
         padded = np.zeros((height, -(-line // 32) * 32), bool)
         padded[:, : covered.shape[1]] = covered
         sectors = padded.reshape(height, -1, 32).any(axis=2).repeat(32, axis=1)[:, :line]
         want = sectors.sum() // 4
         if pixel_format == "nv12":
             want = sectors.reshape(height // 2, 2, line).any(axis=1).sum() // 2
-        assert kernels.draw_threads(rect, width, height, pixel_format) == want
+        assert launch.draw_threads(rect, width, height, pixel_format) == want
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from gpupipe.character.folder import Character, GpupipeWarning
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 from gpupipe.demo import make_demo
 from gpupipe.demo.mouth import patch
 from gpupipe.errors import InferenceError, MediaError
@@ -23,7 +23,7 @@ from gpupipe.geometry import BORDER, frame_order, speech_position
 from gpupipe.media.video import read_frames
 from gpupipe.model.runtime import SessionOptions
 from gpupipe.render.render import frames, render
-from gpupipe.speech.encoder import encode_speech
+from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.mel import mel_spectrogram
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import open_speech
@@ -181,6 +181,10 @@ def test_speech_that_is_not_the_features_own_does_not_change_the_length(person: 
     assert abs(picture - heard) < 1 / character.body.fps  # the rest is silence
 
 
+def no_encoder(path: Path) -> AudioEncoder:
+    raise AssertionError(f"features that are given need no encoder: {path}")
+
+
 def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: Path) -> None:
     """A ramp of one a row: a frame at t seconds hears 25 t - 8 … 25 t + 7, and 0 outside the speech."""
     character = Character.load(person)
@@ -193,7 +197,7 @@ def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: P
         (open_speech(character, features=tmp_path / "ramp.npy", with_sound=False), ramp),
         (open_speech(character, with_sound=False), own),
     ):
-        rows = speech.rows(SessionOptions())
+        rows = speech.rows(no_encoder)
         np.testing.assert_array_equal(rows, wanted)
         assert (speech.frames - 1) / fps < Fraction(len(wanted), 25) <= speech.frames / fps
     heard = SpeechRows(ramp)
@@ -208,7 +212,7 @@ def test_features_from_python_may_be_float64(talker_demo: Path) -> None:
     with pytest.warns(GpupipeWarning, match=r"^features: float64 converted to float32$"):
         speech = open_speech(Character.load(talker_demo), features=features, with_sound=False)
     assert speech.frames == 10
-    rows = speech.rows(SessionOptions())
+    rows = speech.rows(no_encoder)
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, features.astype(np.float32))
 
@@ -283,9 +287,9 @@ def test_too_short_a_sound(talker_demo: Path, tmp_path: Path) -> None:
 def test_what_is_no_audio_encoder_is_refused(talker_demo: Path, tmp_path: Path) -> None:
     model = talker_demo / "checkpoint" / "model_best.onnx"
     with pytest.raises(InferenceError, match="is no audio encoder"):
-        encode_speech(talker_demo / "aud.wav", model, SessionOptions())
-    with pytest.raises(InferenceError, match="--audio-encoder"):
-        encode_speech(talker_demo / "aud.wav", tmp_path / "none.onnx", SessionOptions())
+        AudioEncoder(model, SessionOptions())
+    with pytest.raises(InferenceError, match="audio_encoder"):
+        AudioEncoder(tmp_path / "none.onnx", SessionOptions())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -303,10 +307,10 @@ import sys
 from pathlib import Path
 from gpupipe.machine import peak_rss_bytes
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.speech.encoder import encode_speech
+from gpupipe.speech.encoder import AudioEncoder, encode_speech
 sound, encoder = map(Path, sys.argv[1:])
 before = peak_rss_bytes()
-rows = encode_speech(sound, encoder, SessionOptions())
+rows = encode_speech(sound, AudioEncoder(encoder, SessionOptions()))
 print(len(rows), (peak_rss_bytes() - before) >> 20)
 """
     encoder = talker_demo / "checkpoint" / "audio_encoder.onnx"

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.scene import Runner, Scene
 from gpupipe.bench.ways import Floats, Infer, Save
 from gpupipe.colour import PixelFormat
 from gpupipe.geometry import SPEECH_SHAPE
+from gpupipe.media.handover import HandOver
 from gpupipe.render.output import open_output
 from gpupipe.trace import Trace
 

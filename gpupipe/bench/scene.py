@@ -20,8 +20,8 @@ from gpupipe.geometry import Rect, frame_order
 from gpupipe.machine import cpu_count
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import read_frames
-from gpupipe.model.model import Signature
 from gpupipe.model.runtime import SessionOptions, open_session
+from gpupipe.model.signature import Signature
 from gpupipe.render.output import OutputOptions
 
 Pixels = NDArray[np.uint8]

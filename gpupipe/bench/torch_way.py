@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import InferenceError
-from gpupipe.model.model import Signature
+from gpupipe.errors import InferenceError, reason
 from gpupipe.model.runtime import SessionOptions, open_session
+from gpupipe.model.signature import Signature
 
 Floats = NDArray[np.float32]
 
@@ -44,8 +44,7 @@ class TorchRunner:
         try:
             self._module = onnx2torch.convert(str(path)).eval()
         except (NotImplementedError, RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InferenceError(f"onnx2torch cannot convert it: {reason}", file=path, field="model") from error
+            raise InferenceError(f"onnx2torch cannot convert it: {reason(error)}", file=path, field="model") from error
 
     def __call__(self, visual: Floats, audio: Floats) -> Floats:
         """`[B, 6, S, S]` and `[B, 32, 16, 16]` to `[B, 3, S, S]`."""

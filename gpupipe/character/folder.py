@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpupipe.errors import GpupipeError, PackageError
+from gpupipe.errors import GpupipeError, PackageError, reason
 from gpupipe.geometry import BORDER, CropLayout, Rect
 from gpupipe.media.video import VideoInfo, probe
 
@@ -24,7 +24,15 @@ SOUND = "aud.wav"
 
 
 LARGEST = 1 << 13
-"""Coordinates of rectangles are within this many pixels: a crop resized to more would take gigabytes."""
+"""Coordinates of rectangles are within this many pixels; what is beyond is no place in a video."""
+
+LARGEST_AREA = 1 << 24
+"""The most pixels of a rectangle, 4096x4096: more than half of an 8K frame, which no face takes. Each thread that draws
+on the CPU needs up to 31 bytes for each of them (see `compose.cpu`), here 520 MB."""
+
+STEADY = 0.5
+"""Frames by which one may be from its time in a video of constant rate. Up to half a frame, the frame that is shown is
+still the one nearest to the time; rounded timestamps stay far below (Matroska's are whole milliseconds)."""
 
 
 class GpupipeWarning(UserWarning):
@@ -88,7 +96,7 @@ class Character:
             MediaError: a video is missing or truncated.
 
         Warns:
-            GpupipeWarning: the videos and the rectangles differ in number.
+            GpupipeWarning: the videos and the rectangles differ in number, or the body's frame rate varies.
         """
         character, faults, notes = examine(path)
         if faults:
@@ -134,6 +142,12 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
     if len(set(counts.values())) > 1 and entries:
         listed = ", ".join(f"{name} {number}" for name, number in counts.items())
         notes.append(f"{path}: counts differ ({listed}); the first {count} frames are used")
+    if body is not None and body.timing_error_seconds * body.fps > STEADY:
+        notes.append(
+            f"{body.path}: the frame rate varies; it is taken for its average of {float(body.fps):.6g} a second, which "
+            f"puts frames up to {body.timing_error_seconds * 1000:.0f} ms from their own times; write it again at a "
+            "constant rate"
+        )
     # Bounded, for one wild frame number would otherwise be reported as a million missing frames.
     listed_frames = range(min(count, 2 * len(entries) + 1))
     rects = [_rectangle(path / RECTANGLES, frame, entries, body, faults) for frame in listed_frames]
@@ -169,7 +183,7 @@ def _read_rectangles(path: Path, faults: list[GpupipeError]) -> dict[int, Any]:
         faults.append(PackageError("no such file", file=path, remedy=remedy))
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        faults.append(PackageError(f"cannot be read: {error}", file=path, remedy=remedy))
+        faults.append(PackageError(f"cannot be read: {reason(error)}", file=path, remedy=remedy))
         return {}
     if not numbered:
         faults.append(PackageError("holds no rectangle", file=path, remedy=remedy))
@@ -201,6 +215,8 @@ def _rectangle(
         fault("empty or reversed", numbers, "x2 must be greater than x1, and y2 than y1")
     elif max(map(abs, rect)) > LARGEST:
         fault(f"beyond {LARGEST} pixels", numbers, "give body pixels")
+    elif rect.width * rect.height > LARGEST_AREA:
+        fault(f"larger than {LARGEST_AREA} pixels", numbers, "give the face's rectangle in body pixels")
     elif body is not None and rect.within(body.width, body.height).empty:
         fault(f"wholly outside the {body.width}x{body.height} body", numbers, "give body pixels")
     else:

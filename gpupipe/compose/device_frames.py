@@ -1,17 +1,16 @@
-"""A character's frames in device memory, and the tables that the kernels need: uploaded once, by pinned staging."""
+"""A character's frames in device memory, and the rows of the kernels' table that tell of them: uploaded once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpupipe.compose.frames import Frame, FrameSpec
-from gpupipe.geometry import Rect, resize_taps
-from gpupipe.gpu.device import Copy, Device
-from gpupipe.gpu.kernels import check_layout, draw_threads, pitch
+from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables
+from gpupipe.gpu.device import Device
+from gpupipe.gpu.launch import check_layout, copy_blocks, draw_blocks, draw_threads
+from gpupipe.gpu.types import DeviceArray, PitchedRows
 
 STAGING = 4
 """Frames on their way to the device at a time: one being written by the host, the others being copied."""
@@ -22,30 +21,31 @@ class DeviceFrames:
 
     Attributes:
         device: where they are.
-        spec: what the arrays hold.
-        body: uint8 `[N, rows, pitch(row bytes)]`, a `cupy.ndarray`; see `kernels.paste`.
-        crops: uint8 `[N, 3, C, C]`.
-        recorded: uint8 `[N, 6, S, S]` or None.
-        placements: int32 `[N, 8]`; see `kernels.paste`.
-        taps: uint32 `[T, 2]`; see `kernels.paste`.
-        draw_threads: int64 `[N]`, on the host; see `kernels.draw_threads`.
+        spec: what is kept.
+        format: of body frames and finished frames.
+        rows: the row of each frame in the kernels' table, `table.ROW` `[N]`, on the host.
+        draw_blocks, copy_blocks: the most blocks that drawing, and copying, one of the frames takes.
     """
 
-    def __init__(
-        self, device: Device, spec: FrameSpec, placements: NDArray[np.int32], taps: NDArray[np.uint32]
-    ) -> None:
+    def __init__(self, device: Device, spec: FrameSpec) -> None:
         self.device = device
         self.spec = spec
-        self.body: Any = device.empty(body_shape(spec), np.uint8, "body frames")
-        self.crops: Any = device.empty((spec.count, *spec.crop_shape), np.uint8, "crops")
-        self.recorded: Any = None
-        if spec.recorded:
-            self.recorded = device.empty((spec.count, *spec.recorded_shape), np.uint8, "recorded inputs")
-        self.placements: Any = device.upload(placements)
-        self.taps: Any = device.upload(taps)
-        self.draw_threads = np.array(
-            [draw_threads(rect, spec.width, spec.height, spec.pixel_format) for rect in spec.rects], np.int64
+        self.format = spec.format
+        taps, first_taps = resize_tables(spec)
+        self._body = device.empty((spec.count, *device_shape(spec.format)), np.uint8, "body frames")
+        self._crops = device.empty((spec.count, _crop_bytes(spec)), np.uint8, "crops")
+        self._taps = device.upload(taps)
+        self.rows: Rows = frame_rows(
+            spec,
+            crop=self._crops.data.ptr,
+            crop_bytes=_crop_bytes(spec),
+            body=self._body.data.ptr,
+            taps=self._taps.data.ptr,
+            first_taps=first_taps,
         )
+        threads = (draw_threads(rect, spec.width, spec.height, spec.pixel_format) for rect in spec.rects)
+        self.draw_blocks = draw_blocks(max(threads))
+        self.copy_blocks = copy_blocks(*device_shape(spec.format))
 
     @classmethod
     def load(
@@ -66,87 +66,60 @@ class DeviceFrames:
             body: `spec.count` frames as in `spec.format.shape`.
             crops: as many, uint8 `[C, C, 3]` bgr24.
             recorded: as many recorded inputs, uint8 `[S, S, 6]`, if `spec.recorded`.
-            others: bytes that the job will want besides, by name (`GpuCompositor.bytes_wanted`); they must fit too.
+            others: bytes that will be wanted besides, by name (`GpuCompositor.bytes_wanted`); they must fit too.
 
         Raises:
-            DeviceMemoryError: the job does not fit; nothing is allocated then.
+            DeviceMemoryError: the frames do not fit; nothing is allocated then.
             KernelError: the kernels cannot work on crops of this size.
         """
         if (recorded is not None) != spec.recorded:
             raise ValueError("recorded inputs must be given if, and only if, the spec has them")
         check_layout(spec.layout)
-        placements, taps = tables(spec.rects, spec.layout.crop_size)
-        device.require(bytes_wanted(spec, placements.nbytes + taps.nbytes) | dict(others or {}))
-        frames = cls(device, spec, placements, taps)
+        device.require(bytes_wanted(spec) | dict(others or {}))
+        frames = cls(device, spec)
+        crop_bytes = int(np.prod(spec.crop_shape))
         try:
-            _upload(device, frames.body, body, spec.format.shape, planar=False)
-            _upload(device, frames.crops, crops, spec.crop_shape, planar=True)
+            _upload(device, frames._body, body, spec.format.shape, planar=False)
+            _upload(device, frames._crops[:, :crop_bytes], crops, spec.crop_shape, planar=True)
             if recorded is not None:
-                _upload(device, frames.recorded, recorded, spec.recorded_shape, planar=True)
+                _upload(device, frames._crops[:, crop_bytes:], recorded, spec.recorded_shape, planar=True)
         except BaseException:
             frames.close()
             raise
         return frames
 
     def close(self) -> None:
-        """Release the device memory."""
-        self.body = self.crops = self.recorded = self.placements = self.taps = None
+        """Release the device memory. What has been queued with the frames must have been waited for."""
+        for name in ("_body", "_crops", "_taps"):
+            vars(self).pop(name, None)
 
 
-def body_shape(spec: FrameSpec) -> tuple[int, int, int]:
-    """`[N, rows, pitch]`: the shape of the body frames on the device."""
-    return (spec.count, *frame_rows(spec))
+def _crop_bytes(spec: FrameSpec) -> int:
+    """Bytes of one crop with its recorded inputs, if they are kept, right behind it; both are multiples of 16."""
+    return int(np.prod(spec.crop_shape)) + (int(np.prod(spec.recorded_shape)) if spec.recorded else 0)
 
 
-def frame_rows(spec: FrameSpec) -> tuple[int, int]:
-    """(rows, bytes from one to the next) of a frame on the device."""
-    rows, *row = spec.format.shape
-    return rows, pitch(int(np.prod(row)))
-
-
-def bytes_wanted(spec: FrameSpec, table_bytes: int | None = None) -> dict[str, int]:
+def bytes_wanted(spec: FrameSpec) -> dict[str, int]:
     """Bytes of device memory that `DeviceFrames.load` takes, by name."""
-    if table_bytes is None:
-        table_bytes = sum(table.nbytes for table in tables(spec.rects, spec.layout.crop_size))
+    planes = spec.count * int(np.prod(spec.crop_shape))
     return {
-        "body frames": int(np.prod(body_shape(spec))),
-        "crops": spec.count * int(np.prod(spec.crop_shape)),
-        "recorded inputs": spec.count * int(np.prod(spec.recorded_shape)) if spec.recorded else 0,
-        "tables": table_bytes,
+        "body frames": spec.count * int(np.prod(device_shape(spec.format))),
+        "crops": planes,
+        "recorded inputs": spec.count * _crop_bytes(spec) - planes,
+        "tables": resize_tables(spec)[0].nbytes,
     }
 
 
-def tables(rects: tuple[Rect, ...], crop_size: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-    """Where each frame's crop goes, and how it is resized.
-
-    Returns:
-        placements int32 `[N, 8]` and taps uint32 `[T, 2]`, as `kernels.paste` takes them. Rectangles of one width, or
-        one height, share their taps.
-    """
-    first: dict[tuple[int, bool], int] = {}
-    parts: list[NDArray[np.uint32]] = []
-    size = 0
-    placements = np.zeros((len(rects), 8), np.int32)
-    for place, rect in zip(placements, rects, strict=True):
-        place[:4] = rect
-        for axis, key in enumerate(((rect.width, True), (rect.height, False))):
-            if key not in first:
-                taps = resize_taps(crop_size, key[0], clamp_weights=key[1])
-                i0, i1, w0, w1 = (column.astype(np.uint32) for column in taps)
-                parts.append(np.stack([i0 | i1 << 16, w0 | w1 << 16], axis=1))
-                first[key], size = size, size + key[0]
-            place[4 + axis] = first[key]
-    return placements, np.concatenate(parts)
-
-
-def _upload(device: Device, target: Any, frames: Iterable[Frame], shape: tuple[int, ...], *, planar: bool) -> None:
+def _upload(
+    device: Device, target: DeviceArray, frames: Iterable[Frame], shape: tuple[int, ...], *, planar: bool
+) -> None:
     """Fill `target[i]` with the i-th frame, through a ring of pinned buffers."""
-    stream = device.copy_stream
+    stream = device.upload_stream
     ring = [(device.pinned(shape, np.uint8, "uploading"), device.event()) for _ in range(min(STAGING, len(target)))]
     rows = None
     if not planar:
         width = int(np.prod(shape[1:]))
-        rows = Copy(rows=shape[0], width=width, source_pitch=width, target_pitch=target.shape[-1])
+        rows = PitchedRows(rows=shape[0], width=width, source_pitch=width, target_pitch=target.shape[-1])
     try:
         for i, frame in zip(range(len(target)), frames, strict=True):
             staging, copied = ring[i % len(ring)]
@@ -156,4 +129,5 @@ def _upload(device: Device, target: Any, frames: Iterable[Frame], shape: tuple[i
             device.record(copied, stream)
     finally:
         # The staging must outlive the copies from it.
-        stream.synchronize()
+        with device.use():
+            stream.synchronize()

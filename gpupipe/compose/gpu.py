@@ -1,170 +1,182 @@
 """The compositor on the GPU: each step is a launch or a copy, queued on the device's streams.
 
-    compute stream   indexes up · prepare · (the model) · paste
-    copy stream                                         └ finished frames and status down
+    compute stream   the table up · prepare · (the model) · paste
+    copy stream                                                 └ finished frames and status down
 
 Only `finish` waits, once a batch; `ready` waits too where the model runs on the host.
 
 A slot's buffers are reused without further ordering, because the steps of a slot are called in order: `finish` has
-waited for the copy of the frames, which follows the paste and so everything queued for the slot before it.
+waited for the copies, which follow the paste and so everything queued for the slot before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from gpupipe.compose.device_frames import DeviceFrames, frame_rows
-from gpupipe.compose.frames import FrameSpec
+from gpupipe.colour import matrices
+from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.device_speech import DeviceSpeech
+from gpupipe.compose.protocol import BatchKind, Drawing
+from gpupipe.compose.surface import SurfaceFormat
+from gpupipe.compose.table import ROW, Rows, device_shape
 from gpupipe.errors import DeviceError
-from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH, CropLayout
-from gpupipe.gpu import kernels
-from gpupipe.gpu.device import Copy, Device
+from gpupipe.gpu import kernels, launch
+from gpupipe.gpu.clock import GpuClock, Marks
+from gpupipe.gpu.device import Device
+from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows
+from gpupipe.model.signature import model_shapes
 from gpupipe.options import MAX_BATCH
+
+GpuDrawing = Drawing[DeviceFrames, DeviceSpeech]
 
 
 @dataclass
 class GpuSlot:
-    """The buffers of one batch; see `compositor.Slot`.
+    """The buffers of one batch; see `protocol.Slot`.
 
     Attributes:
         visual: a CuPy array where the model runs on the device, else a NumPy array in page-locked memory that the
             kernels address in place; like `audio` and `prediction`.
-        frames: in page-locked memory.
-        drawn: the event that follows the paste on the compute stream, with timing.
+        marks: when its steps ran: "prepare" and "paste", which the compositor marks, and "infer", for who runs the
+            model to mark if it runs on the compute stream.
 
-    The names with an underscore are the compositor's: what the kernels are given, and the events between its steps.
+    The names with an underscore are the compositor's: what the kernels are given, the batch under way, and the events
+    between its steps.
     """
 
-    visual: Any
-    audio: Any
-    prediction: Any
-    frames: NDArray[np.uint8]
-    drawn: Any
-    _visual: Any
-    _audio: Any
-    _prediction: Any
-    _index: Any
-    _host_index: NDArray[np.int32]
-    _drawn_frames: Any
-    _status: Any
+    visual: Array
+    audio: Array
+    prediction: Array
+    marks: Marks
+    _visual: DeviceArray
+    _audio: DeviceArray
+    _prediction: DeviceArray
+    _table: DeviceArray
+    _host_table: NDArray[np.uint8]
+    _rows: Rows
+    _status: DeviceArray
     _host_status: NDArray[np.uint32]
-    _prepared: Any
-    _copied: Any
+    _prepared: Event
+    _copied: Event
+    _frames: tuple[GpuDrawing, ...] = ()
+    _filled: int = 0
 
 
 class GpuCompositor:
-    """Draws finished frames on a GPU; see `compositor.Compositor`.
+    """Draws finished frames on a GPU; a `protocol.Compositor[GpuSlot, DeviceFrames, DeviceSpeech]`.
+
+    Surfaces must have a device side, uint8 `device_shape(format)`; what has a host side too is copied there. `prepare`
+    uploads the rows that the speeches of its frames have gained.
 
     Args:
-        device: where the frames are.
-        frames: the character's frames; released by `close`.
-        speech: speech features, float32 `[N, 512]`, a NumPy array or a CuPy array on this device.
-        batch: frames a batch, B.
-        dtype: what the model reads and writes, float32 or float16.
+        device: where to draw.
+        kind: of the batches.
         model_on_device: whether the model reads and writes device memory, on `device.compute_stream`.
 
     Raises:
         DeviceMemoryError: the GPU's memory does not suffice.
-        KernelError: a kernel is missing or does not compile.
+        KernelError: a kernel is missing, does not compile, or cannot work on crops of this size.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        frames: DeviceFrames,
-        speech: Any,
-        *,
-        batch: int,
-        dtype: DTypeLike = np.float32,
-        model_on_device: bool = True,
-    ) -> None:
-        if not 1 <= batch <= MAX_BATCH:
-            raise ValueError(f"batch must be 1 to {MAX_BATCH} (got {batch})")
-        if speech.dtype != np.float32 or speech.ndim != 2 or speech.shape[1] != SPEECH_WIDTH:
-            raise ValueError(f"speech must be float32 [N, {SPEECH_WIDTH}] (got {speech.dtype} {list(speech.shape)})")
+    def __init__(self, device: Device, kind: BatchKind, *, model_on_device: bool = True) -> None:
+        if not 1 <= kind.batch <= MAX_BATCH:
+            raise ValueError(f"batch must be 1 to {MAX_BATCH} (got {kind.batch})")
+        launch.check_layout(kind.layout)
         self.device = device
-        self.frames = frames
-        self.spec = frames.spec
-        self.batch = batch
-        self.dtype = np.dtype(dtype)
+        self.kind = kind
         self.model_on_device = model_on_device
+        self.clock = GpuClock(device)
         self._slots: list[GpuSlot] = []
-        self._rows, self._pitch = frame_rows(self.spec)
+        self._admitted: WeakSet[DeviceFrames] = WeakSet()
+        self._draw_blocks = self._copy_blocks = 0
         with device.use():
-            for name in ("prepare", f"paste_{self.spec.pixel_format}"):
-                kernels.load(name, self.dtype)
-        self._speech = device.upload(speech, "speech features") if isinstance(speech, np.ndarray) else speech
+            for name in ("prepare", f"paste_{kind.pixel_format}"):
+                kernels.load(name, kind.dtype)
+        # In memory, not among the kernel's parameters: those a thread can index only by a copy of its own.
+        self._matrices = device.upload(matrices())
 
     @staticmethod
-    def bytes_wanted(
-        spec: FrameSpec,
-        *,
-        batch: int,
-        slots: int,
-        speech_rows: int,
-        dtype: DTypeLike = np.float32,
-        model_on_device: bool = True,
-    ) -> dict[str, int]:
-        """Bytes of device memory that a compositor with `slots` slots takes besides its frames, by name."""
-        rows, pitch = frame_rows(spec)
-        values = 9 * spec.layout.model_size**2 + int(np.prod(SPEECH_SHAPE))
-        model = values * np.dtype(dtype).itemsize if model_on_device else 0
-        small = batch * 8 + -(-batch // 32) * 4
-        return {"slots": slots * (batch * (rows * pitch + model) + small), "speech": speech_rows * SPEECH_WIDTH * 4}
+    def bytes_wanted(kind: BatchKind, *, slots: int, model_on_device: bool = True) -> dict[str, int]:
+        """Bytes of device memory that a compositor with `slots` slots takes, by name; without frames, speeches and
+        surfaces."""
+        shapes = model_shapes(kind.layout, kind.batch)
+        model = sum(int(np.prod(shape)) for shape in shapes) * kind.dtype.itemsize if model_on_device else 0
+        slot = model + kind.batch * ROW.itemsize + launch.status_words(kind.batch) * np.dtype(np.uint32).itemsize
+        return {"slots": slots * slot, "matrices": matrices().nbytes}
+
+    def admit(self, frames: DeviceFrames) -> None:
+        """Let launches have the blocks that the frames of a character need; they never have fewer again.
+
+        Raises:
+            ValueError: the frames are not of this kind, or on another device.
+        """
+        spec, kind = frames.spec, self.kind
+        if (spec.layout, spec.pixel_format) != (kind.layout, kind.pixel_format):
+            raise ValueError(
+                f"frames must have {kind.layout} and {kind.pixel_format} (got {spec.layout} and {spec.pixel_format})"
+            )
+        if frames.device.index != self.device.index:
+            raise ValueError(f"frames must be on GPU {self.device.index} (got GPU {frames.device.index})")
+        self._draw_blocks = max(self._draw_blocks, frames.draw_blocks)
+        self._copy_blocks = max(self._copy_blocks, frames.copy_blocks)
+        self._admitted.add(frames)
 
     def new_slot(self) -> GpuSlot:
         """Allocate the buffers of one batch, on the device and page-locked on the host."""
-        device, batch = self.device, self.batch
-        allocate = device.empty if self.model_on_device else device.pinned
-        shapes = model_shapes(self.spec.layout, batch)
-        visual, audio, prediction = (allocate(shape, self.dtype, "a slot") for shape in shapes)
-        words = -(-batch // 32)
+        device, batch, stream = self.device, self.kind.batch, self.device.compute_stream
+        table = device.empty((batch, ROW.itemsize), np.uint8, "a slot")
+        host_table = device.pinned((batch, ROW.itemsize), np.uint8, "a slot")
+        status = device.empty((launch.status_words(batch),), np.uint32, "a slot")
+        host_table[...] = 0
+        device.clear(table, stream)
+        (visual, on_visual), (audio, on_audio), (prediction, on_prediction) = map(
+            self._model_buffer, model_shapes(self.kind.layout, batch)
+        )
         slot = GpuSlot(
             visual=visual,
             audio=audio,
             prediction=prediction,
-            frames=device.pinned((batch, *self.spec.format.shape), np.uint8, "finished frames"),
-            drawn=device.event(timing=True),
-            _visual=visual if self.model_on_device else device.mapped(visual),
-            _audio=audio if self.model_on_device else device.mapped(audio),
-            _prediction=prediction if self.model_on_device else device.mapped(prediction),
-            _index=device.empty((batch, 2), np.int32, "a slot"),
-            _host_index=device.pinned((batch, 2), np.int32, "a slot"),
-            _drawn_frames=device.empty((batch, self._rows, self._pitch), np.uint8, "finished frames"),
-            _status=device.empty((words,), np.uint32, "a slot"),
-            _host_status=device.pinned((words,), np.uint32, "a slot"),
+            marks=self.clock.marks(),
+            _visual=on_visual,
+            _audio=on_audio,
+            _prediction=on_prediction,
+            _table=table,
+            _host_table=host_table,
+            _rows=host_table.view(ROW)[:, 0],
+            _status=status,
+            _host_status=device.pinned(status.shape, np.uint32, "a slot"),
             _prepared=device.event(),
             _copied=device.event(),
         )
         self._slots.append(slot)
         return slot
 
-    def prepare(self, slot: GpuSlot, source: NDArray[np.int32], speech: NDArray[np.int32]) -> None:
-        """Queue the upload of the indexes, and the filling of the model's inputs."""
-        device, stream = self.device, self.device.compute_stream
-        slot._host_index[:, 0] = source
-        slot._host_index[:, 1] = speech
-        # The kernels read where these say.
-        if slot._host_index[:, 0].min() < 0 or slot._host_index[:, 0].max() >= self.spec.count:
-            raise IndexError(f"source must be 0 to {self.spec.count - 1} (got {source.min()} to {source.max()})")
+    def prepare(self, slot: GpuSlot, frames: Sequence[GpuDrawing]) -> None:
+        """Queue the upload of the table, and the filling of the model's inputs.
+
+        Raises:
+            IndexError: a source is not cached, or a row of speech has been forgotten.
+            ValueError: a batch of no frames or too many, frames that were not admitted, or a surface that does not fit.
+        """
+        device, stream, count = self.device, self.device.compute_stream, len(frames)
+        self._fill(slot._rows, frames)
+        # Places that the last batch had and this one has not must become empty.
+        slot._rows[count : slot._filled] = 0
+        upload = max(count, slot._filled)
+        slot._frames, slot._filled = tuple(frames), count
         with device.use():
-            device.copy(slot._index, slot._host_index, stream)
-            kernels.prepare(
-                self.frames.crops,
-                self.frames.recorded,
-                self._speech,
-                slot._index,
-                slot._visual,
-                slot._audio,
-                slot._status,
-                layout=self.spec.layout,
-                stream=stream,
-            )
+            slot.marks.begin("prepare")
+            device.copy(slot._table[:upload], slot._host_table[:upload], stream)
+            launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
+            slot.marks.end("prepare")
             if not self.model_on_device:
                 device.record(slot._prepared, stream)
 
@@ -174,54 +186,80 @@ class GpuCompositor:
             self.device.wait(slot._prepared)
 
     def paste(self, slot: GpuSlot) -> None:
-        """Queue the drawing of the predictions, and the copy of the finished frames to the host."""
-        device, frames, spec = self.device, self.frames, self.spec
+        """Queue the drawing of the predictions, and the copy to the host of the frames that are wanted there."""
+        device, stream = self.device, self.device.copy_stream
         with device.use():
-            kernels.paste(
+            slot.marks.begin("paste")
+            launch.paste(
                 slot._prediction,
-                frames.crops,
-                frames.body,
-                frames.placements,
-                frames.taps,
-                spec.colour.from_bgr,
-                slot._index,
-                slot._drawn_frames,
+                slot._table,
+                self._matrices,
                 slot._status,
-                pixel_format=spec.pixel_format,
-                layout=spec.layout,
-                width=spec.width,
-                height=spec.height,
-                draw_threads=int(frames.draw_threads[slot._host_index[:, 0]].max()),
+                pixel_format=self.kind.pixel_format,
+                layout=self.kind.layout,
+                draw_blocks=self._draw_blocks,
+                copy_blocks=self._copy_blocks,
                 stream=device.compute_stream,
             )
-            device.record(slot.drawn, device.compute_stream)
-            device.order(device.copy_stream, slot.drawn)
-            width = spec.format.nbytes // self._rows
-            rows = Copy(rows=self.batch * self._rows, width=width, source_pitch=self._pitch, target_pitch=width)
-            device.copy(slot.frames, slot._drawn_frames, device.copy_stream, rows=rows)
-            device.copy(slot._host_status, slot._status, device.copy_stream)
-            device.record(slot._copied, device.copy_stream)
+            # The mark is what the copies wait for: a later event could still be to come when they have arrived.
+            device.stream_waits_for(stream, slot.marks.end("paste"))
+            for frame in slot._frames:
+                surface = frame.surface
+                if surface.host is not None and surface.device is not None:
+                    device.copy(surface.host, surface.device, stream, rows=_to_host(surface.format))
+            device.copy(slot._host_status, slot._status, stream)
+            device.record(slot._copied, stream)
 
     def finish(self, slot: GpuSlot) -> NDArray[np.bool_]:
-        """Wait for the copy of the frames: the one wait of a batch."""
+        """Wait for the copies to the host, the last thing queued for the slot: the one wait of a batch."""
         self.device.wait(slot._copied)
-        bits = np.unpackbits(slot._host_status.view(np.uint8), bitorder="little")
-        return bits[: self.batch].astype(np.bool_)
+        bits = np.unpackbits(slot._host_status.view(np.uint8), count=len(slot._frames), bitorder="little")
+        slot._frames = ()
+        return bits.astype(np.bool_)
 
     def close(self) -> None:
-        """Wait for what is queued, and release every buffer, the frames' too."""
+        """Wait for what is queued, and release every buffer."""
         # A GPU that has failed has said so where its result was waited for: that error is the one to show.
         with suppress(DeviceError):
             self.device.synchronize()
         for slot in self._slots:
-            for name in vars(slot):
-                setattr(slot, name, None)
+            vars(slot).clear()
         self._slots.clear()
-        self._speech = None
-        self.frames.close()
+        vars(self).pop("_matrices", None)
+
+    def _fill(self, rows: Rows, frames: Sequence[GpuDrawing]) -> None:
+        """Write the first rows of a slot's table."""
+        if not 1 <= len(frames) <= self.kind.batch:
+            raise ValueError(f"a batch has 1 to {self.kind.batch} frames (got {len(frames)})")
+        outputs, speeches, fractions = [], [], []
+        for place, (cached, source, speech, row, fraction, surface) in enumerate(frames):
+            if cached not in self._admitted:
+                raise ValueError("a character's frames must be admitted before they are drawn")
+            # The kernels read, and write, where these say.
+            if not 0 <= source < len(cached.rows):
+                raise IndexError(f"source must be 0 to {len(cached.rows) - 1} (got {source})")
+            if surface.device is None or surface.format != cached.format:
+                raise ValueError(f"a surface must be on the device, and {cached.format} (got {surface})")
+            rows[place] = cached.rows[source]
+            speech.update()
+            outputs.append(surface.device.data.ptr)
+            speeches.append(speech.window(row))
+            fractions.append(fraction)
+        count = len(frames)
+        rows["output"][:count], rows["speech"][:count], rows["fraction"][:count] = outputs, speeches, fractions
+
+    def _model_buffer(self, shape: tuple[int, ...]) -> tuple[Array, DeviceArray]:
+        """A buffer of zeros, as the model addresses it and as the kernels do."""
+        if self.model_on_device:
+            array = self.device.empty(shape, self.kind.dtype, "a slot")
+            self.device.clear(array, self.device.compute_stream)
+            return array, array
+        host: NDArray[Any] = self.device.pinned(shape, self.kind.dtype, "a slot")
+        host[...] = 0
+        return host, self.device.mapped(host)
 
 
-def model_shapes(layout: CropLayout, batch: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The shapes of `visual`, `audio` and `prediction`: what a model reads and writes for a batch."""
-    size = layout.model_size
-    return (batch, 6, size, size), (batch, *SPEECH_SHAPE), (batch, 3, size, size)
+@lru_cache
+def _to_host(format: SurfaceFormat) -> PitchedRows:
+    rows, pitch = device_shape(format)
+    return PitchedRows(rows=rows, width=format.row_bytes, source_pitch=pitch, target_pitch=format.row_bytes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gpupipe.errors import DeviceError, DeviceMemoryError
+from gpupipe.errors import DeviceError, DeviceMemoryError, reason
 from gpupipe.gpu.driver import device_count, load_cupy, version_text
+from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows, Stream
 
 WAYS_OUT = (
     "use nv12 instead of bgr24, a smaller --batch, fewer --frames, another GPU, or --device cpu, "
@@ -75,29 +75,16 @@ def describe() -> dict[str, Any]:
                     "free_bytes": device.free_bytes,
                 }
             )
+    except DeviceError as error:
+        found["problem"] = error.on_command_line()  # which is where this is read
     except Exception as error:
-        found["problem"] = " ".join(str(error).split()) or type(error).__name__
+        found["problem"] = reason(error)
     return found
 
 
 def megabytes(number: float) -> str:
     """A number of bytes for people: `1234.5 MB`."""
     return f"{number / 1e6:.1f} MB"
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Rows to copy: `rows` of `width` bytes that start `source_pitch` and `target_pitch` bytes apart."""
-
-    rows: int
-    width: int
-    source_pitch: int
-    target_pitch: int
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether neither side has gaps between its rows."""
-        return self.source_pitch == self.width == self.target_pitch
 
 
 class Device:
@@ -110,7 +97,8 @@ class Device:
         compute_capability: (major, minor).
         total_bytes: of its memory.
         driver_version, runtime_version: CUDA versions of the driver and of CuPy's runtime, 12090 for 12.9.
-        compute_stream, copy_stream: non-blocking `cupy.cuda.Stream`s, for kernels and the model, and for copies.
+        compute_stream, copy_stream, upload_stream: non-blocking `cupy.cuda.Stream`s: for kernels and the model, for
+            finished frames on their way to the host, and for what is cached on its way from there.
     """
 
     def __init__(self, cupy: ModuleType, index: int) -> None:
@@ -123,8 +111,9 @@ class Device:
         self.total_bytes = int(properties["totalGlobalMem"])
         self.driver_version = int(self._runtime.driverGetVersion())
         self.runtime_version = int(self._runtime.runtimeGetVersion())
-        self.compute_stream: Any = cupy.cuda.Stream(non_blocking=True)
-        self.copy_stream: Any = cupy.cuda.Stream(non_blocking=True)
+        self.compute_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+        self.copy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+        self.upload_stream: Stream = cupy.cuda.Stream(non_blocking=True)
 
     @contextmanager
     def use(self) -> Iterator[None]:
@@ -172,7 +161,7 @@ class Device:
             remedy=WAYS_OUT,
         )
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike, what: str = "a buffer") -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike, what: str = "a buffer") -> DeviceArray:
         """A new `cupy.ndarray` in device memory, not initialised, 256-byte aligned.
 
         Raises:
@@ -185,7 +174,7 @@ class Device:
             except (self._runtime.CUDARuntimeError, self._cupy.cuda.memory.OutOfMemoryError) as error:
                 self._raise_unless_memory(error)
                 raise self.memory_error(what, size) from error
-            return self._cupy.ndarray(shape, dtype, memptr=self._cupy.cuda.MemoryPointer(memory, 0))
+            return self._array(shape, dtype, memory)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike, what: str = "a buffer") -> NDArray[Any]:
         """A new array in page-locked host memory, not initialised, which the GPU can copy from and to, and address.
@@ -207,12 +196,16 @@ class Device:
                 ) from error
         return np.frombuffer(pinned_memory.PinnedMemoryPointer(memory, 0), dtype, count).reshape(shape)
 
-    def mapped(self, array: NDArray[Any]) -> Any:
+    def mapped(self, array: NDArray[Any]) -> DeviceArray:
         """A `cupy.ndarray` of the same memory as an array that `pinned` made: the GPU reads and writes it in place."""
         with self.use():
             pointer = self._runtime.pointerGetAttributes(array.ctypes.data).devicePointer
             memory = self._cupy.cuda.UnownedMemory(pointer, array.nbytes, array, self.index)
-            return self._cupy.ndarray(array.shape, array.dtype, memptr=self._cupy.cuda.MemoryPointer(memory, 0))
+            return self._array(array.shape, array.dtype, memory)
+
+    def _array(self, shape: tuple[int, ...], dtype: DTypeLike, memory: Any) -> DeviceArray:
+        array: DeviceArray = self._cupy.ndarray(shape, dtype, memptr=self._cupy.cuda.MemoryPointer(memory, 0))
+        return array
 
     def _raise_unless_memory(self, error: Exception) -> None:
         if getattr(error, "status", _OUT_OF_MEMORY) != _OUT_OF_MEMORY:
@@ -221,13 +214,13 @@ class Device:
     def _failure(self, error: Exception) -> DeviceError:
         return DeviceError(f"GPU {self.index} ({self.name}) failed: {error}", remedy="see nvidia-smi")
 
-    def copy(self, target: Any, source: Any, stream: Any, *, rows: Copy | None = None) -> None:
+    def copy(self, target: Array, source: Array, stream: Stream, *, rows: PitchedRows | None = None) -> None:
         """Queue a copy between device arrays and arrays that `pinned` made. Both must be C-contiguous.
 
         Args:
-            target: a `cupy.ndarray` or a NumPy array.
-            source: a `cupy.ndarray` or a NumPy array.
-            stream: the `cupy.cuda.Stream` to queue it on.
+            target: where to.
+            source: where from.
+            stream: the stream to queue it on.
             rows: the rows to copy where one side has gaps between them; else everything, of equal size on both.
         """
         default = self._runtime.memcpyDefault
@@ -244,21 +237,28 @@ class Device:
                 to, of = ((_address(array), pitch) for array, pitch in sides)
                 self._runtime.memcpy2DAsync(*to, *of, rows.width, rows.rows, default, stream.ptr)
 
-    def upload(self, host: NDArray[Any], what: str = "a table") -> Any:
+    def clear(self, array: DeviceArray, stream: Stream) -> None:
+        """Queue the filling of a C-contiguous array with zeros."""
+        with self.use():
+            self._runtime.memsetAsync(array.data.ptr, 0, array.nbytes, stream.ptr)
+
+    def upload(self, host: NDArray[Any], what: str = "a table") -> DeviceArray:
         """A new device array with the contents of a small host array. Waits for the copy."""
         staging = self.pinned(host.shape, host.dtype, what)
         staging[...] = host
         array = self.empty(host.shape, host.dtype, what)
-        self.copy(array, staging, self.copy_stream)
-        self.copy_stream.synchronize()
+        self.copy(array, staging, self.upload_stream)
+        with self.use():
+            self.upload_stream.synchronize()
         return array
 
-    def event(self, *, timing: bool = False) -> Any:
+    def event(self, *, timing: bool = False) -> Event:
         """A new `cupy.cuda.Event`, which takes the time if asked to; a host thread that waits for it sleeps."""
         with self.use():
-            return self._cupy.cuda.Event(block=True, disable_timing=not timing)
+            event: Event = self._cupy.cuda.Event(block=True, disable_timing=not timing)
+            return event
 
-    def elapsed_seconds(self, start: Any, end: Any) -> float:
+    def elapsed_seconds(self, start: Event, end: Event) -> float:
         """Seconds from one event to another, both made with `timing` and already past."""
         return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
@@ -269,27 +269,27 @@ class Device:
         else:
             self._cupy.cuda.nvtx.RangePush(name)
 
-    def record(self, event: Any, stream: Any) -> None:
+    def record(self, event: Event, stream: Stream) -> None:
         """Let `event` stand for all that is queued on `stream` now."""
         with self.use():
             event.record(stream)
 
-    def order(self, stream: Any, event: Any) -> None:
+    def stream_waits_for(self, stream: Stream, event: Event) -> None:
         """Let what is queued on `stream` from now on run after `event`. The host does not wait."""
         with self.use():
             stream.wait_event(event)
 
-    def wait(self, event: Any) -> None:
+    def wait(self, event: Event) -> None:
         """Wait, on the host, for `event`."""
         with self.use():
             event.synchronize()
 
     def synchronize(self) -> None:
-        """Wait, on the host, for everything queued on both streams."""
+        """Wait, on the host, for everything queued on the streams."""
         with self.use():
-            self.copy_stream.synchronize()
-            self.compute_stream.synchronize()
+            for stream in (self.upload_stream, self.copy_stream, self.compute_stream):
+                stream.synchronize()
 
 
-def _address(array: Any) -> int:
+def _address(array: Array) -> int:
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

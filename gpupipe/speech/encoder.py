@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import InferenceError, OutputError
+from gpupipe.errors import InferenceError, OutputError, reason
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.machine import cpu_count
 from gpupipe.media.sound import read_pcm
@@ -60,14 +60,17 @@ class AudioEncoder:
         self.batch = _batch_of(inputs[0], batch)
         self._input = inputs[0].name
 
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
     def __call__(self, windows: Features) -> Features:
         """Feature rows, float32 `[B, 512]`, for windows float32 `[B, 1, 80, 16]`."""
         try:
             rows: Features = self._session.run(None, {self._input: windows})[0]
         except failures() as error:
-            reason = " ".join(str(error).split())
             raise InferenceError(
-                f"failed: {reason}", file=self.path, field="audio encoder", remedy="export it again"
+                f"failed: {reason(error)}", file=self.path, field="audio encoder", remedy="export it again"
             ) from error
         return rows
 
@@ -83,23 +86,21 @@ def _batch_of(node: Any, wanted: int) -> int:
     return first if isinstance(first, int) else wanted
 
 
-def encode_speech(sound: Path, encoder: Path, options: SessionOptions) -> Features:
+def encode_speech(sound: Path, encoder: AudioEncoder) -> Features:
     """The features of a sound file, as `aud_ave.npy` holds them.
 
     Args:
         sound: any file that FFmpeg reads.
-        encoder: the audio encoder's ONNX file.
-        options: how to run it.
+        encoder: the audio encoder, opened.
 
     Returns:
         float32 `[N, 512]`, 25 rows a second, the first and the last one doubled.
 
     Raises:
         MediaError: the sound cannot be read, or is shorter than one window.
-        InferenceError: the encoder cannot be opened, or fails.
+        InferenceError: the encoder fails.
     """
-    network = AudioEncoder(encoder, options)
-    return features_from_pcm(read_pcm(sound), network, network.batch, file=sound)
+    return features_from_pcm(read_pcm(sound), encoder, encoder.batch, file=sound)
 
 
 def write_features(
@@ -118,14 +119,14 @@ def write_features(
         raise OutputError("exists already", file=output, field="output", remedy="use --overwrite or another name")
     if not output.parent.is_dir():
         raise OutputError("no such folder", file=output.parent, field="output", remedy="create it first")
-    features = encode_speech(sound, encoder, SessionOptions(provider, threads=cpu_count()))
+    features = encode_speech(sound, AudioEncoder(encoder, SessionOptions(provider, threads=cpu_count())))
     part = output.with_name(f".{output.name}.partial")
     try:
         with part.open("wb") as file:
             np.save(file, features)
         part.replace(output)
     except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", file=output, remedy="use another folder") from error
+        raise OutputError(f"cannot be written: {reason(error)}", file=output, remedy="use another folder") from error
     finally:
         part.unlink(missing_ok=True)
     return len(features)

@@ -14,8 +14,7 @@ from gpupipe.character.features import check_features, read_features
 from gpupipe.character.folder import Character
 from gpupipe.geometry import SPEECH_RATE
 from gpupipe.media.sound import probe_sound
-from gpupipe.model.runtime import SessionOptions
-from gpupipe.speech.encoder import encode_speech
+from gpupipe.speech.encoder import AudioEncoder, encode_speech
 from gpupipe.speech.windows import frame_count, frames_of_rows
 
 ROWS_SHORT = 2
@@ -23,6 +22,7 @@ ROWS_SHORT = 2
 down, for T mel columns, which are 80 a second and one more."""
 
 Features = NDArray[np.float32]
+OpenEncoder = Callable[[Path], AudioEncoder]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Speech:
 
     Attributes:
         frames: output frames that it lasts, at the body's rate.
-        rows: makes the feature rows, float32 `[N, 512]`, always 25 a second, with the model's own session options.
+        rows: makes the feature rows, float32 `[N, 512]`, always 25 a second, by an audio encoder that
+            it opens, if it needs one, with the function that it is given.
             What an output frame hears of them: `geometry.speech_position` and `SpeechRows.window`.
         sound: the file whose sound goes with the picture, or None.
     """
 
     frames: int
-    rows: Callable[[SessionOptions], Features]
+    rows: Callable[[OpenEncoder], Features]
     sound: Path | None
 
 
@@ -68,7 +69,9 @@ def open_speech(
         encoder = character.audio_encoder_path if audio_encoder is None else Path(audio_encoder)
         source = Path(audio)
         lasting = frame_count(probe_sound(source).end_seconds, fps)
-        return Speech(lasting, lambda options: encode_speech(source, encoder, options), source if with_sound else None)
+        return Speech(
+            lasting, lambda open_encoder: encode_speech(source, open_encoder(encoder)), source if with_sound else None
+        )
     rows = load_features(character, features)
     lasting = frames_of_rows(len(rows), fps)
     if with_sound and sound is not None:
