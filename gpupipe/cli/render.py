@@ -11,7 +11,8 @@ from gpupipe.cli.progress import LineProgress, TerminalProgress
 from gpupipe.cli.show import check_folders, write_json
 from gpupipe.errors import OutputError
 from gpupipe.options import RenderKeywords
-from gpupipe.render.render import RenderStats, render
+from gpupipe.render.render import render
+from gpupipe.render.stats import RenderStats
 from gpupipe.trace import Trace
 
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
             raise OutputError("is a folder", file=path, remedy="give the name of a file")
         if path is not None and path.resolve() == Path(options.output).resolve():
             raise OutputError("is the output itself", file=path, remedy="give the name of another file")
-    trace = Trace()
+    trace = Trace(spans=options.trace is not None)
     progress = None
     if not options.quiet:
         progress = TerminalProgress() if sys.stderr.isatty() else LineProgress(lambda line: print(line, flush=True))

@@ -71,7 +71,7 @@ class CpuCompositor:
 
     @staticmethod
     def scratch_bytes(spec: FrameSpec, *, workers: int) -> int:
-        """Host memory that `admit` takes for a character, at most: for each worker a resized crop and its conversion."""
+        """Host memory that `admit` takes at most for a character: for each worker a resized crop and its conversion."""
         return workers * spec.largest_rect * (3 + (28 if spec.pixel_format == "nv12" else 0))
 
     def admit(self, frames: HostFrames) -> None:
