@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import reference
 
 from gpupipe.character.folder import Character, GpupipeWarning
 from gpupipe.cli import main
 from gpupipe.demo import make_demo
-from gpupipe.demo.mouth import patch
+from gpupipe.demo.mouth import patch, tiny_reference
 from gpupipe.errors import InferenceError, MediaError
 from gpupipe.geometry import BORDER, frame_order, speech_position
 from gpupipe.media.video import read_frames
@@ -205,6 +206,33 @@ def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: P
         window = np.empty((16, 512), np.float32)
         heard.window(*speech_position(frame, fps), window)
         assert np.allclose(window[:, 0], float(25 * frame / fps) + 1 + np.arange(-8, 8), atol=1e-4)
+
+
+@pytest.mark.parametrize("fps", [*RATES.values(), Fraction(50), Fraction(24)])
+def test_frames_hear_rows_that_are_a_25th_of_a_second_apart(tmp_path: Path, fps: Fraction) -> None:
+    """Whole frames, by the plain algorithm, the model in NumPy, and rows between rows in float64."""
+    person = make_demo(tmp_path / "person", frames=8, size=(320, 192), model_size=160, fps=fps)
+    character = Character.load(person)
+    # The mouth opens and closes again within a few rows, and is open at the speech's end.
+    features = np.abs(np.sin(np.arange(20) * 0.9))[:, None].repeat(512, axis=1).astype(np.float32)
+    bodies, crops = (list(read_frames(info.path, "bgr24")) for info in (character.body, character.crops))
+    padded = np.pad(features.astype(np.float64), ((9, 9), (0, 0)))
+    got = list(frames(person, features=features, device="cpu", pixel_format="bgr24"))
+    assert len(got) == ceil(20 * fps / 25)
+    for number, (mine, source) in enumerate(zip(got, frame_order(len(got), 8), strict=True)):
+        times = [Fraction(25 * number) / fps + k - 8 + 9 for k in range(16)]
+        before = [int(time) for time in times]
+        rest = np.array([float(time - int(time)) for time in times])[:, None]
+        heard = (1 - rest) * padded[before] + rest * padded[[row + 1 for row in before]]
+        visual = reference.visual_input(crops[source], character.layout)[None]
+        prediction = tiny_reference(visual, heard.astype(np.float32).reshape(1, 32, 16, 16))[0]
+        wanted = reference.composite_bgr24(
+            prediction, crops[source], bodies[source], character.rects[source], character.layout
+        )
+        difference = np.abs(mine.astype(int) - wanted)
+        # The rest of a row is told in 16 bits, and the model's arithmetic is not NumPy's to the last bit.
+        assert difference.max() <= 2, f"frame {number}"
+        assert (difference > 0).mean() < 0.005
 
 
 def test_features_from_python_may_be_float64(talker_demo: Path) -> None:
