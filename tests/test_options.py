@@ -34,6 +34,7 @@ OUTPUT = set(declared(OutputOptions))
     ("keywords", "names"),
     [
         (options.EngineKeywords, ENGINE),
+        (options.ModelKeywords, set(declared(ModelOptions))),
         (options.RenderKeywords, set(EVERY) - {"cache"}),
         (options.FramesKeywords, set(EVERY) - {"cache", "sound"} - (OUTPUT - {"pixel_format"})),
         (options.JobKeywords, set(EVERY) - ENGINE),

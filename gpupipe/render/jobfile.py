@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from gpupipe.errors import GpupipeError, JobFileError, OptionError
+from gpupipe.errors import GpupipeError, JobFileError, OptionError, reason
 from gpupipe.options import JobKeywords, Option, from_json
 from gpupipe.render.output import is_video
 
@@ -51,7 +51,7 @@ def read_jobs(path: Path) -> tuple[list[JobLine], list[GpupipeError]]:
         content = path.read_bytes()
     except OSError as error:
         remedy = "give a file with a JSON object a line"
-        raise JobFileError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
+        raise JobFileError(f"cannot be read: {reason(error)}", file=path, remedy=remedy) from error
     jobs: list[JobLine] = []
     faults: list[GpupipeError] = []
     lines_of: dict[str, int] = {}
@@ -85,7 +85,7 @@ def _job(line: int, text: bytes, folder: Path) -> JobLine:
     try:
         is_video(output)  # or a folder, or an error
     except OSError as error:  # a name that is too long
-        raise OptionError(f"not a path: {error.strerror}", field="output", value=given, remedy="use another") from error
+        raise OptionError(f"not a path: {reason(error)}", field="output", value=given, remedy="use another") from error
     return JobLine(line, character, output, from_json(values, folder))
 
 
