@@ -20,6 +20,7 @@ from gpupipe.compose.gpu import GpuCompositor, GpuSlot
 from gpupipe.compose.protocol import BatchKind, Compositor
 from gpupipe.errors import DeviceMemoryError
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.gpu import kernels, launch
 from gpupipe.gpu.device import Device, open_device
 
 pytestmark = pytest.mark.cuda
@@ -195,6 +196,43 @@ def test_slots_in_flight_do_not_mix(device: Device, silence: Speech) -> None:
             for drawing, each in zip(batch, prediction, strict=True):
                 want = character.finished(drawing.source, each)
                 assert np.array_equal(pixels(device, drawing.surface), want)
+    compositor.close()
+
+
+def test_batches_of_a_kind_are_the_same_launches(
+    device: Device, silence: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is in a batch, and however many: as a CUDA graph would want it. The most demanding frame that has been
+    admitted says how many blocks there are."""
+    layout = CropLayout(16)
+    launches: list[tuple[Any, ...]] = []
+
+    def loaded(name: str, dtype: Any) -> Any:
+        def called(grid: Any, block: Any, args: Any, *, stream: Any) -> None:
+            launches.append((name, grid, *(int(a) if isinstance(a, np.int32) else a.data.ptr for a in args)))
+            kernels.load(name, dtype)(grid, block, args, stream=stream)
+
+        return called
+
+    monkeypatch.setattr(launch, "load", loaded)
+    sizes = [(400, 300, Rect(10, 20, 330, 290)), (16, 8, Rect(0, 0, 5, 5)), (64, 640, Rect(-2, 5, 20, 9))]
+    large, small, tall = (
+        Character(device, FrameSpec(layout, "bgr24", width, height, (rect,)), seed=width)
+        for width, height, rect in sizes
+    )
+    compositor = compositor_for(device, kind(layout, "bgr24", 4), large, small)
+    slot = compositor.new_slot()
+    for shown in ([large, small], [small], [small, small, small, large], [large]):
+        compositor.prepare(slot, [Shot(each, 0, silence, 0).drawing(device) for each in shown])
+        compositor.paste(slot)
+        compositor.finish(slot)
+    assert launches == launches[:2] * 4
+    blocks = launches[1][1][0]
+    compositor.admit(tall.frames)
+    compositor.prepare(slot, [Shot(small, 0, silence, 0).drawing(device)])
+    compositor.paste(slot)
+    compositor.finish(slot)
+    assert launches[-1][1] == (blocks, 4)  # fewer bytes to draw, and to copy, than `large`
     compositor.close()
 
 
