@@ -17,47 +17,34 @@ import cv2
 import numpy as np
 
 from gpupipe import Character
+from gpupipe.bench.algorithm import composite_bgr24, visual_input
 from gpupipe.bench.floor import host_rates
-from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.gpupipe_way import HostSteps
+from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.measure import in_turn, spread
-from gpupipe.bench.ways import plain_composite, plain_inputs
 from gpupipe.colour import PixelFormat
-from gpupipe.compose.cpu import CpuCompositor
-from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.machine import cpu_name
+from gpupipe.media.handover import HandOver
 from gpupipe.media.video import read_frames
 
 BATCH = 8
 
 
 def gpupipe_steps(character: Character, count: int, pixel_format: PixelFormat) -> dict[str, Callable[[], None]]:
-    """Preparing and pasting `count` frames in batches, one thread."""
-    body = character.body
-    spec = FrameSpec(character.layout, pixel_format, body.width, body.height, character.rects[:count], body.colour)
-    readers = read_frames(body.path, pixel_format, count), read_frames(character.crops.path, "bgr24", count)
-    features = np.zeros((count, 512), np.float32)
-    compositor = CpuCompositor(HostFrames.load(spec, *readers), features, batch=BATCH)
-    slot = compositor.new_slot()
-    slot.prediction[:] = np.random.default_rng(0).random(slot.prediction.shape, np.float32)
-    hand_over = HandOver(pixel_format, body.colour, "libx264")
-    batches = [np.arange(start, start + BATCH, dtype=np.int32) % count for start in range(0, count, BATCH)]
+    """Preparing, pasting and handing over `count` frames in batches, one thread."""
+    steps = HostSteps(character, pixel_format, count, BATCH)
+    hand_over = HandOver(pixel_format, character.body.colour, "libx264")
 
-    def prepare() -> None:
-        for batch in batches:
-            compositor.prepare(slot, batch, batch)
-
-    def paste() -> None:
-        for batch in batches:
-            slot.source[:] = batch
-            compositor.paste(slot)
-
-    def convert() -> None:
-        for _ in batches:
-            for frame in slot.frames:
-                hand_over(frame)
+    def convert(_: int) -> None:
+        for frame in steps.finished:
+            hand_over(frame)
 
     name = f"gpupipe {pixel_format}"
-    return {f"{name}: prepare": prepare, f"{name}: paste": paste, f"{name}: hand over": convert}
+    return {
+        f"{name}: prepare": lambda: steps.each_batch(steps.prepare),
+        f"{name}: paste": lambda: steps.each_batch(steps.paste),
+        f"{name}: hand over": lambda: steps.each_batch(convert),
+    }
 
 
 def plain_steps(character: Character, count: int) -> dict[str, Callable[[], None]]:
@@ -70,17 +57,17 @@ def plain_steps(character: Character, count: int) -> dict[str, Callable[[], None
 
     def composite() -> None:
         for n in range(count):
-            plain_composite(predictions[n % BATCH], crops[n], bodies[n], character.rects[n], layout)
+            composite_bgr24(predictions[n % BATCH], crops[n], bodies[n], character.rects[n], layout)
 
-    def each(step: Callable[[Any], object], frames: list[Any]) -> Callable[[], None]:
+    def each(step: Callable[[Any], object], pictures: list[Any]) -> Callable[[], None]:
         def all_of_them() -> None:
-            for frame in frames:
-                step(frame)
+            for picture in pictures:
+                step(picture)
 
         return all_of_them
 
     return {
-        "plain: prepare": each(lambda crop: plain_inputs(crop, layout), crops),
+        "plain: prepare": each(lambda crop: visual_input(crop, layout), crops),
         "plain: paste": composite,
         "plain: convert with libswscale": each(swscale, bodies),
         "plain: convert with OpenCV": each(opencv, bodies),

@@ -20,15 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from gpupipe import Character
-from gpupipe.compose.cpu import CpuCompositor
-from gpupipe.compose.frames import FrameSpec, HostFrames
+from gpupipe.bench.algorithm import composite_bgr24, visual_input
+from gpupipe.bench.gpupipe_way import HostSteps
+from gpupipe.bench.handover import HandOver
 from gpupipe.machine import cpu_name
 from gpupipe.media.video import read_frames
 
@@ -36,46 +35,28 @@ BATCH = 8
 
 
 def plain_way(character: Character, count: int, predictions: NDArray[np.float32]) -> Callable[[int], None]:
-    """The plain algorithm on bgr24 frames: copy, place, resize, copy, paste, convert for the encoder."""
+    """The plain algorithm on bgr24 frames, one frame at a time, converted for the encoder."""
     bodies = list(read_frames(character.body.path, "bgr24", count))
     crops = list(read_frames(character.crops.path, "bgr24", count))
-    layout, reformatter = character.layout, VideoReformatter()
-    size = layout.model_size
+    layout, hand_over = character.layout, HandOver("bgr24", character.body.colour, "libx264")
 
     def frame(number: int) -> None:
-        crop = crops[number]
-        roi = crop[layout.roi, layout.roi].copy()
-        masked = cv2.rectangle(roi.copy(), (5, 5, size - 10, size - 15), (0, 0, 0), -1)
-        inputs = np.concatenate([roi, masked], axis=2).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-        assert inputs.shape == (6, size, size)
-        prediction = predictions[number % BATCH].transpose(1, 2, 0)
-        placed = crop.copy()
-        placed[layout.roi, layout.roi] = (np.clip(prediction, 0, 1) * 255).astype(np.uint8)
-        rect = character.rects[number]
-        patch = cv2.resize(placed, (rect.width, rect.height), interpolation=cv2.INTER_LINEAR)
-        body = bodies[number].copy()
-        body[rect.y1 : rect.y2, rect.x1 : rect.x2] = patch
-        reformatter.reformat(av.VideoFrame.from_ndarray(body, format="bgr24"), format="yuv420p", threads=1)
+        visual_input(crops[number], layout)
+        prediction, rect = predictions[number % BATCH], character.rects[number]
+        hand_over(composite_bgr24(prediction, crops[number], bodies[number], rect, layout))
 
     return frame
 
 
-def gpupipe_way(character: Character, count: int, predictions: NDArray[np.float32]) -> Callable[[int], None]:
+def gpupipe_way(character: Character, count: int) -> Callable[[int], None]:
     """gpupipe's compositor in nv12, a batch at a time; the frame is handed over as it is."""
-    body = character.body
-    spec = FrameSpec(character.layout, "nv12", body.width, body.height, character.rects[:count], body.colour)
-    readers = read_frames(body.path, "nv12", count), read_frames(character.crops.path, "bgr24", count)
-    features = np.zeros((count, 512), np.float32)
-    compositor = CpuCompositor(HostFrames.load(spec, *readers), features, batch=BATCH)
-    slot = compositor.new_slot()
-    slot.prediction[:] = predictions
+    steps, hand_over = HostSteps(character, "nv12", count, BATCH), HandOver("nv12", character.body.colour, "libx264")
 
-    def batch(start: int) -> None:
-        source = np.arange(start, start + BATCH, dtype=np.int32) % count
-        compositor.prepare(slot, source, source)
-        compositor.paste(slot)
-        for frame in slot.frames:
-            av.VideoFrame.from_numpy_buffer(frame, format="nv12")
+    def batch(number: int) -> None:
+        steps.prepare(number)
+        steps.paste(number)
+        for frame in steps.finished:
+            hand_over(frame)
 
     return batch
 
@@ -83,15 +64,16 @@ def gpupipe_way(character: Character, count: int, predictions: NDArray[np.float3
 def measure_time(character: Character, count: int) -> dict[str, Any]:
     """Milliseconds a frame of both ways, batches in turn, and the median of the paired ratios."""
     cv2.setNumThreads(1)
+    count = max(BATCH, count // BATCH * BATCH)
     predictions = np.random.default_rng(0).random((BATCH, 3, *[character.layout.model_size] * 2), dtype=np.float32)
-    plain, ours = plain_way(character, count, predictions), gpupipe_way(character, count, predictions)
+    plain, ours = plain_way(character, count, predictions), gpupipe_way(character, count)
     times: list[tuple[float, float]] = []
     for start in range(0, 5 * count, BATCH):
         began = time.perf_counter()
         for number in range(start, start + BATCH):
             plain(number % count)
         between = time.perf_counter()
-        ours(start)
+        ours(start % count // BATCH)
         times.append((between - began, time.perf_counter() - between))
     times = times[3:]  # the first ones warm caches up
     plain_ms, ours_ms = (statistics.median(column) / BATCH * 1e3 for column in zip(*times, strict=True))
@@ -104,7 +86,7 @@ def measure_time(character: Character, count: int) -> dict[str, Any]:
     }
 
 
-def measure_memory(folder: Path, model: Path, frames: int | None) -> dict[str, Any]:
+def measure_memory(folder: Path, model: Path, frame_count: int | None) -> dict[str, Any]:
     """Peak resident bytes of whole renders, each in a process of its own."""
     found: dict[str, Any] = {}
     for pixel_format in ("nv12", "bgr24"):
@@ -112,7 +94,7 @@ def measure_memory(folder: Path, model: Path, frames: int | None) -> dict[str, A
             stats = Path(work) / "stats.json"
             command = [sys.executable, "-m", "gpupipe", "render", str(folder), "-o", f"{work}/out.mp4", "--quiet"]
             command += ["--model", str(model), "--device", "cpu", "--pixel-format", pixel_format, "--stats", str(stats)]
-            command += [] if frames is None else ["--frames", str(frames)]
+            command += [] if frame_count is None else ["--frames", str(frame_count)]
             subprocess.run(command, check=True)
             read = json.loads(stats.read_text("utf-8"))
         found[pixel_format] = {name: read[name] for name in ("frames", "peak_rss_bytes", "cache_bytes")}

@@ -23,13 +23,13 @@ from gpupipe import Character, render
 from gpupipe.machine import cpu_count, cpu_name
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.trace import Trace
+from gpupipe.trace import INFER, SAVE, Trace
 
 BATCH = 8
 
 
-def alone_seconds(path: Path, size: int, frames: int) -> float:
-    """Seconds that the model takes for `frames` frames on one thread, opening it not counted."""
+def alone_seconds(path: Path, size: int, frame_count: int) -> float:
+    """Seconds that the model takes for `frame_count` frames on one thread, opening it not counted."""
     model = Model(path, SessionOptions(threads=1), batch=BATCH)
     rng = np.random.default_rng(0)
     visual = rng.random((BATCH, 6, size, size), dtype=np.float32).astype(model.dtype)
@@ -37,21 +37,21 @@ def alone_seconds(path: Path, size: int, frames: int) -> float:
     prediction = np.zeros((BATCH, 3, size, size), model.dtype)
     bound = model.bind(visual, audio, prediction)
     began = time.perf_counter()
-    for _ in range(-(-frames // BATCH)):
+    for _ in range(-(-frame_count // BATCH)):
         model.run(bound)
     seconds = time.perf_counter() - began
     model.close()
     return seconds
 
 
-def whole_seconds(character: Character, model: Path, frames: int, trace: Trace) -> float:
+def whole_seconds(character: Character, model: Path, frame_count: int, trace: Trace) -> float:
     """Seconds of a whole render to mp4."""
     with tempfile.TemporaryDirectory() as work:
         stats = render(
             character,
             Path(work) / "out.mp4",
             model=model,
-            frames=frames,
+            frames=frame_count,
             batch=BATCH,
             device="cpu",
             inference_threads=1,
@@ -62,8 +62,8 @@ def whole_seconds(character: Character, model: Path, frames: int, trace: Trace) 
 
 def hidden_share(trace: Trace) -> float:
     """The share of saving (encoding) time during which the model was running."""
-    runs = [span for span in trace.spans if span.stage == "infer"]
-    saves = [span for span in trace.spans if span.stage == "save"]
+    runs = [span for span in trace.spans if span.stage == INFER]
+    saves = [span for span in trace.spans if span.stage == SAVE]
     shared = sum(max(0.0, min(a.end, b.end) - max(a.start, b.start)) for a in runs for b in saves)
     return shared / sum(span.end - span.start for span in saves)
 
@@ -81,7 +81,7 @@ def main() -> None:
     character = Character.load(options.character)
     pairs = []
     for _ in range(options.runs):
-        trace = Trace()
+        trace = Trace(spans=True)
         whole = whole_seconds(character, options.model, options.frames, trace)
         pairs.append((whole, alone_seconds(options.model, character.layout.model_size, options.frames)))
     result: dict[str, Any] = {

@@ -2,6 +2,6 @@
 
 import sys
 
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 
 sys.exit(main())

@@ -111,6 +111,18 @@ def frame_order(output_frames: int, source_frames: int, start: int = 0) -> NDArr
     return np.minimum(phase, period - phase).astype(np.int32) if source_frames > 1 else phase.astype(np.int32)
 
 
+def frame_at(position: int, source_frames: int) -> int:
+    """The source frame at one position of the ping-pong order; see `frame_order`.
+
+    >>> [frame_at(position, 3) for position in range(6)]
+    [0, 1, 2, 1, 0, 1]
+    """
+    if source_frames < 2:
+        return 0
+    phase = position % (2 * (source_frames - 1))
+    return min(phase, 2 * (source_frames - 1) - phase)
+
+
 SPEECH_STEPS = 1 << 16
 """Steps in which a frame's time is told between two rows of speech features."""
 

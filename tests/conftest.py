@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,23 @@ def softcuda_counters() -> Callable[[], dict[str, Any]]:
         return counted
 
     return read
+
+
+@pytest.fixture
+def softcuda_fail_after() -> Iterator[Callable[[int], None]]:
+    """A function that lets a kernel launch of this process fail, and its device with it; the test's end heals it.
+
+    `softcuda_fail_after(n)`: after `n` more launches that succeed; -1 heals now. See tests/softcuda/README.md.
+    """
+    if not on_softcuda():
+        pytest.skip("lets a launch fail on softcuda, and this run is on a GPU")
+    device = ctypes.CDLL("libcuda.so.1")
+
+    def fail_after(launches: int) -> None:
+        device.softcudaFailAfter(ctypes.c_longlong(launches))
+
+    yield fail_after
+    fail_after(-1)
 
 
 @pytest.fixture(scope="session")

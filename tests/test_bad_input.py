@@ -19,7 +19,7 @@ import pytest
 import small
 
 import gpupipe
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 from gpupipe.errors import DeviceError, OptionError, OutputError, PackageError
 from gpupipe.options import MAX_BATCH
 from gpupipe.render import output as output_room
@@ -67,18 +67,17 @@ def plain_environment() -> dict[str, str]:
     return env | {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def gpupipe_process(*arguments: str, program: str | None = None, **options: Any) -> subprocess.Popen[str]:
-    """The command line in a process of its own, without any GPU."""
+def gpupipe_process(*arguments: str, program: str | None = None, **environment: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own, without any GPU, with more in its environment."""
     start = ("-m", "gpupipe") if program is None else ("-c", program)
     return subprocess.Popen(
         [sys.executable, *start, *arguments],
         cwd=ROOT,
-        env=plain_environment(),
+        env=plain_environment() | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        **options,
     )
 
 
@@ -211,9 +210,12 @@ def test_wrong_features(folder: Path, refusal: Refusal, tmp_path: Path) -> None:
 def test_wrong_features_in_an_array(folder: Path, tmp_path: Path) -> None:
     before = small.files_in(tmp_path)
     for array, message in (
-        (np.zeros((4, 512)), r"features: wrong shape or type \(got 'float64 \(4, 512\)'\); give float32 \[N, 512\]"),
-        (np.zeros((4, 5), np.float32), r"features: wrong shape or type \(got 'float32 \(4, 5\)'\); "),
-        (np.full((4, 512), np.inf, np.float32), "features: holds NaN or infinity; compute the features again"),
+        (
+            np.zeros((4, 512), np.int64),
+            r"features: wrong type \(got 'int64'\); give a NumPy file with float32 \[N, 512\]",
+        ),
+        (np.zeros((4, 5), np.float32), r"features: wrong shape \(got \(4, 5\)\); "),
+        (np.full((4, 512), np.inf, np.float32), "features row 0: holds NaN or infinity; compute the features again"),
     ):
         with pytest.raises(PackageError, match=message):
             gpupipe.render(folder, tmp_path / "talk.mp4", features=array, device="cpu")  # type: ignore[arg-type]
@@ -367,27 +369,36 @@ def test_images_hold_bgr24(refusal: Refusal) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "--batch: out of range (got 0); give 1 to 512"),
-        ({"batch": MAX_BATCH + 1}, "--batch: out of range (got 513); give 1 to 512"),
-        ({"workers": 0}, "--workers: out of range (got 0); give 1 to 1024"),
-        ({"frames": 0}, "--frames: out of range (got 0); give 1 to 2147483648"),
-        ({"start_frame": -1}, "--start-frame: out of range (got -1); give 0 to 2147483648"),
-        ({"inference_threads": 0}, "--inference-threads: out of range (got 0); give 1 to 1024"),
-        ({"jpeg_quality": 0}, "--jpeg-quality: out of range (got 0); give 1 to 100"),
-        ({"jpeg_quality": 101}, "--jpeg-quality: out of range (got 101); give 1 to 100"),
-        ({"segment_frames": 0}, "--segment-frames: out of range (got 0); give 1 to 2147483648"),
-        ({"encoder_threads": -1}, "--encoder-threads: out of range (got -1); give 1 to 1024"),
-        ({"encoder_threads": 0}, "--encoder-threads: out of range (got 0); give 1 to 1024"),
-        ({"crf": -1}, "--crf: out of range (got -1); give 0 to 51"),
-        ({"pixel_format": "rgb24"}, "--pixel-format: no such choice (got 'rgb24'); give nv12 or bgr24"),
-        ({"device": "gpu"}, "--device: no such choice (got 'gpu'); give auto, cpu or cuda"),
-        ({"provider": "cude"}, "--provider: no such choice (got 'cude'); give auto, cpu, cuda or tensorrt"),
-        ({"image_format": "bmp"}, "--image-format: no such choice (got 'bmp'); give jpg or png"),
+        ({"batch": 0}, "batch: out of range (got 0); give 1 to 512"),
+        ({"batch": MAX_BATCH + 1}, "batch: out of range (got 513); give 1 to 512"),
+        ({"batch": True}, "batch: not a whole number (got True); give 1 to 512"),
+        ({"workers": 0}, "workers: out of range (got 0); give 1 to 1024"),
+        ({"frames": 0}, "frames: out of range (got 0); give 1 or more"),
+        ({"start_frame": -1}, "start_frame: out of range (got -1); give 0 or more"),
+        ({"start_frame": 12}, "start_frame: the character has 12 frames (got 12); give 0 to 11"),
+        ({"start_frame": 10**30}, f"start_frame: the character has 12 frames (got {10**30}); give 0 to 11"),
+        ({"inference_threads": 0}, "inference_threads: out of range (got 0); give 1 to 1024"),
+        ({"jpeg_quality": 0}, "jpeg_quality: out of range (got 0); give 1 to 100"),
+        ({"jpeg_quality": 101}, "jpeg_quality: out of range (got 101); give 1 to 100"),
+        ({"segment_frames": 0}, "segment_frames: out of range (got 0); give 1 or more"),
+        ({"encoder_threads": -1}, "encoder_threads: out of range (got -1); give 1 to 1024"),
+        ({"encoder_threads": 0}, "encoder_threads: out of range (got 0); give 1 to 1024"),
+        ({"crf": -1}, "crf: out of range (got -1); give 0 or more"),
+        ({"crf": 52}, "crf: out of range (got 52); give 0 to 51"),
+        ({"sound": "no"}, "sound: neither true nor false (got 'no')"),
+        ({"pixel_format": "rgb24"}, "pixel_format: no such choice (got 'rgb24'); give nv12 or bgr24"),
+        ({"device": "gpu"}, "device: no such device (got 'gpu'); give auto, cpu, cuda or cuda:N"),
+        (
+            {"provider": "cuda"},
+            "provider: needs a GPU to composite on (got 'cuda'); "
+            'use device="cuda" (see `gpupipe doctor`), or provider="cpu"',
+        ),
+        ({"provider": "cude"}, "provider: no such choice (got 'cude'); give auto, cpu, cuda or tensorrt"),
+        ({"image_format": "bmp"}, "image_format: no such choice (got 'bmp'); give jpg or png"),
+        ({"audio": 7}, "audio: not a path (got 7); give the name of a file"),
     ],
 )
-def test_an_option_out_of_range_from_python(
-    folder: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_option_from_python(folder: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     before = small.files_in(tmp_path)
     with pytest.raises(OptionError) as caught:
         gpupipe.render(folder, tmp_path / "talk.mp4", **({"device": "cpu"} | options))
@@ -535,7 +546,7 @@ def test_an_output_folder_that_is_not_writable(refusal: Refusal, tmp_path: Path)
 
 FULL_DISK = """
 import resource, signal, sys
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing past the limit fails with EFBIG
 character, output, *limits = sys.argv[1:]
 for limit in limits:
@@ -563,10 +574,34 @@ def test_a_full_disk(folder: Path, tmp_path: Path, output: str) -> None:
 # Interruptions
 
 
+@contextlib.contextmanager
+def heard(*names: str) -> Iterator[None]:
+    """Let signals do what they do by default, here and in what is started here.
+
+    One that this run ignores (all of it runs under nohup, say) would be ignored in a process that it starts too.
+    """
+    usual = {"SIGINT": signal.default_int_handler}
+    numbers = [(name, getattr(signal, name)) for name in names]
+    before = [(number, signal.signal(number, usual.get(name, signal.SIG_DFL))) for name, number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is an exception, even in a run that ignores it."""
+    with heard("SIGINT"):
+        yield
+
+
 def running_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_loading(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -587,6 +622,7 @@ def test_ctrl_c_while_loading(
         assert running_threads() == threads
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("output", "kind"), [("talk.mp4", "VideoOutput"), ("images/", "ImageOutput")])
 def test_ctrl_c_while_rendering(
     folder: Path,
@@ -621,12 +657,8 @@ def test_ended_from_outside(folder: Path, tmp_path: Path, sent: str, told: tuple
     (tmp_path / "talk.mp4").write_bytes(b"mine")
     before = small.files_in(tmp_path)
     slow = ("--preset", "placebo", "--encoder-threads", "1", "--device", "cpu", "--overwrite")
-    # A signal that this run ignores (under nohup, say) would be ignored by what it starts too.
-    ignored = signal.signal(getattr(signal, sent), signal.SIG_DFL)
-    try:
+    with heard(sent):
         process = gpupipe_process("render", str(folder), "-o", str(tmp_path / "talk.mp4"), *slow)
-    finally:
-        signal.signal(getattr(signal, sent), ignored)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Processed 20/4000 frames (")
     assert len(small.files_in(tmp_path)) > len(before)
@@ -634,6 +666,35 @@ def test_ended_from_outside(folder: Path, tmp_path: Path, sent: str, told: tuple
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == told
     assert small.files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("program", [None, "import sys; from gpupipe.cli import main; sys.exit(main())"])
+@pytest.mark.parametrize("package", ["numpy", "av", "cv2"])
+def test_ctrl_c_while_importing(tmp_path: Path, package: str, program: str | None) -> None:
+    """A package whose import is interrupted, in another's place."""
+    (tmp_path / f"{package}.py").write_text(
+        "import signal\n"
+        # Inside an exec of text, and where an exception would be lost.
+        "try: exec('signal.raise_signal(signal.SIGINT)')\n"
+        "except BaseException: raise ImportError\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with heard("SIGINT"):
+        process = gpupipe_process("render", "none", "-o", "talk.mp4", program=program, PYTHONPATH=path)
+    assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from gpupipe.cli import main\n"
+        "code = main(['inspect', 'none'])\n"
+        "sys.exit(code if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else 99)"
+    )
+    process = gpupipe_process(program=program)
+    assert process.communicate(timeout=60)[1] == "error: none: no such character folder; give a folder\n"
+    assert process.returncode == 1
 
 
 def test_closing_the_frames_early_ends_the_threads(folder: Path) -> None:

@@ -20,14 +20,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gpupipe import cli
+from gpupipe.bench import BenchOptions, add_arguments, algorithm, run, torch_way
 from gpupipe.bench import floor as bench_floor
-from gpupipe.bench import reference as bench_reference
-from gpupipe.bench import torch_way as bench_torch
-from gpupipe.bench.compare import BenchOptions, add_arguments, run
-from gpupipe.bench.entrants import Entrant, StageName
-from gpupipe.bench.gpupipe_way import GpupipeEntrant
-from gpupipe.bench.handover import HandOver, OpencvNv12
-from gpupipe.bench.lineup import WAYS, line_up, way_of
+from gpupipe.bench.gpupipe_way import GpupipeWay, HostSteps
+from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.measure import (
     EXACT,
     ROUNDING,
@@ -41,19 +37,26 @@ from gpupipe.bench.measure import (
     spread,
     timing,
 )
+from gpupipe.bench.plain_ways import tuned_cpu
+from gpupipe.bench.registry import FAMILIES, family_of, way_named, ways_here
 from gpupipe.bench.scene import Scene, SceneOptions
 from gpupipe.bench.stages import Timetable, add_floors, check
+from gpupipe.bench.sweep import Combination, distinct, sweep
 from gpupipe.bench.sweep import rows as sweep_rows
-from gpupipe.bench.sweep import sweep
-from gpupipe.bench.ways import Save, tuned_cpu
-from gpupipe.colour import Colour
-from gpupipe.errors import OptionError
+from gpupipe.bench.way import BenchStage, Save, Way
+from gpupipe.colour import Colour, PixelFormat
+from gpupipe.errors import InferenceError, OptionError
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.machine import cpu_count
 from gpupipe.trace import Trace
 
 Pixels = NDArray[np.uint8]
 
 numbers = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=20)
+
+
+PLAIN = ("sequential", "parallel", "tuned-cpu")
+OURS = ("gpupipe-cpu-nv12", "gpupipe-cpu-bgr24")
 
 
 class FakeClock:
@@ -79,23 +82,29 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     folder = small.small_character(tmp_path / "talker")
-    return Scene(SceneOptions(folder, folder / "checkpoint" / "model_best.onnx", frames=10, batch=4, workers=2))
+    model = folder / "checkpoint" / "model_best.onnx"
+    return Scene(SceneOptions(folder, model, frame_count=10, batch_size=4, workers=2))
 
 
-class Fake(Entrant):
+class Fake(Way):
     """A way that takes the seconds it is told to, on a fake clock."""
 
     def __init__(self, name: str, scene: Scene, clock: FakeClock, seconds: Iterator[float]) -> None:
         super().__init__(name, "", scene)
         self._clock, self._seconds = clock, seconds
 
+    def open(self) -> None:
+        raise AssertionError("it is not opened")
+
     def compose(self, save: Save) -> None:
         self._clock.now += next(self._seconds)
 
+    infer = render = predicted = open  # type: ignore[assignment]
 
-def timetable(entrants: list[Entrant], clock: FakeClock, folder: Path, runs: int, right: Difference) -> Timetable:
-    checked: dict[str, dict[StageName, Difference]] = {entrant.name: {"compose": right} for entrant in entrants}
-    return Timetable(entrants, checked, runs, folder, clocks=(clock, clock))
+
+def timetable(ways: list[Way], clock: FakeClock, folder: Path, runs: int, right: Difference) -> Timetable:
+    checked: dict[str, dict[BenchStage, Difference]] = {way.name: {"compose": right} for way in ways}
+    return Timetable(ways, checked, runs, folder, clocks=(clock, clock))
 
 
 @settings(deadline=None)
@@ -140,19 +149,19 @@ def test_a_pass_that_knows_its_own_time_is_believed() -> None:
 
     (times,) = in_turn({"gpu": on_a_gpu}, 3, clock=clock, cpu_clock=clock).values()
     assert times == Times([0.25] * 3, [5.0] * 3, [5.0] * 3)
-    found = timing(times, frames=10)
+    found = timing(times, frame_count=10)
     assert (found["ms"]["median"], found["wall_ms"], found["fps"]) == (25.0, 500.0, 40.0)
 
 
 def test_a_planted_slow_way_is_reported_as_slow(scene: Scene, tmp_path: Path) -> None:
     clock = FakeClock()
     machine = [1, 1, 5, 1, 2, 1]  # a warm-up and five runs, the machine itself now and then slow
-    entrants: list[Entrant] = [
+    ways: list[Way] = [
         Fake("sequential", scene, clock, iter([0.10 * s for s in machine])),
         Fake("slow", scene, clock, iter([0.25 * s for s in machine])),
         Fake("fast", scene, clock, iter([0.02 * s for s in machine])),
     ]
-    table = timetable(entrants, clock, tmp_path, 5, Difference(100)).time("compose", ("sequential",))
+    table = timetable(ways, clock, tmp_path, 5, Difference(100)).time("compose", ("sequential",))
     assert [table[name]["rank"] for name in ("fast", "sequential", "slow")] == [1, 2, 3]
     assert table["slow"]["ms"]["median"] == 25.0
     assert table["slow"]["ms"]["runs"] == [25.0, 125.0, 25.0, 50.0, 25.0]
@@ -163,10 +172,10 @@ def test_a_planted_slow_way_is_reported_as_slow(scene: Scene, tmp_path: Path) ->
 
 def test_a_wrong_way_is_not_ranked_however_fast(scene: Scene, tmp_path: Path) -> None:
     clock = FakeClock()
-    entrants: list[Entrant] = [
+    ways: list[Way] = [
         Fake(name, scene, clock, iter([seconds] * 4)) for name, seconds in (("sequential", 0.2), ("wrong", 0.01))
     ]
-    table = timetable(entrants, clock, tmp_path, 3, Difference(1000))
+    table = timetable(ways, clock, tmp_path, 3, Difference(1000))
     table._checked["wrong"] = {"compose": Difference(1000, 1, 1)}  # type: ignore[index]
     rows = table.time("compose", ("sequential", "wrong"))
     assert rows["wrong"]["right"] is False
@@ -222,8 +231,8 @@ def test_what_counts_as_right(found: Difference, exact: bool, rounding: bool) ->
 
 @settings(deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1 << 16), size=st.sampled_from([32, 48]))
-def test_the_reference_is_the_plain_algorithm(data: st.DataObject, seed: int, size: int) -> None:
-    """`bench_reference` against the tests' own, rectangles partly outside and at odd places included."""
+def test_the_benchs_algorithm_is_the_plain_one(data: st.DataObject, seed: int, size: int) -> None:
+    """`bench.algorithm` against the tests' own, rectangles partly outside and at odd places included."""
     random, layout = np.random.default_rng(seed), CropLayout(size)
     width, height = 64, 48
     x, y = data.draw(st.integers(-20, width - 1)), data.draw(st.integers(-20, height - 1))
@@ -235,43 +244,38 @@ def test_the_reference_is_the_plain_algorithm(data: st.DataObject, seed: int, si
     prediction[0, 0, :3] = np.nan, np.inf, -np.inf
     body, planes = random.integers(0, 256, (height, width, 3), np.uint8), random.integers(0, 256, (72, width), np.uint8)
     colour = Colour(matrix=data.draw(st.sampled_from([1, 2, 9])), range=data.draw(st.integers(0, 2)))
+    drawn = algorithm.in_range(prediction)
     np.testing.assert_array_equal(
-        bench_reference.composite_bgr24(prediction, crop, body, rect, layout),
+        algorithm.composite_bgr24(drawn, crop, body, rect, layout),
         reference.composite_bgr24(prediction, crop, body, rect, layout),
     )
     np.testing.assert_array_equal(
-        bench_reference.composite_nv12(prediction, crop, planes, rect, layout, colour),
+        algorithm.composite_nv12(drawn, crop, planes, rect, layout, colour),
         reference.composite_nv12(prediction, crop, planes, rect, layout, colour),
     )
-    np.testing.assert_array_equal(
-        bench_reference.visual_input(crop, layout), reference.visual_input(crop, layout)
-    )  # fmt: skip
+    np.testing.assert_array_equal(algorithm.visual_input(crop, layout), reference.visual_input(crop, layout))
 
 
-def test_the_references_speech_is_the_plain_one() -> None:
+def test_the_benchs_speech_is_the_plain_one() -> None:
     features = small.features(20)
     for frame in (0, 3, 10, 19):
         np.testing.assert_array_equal(
-            bench_reference.speech_window(features, frame), reference.speech_window(features, frame)
+            algorithm.speech_window(features, frame), reference.speech_window(features, frame)
         )
 
 
-def names_of(scene: Scene) -> list[str]:
-    return [entrant.name for entrant in line_up(scene) if "cuda" not in entrant.name and entrant.name != "pytorch"]
+def opened(scene: Scene, name: str) -> Way:
+    way = way_named(scene, name)
+    way.open()
+    return way
 
 
-def opened(scene: Scene, name: str) -> Entrant:
-    (entrant,) = (entrant for entrant in line_up(scene) if entrant.name == name)
-    entrant.open()
-    return entrant
-
-
-@pytest.mark.parametrize("name", ["sequential", "parallel", "tuned-cpu", "gpupipe-cpu-nv12", "gpupipe-cpu-bgr24"])
+@pytest.mark.parametrize("name", [*PLAIN, *OURS])
 def test_every_way_draws_the_reference(name: str, scene: Scene) -> None:
-    assert name in names_of(scene)
-    entrant = opened(scene, name)
-    found = check(entrant, ("compose", "infer", "encode", "render"))
-    entrant.close()
+    assert name in {way.name for way in ways_here(scene)}
+    way = opened(scene, name)
+    found = check(way, ("compose", "infer", "encode", "render"))
+    way.close()
     pixels = small.WIDTH * small.HEIGHT * (3 if name.endswith("nv12") else 2) // 2
     assert found == {
         "compose": Difference(10 * pixels),
@@ -283,8 +287,8 @@ def test_every_way_draws_the_reference(name: str, scene: Scene) -> None:
 @pytest.mark.parametrize("name", ["sequential", "gpupipe-cpu-nv12"])
 def test_a_planted_wrong_way_is_found(name: str, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pixel of one frame, by one level."""
-    entrant = opened(scene, name)
-    compose, count = entrant.compose, 0
+    way = opened(scene, name)
+    compose, count = way.compose, 0
 
     def wrong(save: Save) -> float | None:
         def spoil(frame: Pixels) -> None:
@@ -296,20 +300,20 @@ def test_a_planted_wrong_way_is_found(name: str, scene: Scene, monkeypatch: pyte
 
         return compose(spoil)
 
-    monkeypatch.setattr(entrant, "compose", wrong)
-    found = check(entrant, ("compose",))["compose"]
-    entrant.close()
+    monkeypatch.setattr(way, "compose", wrong)
+    found = check(way, ("compose",))["compose"]
+    way.close()
     assert (found.differing, found.largest) == (1, 1)
     assert not found.within(EXACT)
 
 
 def test_a_wrong_rounding_rule_is_found_by_the_render(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding where the algorithm truncates changes few levels, and is wrong all the same."""
-    entrant = opened(scene, "sequential")
-    runner = entrant._runner  # type: ignore[attr-defined]
-    monkeypatch.setattr(entrant, "_runner", lambda *inputs: np.minimum(runner(*inputs) + 0.5 / 255, 1))
-    found = check(entrant, ("infer", "render"))
-    entrant.close()
+    way = opened(scene, "sequential")
+    runner = way._runner  # type: ignore[attr-defined]
+    monkeypatch.setattr(way, "_runner", lambda *inputs: np.minimum(runner(*inputs) + 0.5 / 255, 1))
+    found = check(way, ("infer", "render"))
+    way.close()
     assert found["infer"].largest == 1
     assert not found["infer"].within(ROUNDING)
     assert not found["render"].within(ROUNDING)
@@ -346,16 +350,6 @@ def test_opencv_converts_as_bt601_says() -> None:
 )  # fmt: skip
 def test_opencv_converts_only_what_it_can(colour: Colour, height: int, fits: bool) -> None:
     assert OpencvNv12.fits(colour, 1280, height) is fits
-
-
-def test_the_hand_over_is_what_the_encoder_takes() -> None:
-    bgr, nv12 = np.full((64, 96, 3), 255, np.uint8), np.zeros((96, 96), np.uint8)
-    converted = HandOver("bgr24", Colour(), "libx264")(bgr)
-    assert (converted.format.name, converted.width, converted.height) == ("nv12", 96, 64)
-    assert np.frombuffer(memoryview(converted.planes[0]), np.uint8)[0] == 235
-    wrapped = HandOver("nv12", Colour(), "libx264")(nv12)
-    nv12[0, 0] = 77
-    assert np.frombuffer(memoryview(wrapped.planes[0]), np.uint8)[0] == 77, "it was copied"
 
 
 def test_bytes_that_must_move(scene: Scene) -> None:
@@ -424,11 +418,11 @@ def test_a_models_multiply_adds_are_counted(tmp_path: Path) -> None:
 def test_the_sweeps_speed_ups_are_paired_with_its_first_line() -> None:
     parts = {"prepare": 1.0, "infer": 4.0, "paste": 2.0, "save": 3.0, "finish": 0.0}
     times = {
-        ("parallel", 1, 1): Times([1.0, 3.0, 1.0], [], []),
-        ("parallel", 4, 1): Times([0.5, 1.5, 0.5], [], []),
-        ("other", 1, 1): Times([0.1, 0.1, 0.1], [], []),
+        Combination("parallel", 1, 1): Times([1.0, 3.0, 1.0], [], []),
+        Combination("parallel", 4, 1): Times([0.5, 1.5, 0.5], [], []),
+        Combination("other", 1, 1): Times([0.1, 0.1, 0.1], [], []),
     }
-    table = sweep_rows(times, {key: [parts] * 3 for key in times}, frames=10)
+    table = sweep_rows(times, {key: [parts] * 3 for key in times}, frame_count=10)
     assert [row["speedup"]["median"] for row in table] == [1.0, 2.0, 1.0]
     assert [row["best"] for row in table] == [False, True, True]
     assert table[1] | {"speedup": None} == {
@@ -437,10 +431,29 @@ def test_the_sweeps_speed_ups_are_paired_with_its_first_line() -> None:
     }  # fmt: skip
 
 
-def test_a_sweep_renders_every_combination(scene: Scene, tmp_path: Path) -> None:
-    table = sweep(scene, ["gpupipe-cpu-nv12"], [1, 3], [1, 2], runs=1, folder=tmp_path)
-    assert [(row["batch"], row["workers"]) for row in table] == [(1, 1), (1, 2), (3, 1), (3, 2)]
+def test_a_sweep_renders_each_run_once(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores run two frames at a time: batches of 3 and 8 are batches of 2, and take no third thread."""
+    monkeypatch.setattr(scene, "threads", 2)
+    ours = [("gpupipe-cpu-nv12", 1, 1), ("gpupipe-cpu-nv12", 2, 1), ("gpupipe-cpu-nv12", 2, 2)]
+    plain = [("parallel", 1, 1), ("parallel", 3, 1), ("parallel", 3, 2), ("parallel", 3, 3), ("parallel", 8, 1),
+             ("parallel", 8, 2), ("parallel", 8, 4)]  # fmt: skip
+    found = distinct(scene, ["gpupipe-cpu-nv12", "parallel"], [1, 3, 8], [1, 2, 4])
+    assert list(found) == [*ours, *plain]
+    assert found[Combination("gpupipe-cpu-nv12", 2, 1)] == ("gpupipe-cpu-nv12", 3, 1), "what was asked for first"
+    table = sweep(scene, ["gpupipe-cpu-nv12"], [1, 3, 8], [1, 2, 4], runs=1, folder=tmp_path)
+    assert [(row["way"], row["batch"], row["workers"]) for row in table] == ours
     assert all(row["inference_ms"] > 0 and row["total_ms"] > 0 for row in table)
+
+
+def test_a_sweep_leaves_out_what_the_model_does_not_take(scene: Scene) -> None:
+    """A model with a fixed batch of 2, in batches of 1 and 2."""
+    small.write_model(scene.options.model, batch=2)
+    said: list[str] = []
+    found = distinct(scene, ["gpupipe-cpu-nv12"], [1, 2], [1], said.append)
+    assert list(found) == [("gpupipe-cpu-nv12", 2, 1)]
+    assert len(said) == 1
+    assert "gpupipe-cpu-nv12, batch 1, workers 1 is left out" in said[0]
+    assert "batches of 2 only" in said[0]
 
 
 KEYS = {
@@ -474,7 +487,9 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert sorted(row["rank"] for row in rows.values()) == [1, 2, 3]
     assert set(result["memory"]) == ways
     assert all(row["peak_rss_bytes"] > row["cache_bytes"] > 0 for row in result["memory"].values())
-    assert [(row["batch"], row["workers"]) for row in result["sweep"]] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    at_once = min(4, cpu_count())  # frames that the model runs at a time
+    ran = [(min(batch, at_once), min(workers, batch, at_once)) for batch in (1, 4) for workers in (1, 2)]
+    assert [(row["batch"], row["workers"]) for row in result["sweep"]] == list(dict.fromkeys(ran))
     assert result["settings"]["opencv_threads"] == 1
     assert result["settings"]["encoder"]["encoder"] == "libx264"
     assert result["settings"]["command"] == (
@@ -499,7 +514,7 @@ def test_more_frames_than_speech(tmp_path: Path) -> None:
 def test_who_is_absent_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small.small_character(tmp_path / "talker")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert bench_torch.problem() == "not installed: pip install torch onnx2torch"
+    assert torch_way.problem() == "not installed: pip install torch onnx2torch"
     with pytest.raises(OptionError, match="pytorch cannot run here: not installed"):
         run(BenchOptions(folder, frames=4, ways=("pytorch",)))
     nothing: dict[str, Any] = {"devices": [], "problem": "no NVIDIA driver is installed", "driver": None}
@@ -509,39 +524,105 @@ def test_who_is_absent_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "gpupipe-cuda": "no NVIDIA driver is installed",
         "pytorch": "not installed: pip install torch onnx2torch",
     }
-    assert set(result["stages"]["infer"]) == {*names_of_all(), "gpupipe-cpu-nv12", "gpupipe-cpu-bgr24"}
+    assert set(result["stages"]["infer"]) == {*PLAIN, *OURS}
 
 
-def names_of_all() -> set[str]:
-    return {"sequential", "parallel", "tuned-cpu"}
+def test_packages_that_do_not_fit_each_other_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms\n does not exist")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.import_module", fail)
+    torch_way._import_problem.cache_clear()
+    problem = torch_way.problem()
+    assert problem is not None
+    assert problem.startswith("cannot be imported: operator torchvision::nms does not exist; install torch and ")
+    torch_way._import_problem.cache_clear()
+
+
+def test_pytorch_predicts_what_onnxruntime_does(scene: Scene) -> None:
+    """Where both packages are: `pip install torch onnx2torch`."""
+    if torch_way.problem() is not None:
+        pytest.skip(f"PyTorch is optional: {torch_way.problem()}")
+    models: list[tuple[dict[str, Any], int]] = [({}, 0), ({"batch": 3}, 0), ({"dtype": "float16"}, 1)]
+    for model, levels in models:
+        small.write_model(scene.options.model, **model)
+        way = opened(Scene(scene.options), "pytorch")
+        way.infer()
+        found = check(way, ("compose", "infer", "encode", "render"))
+        way.close()
+        assert set(found) == {"infer"}
+        assert found["infer"].pixels == 4 * 3 * 32**2
+        assert found["infer"].largest <= levels
+
+
+def test_without_a_way_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch where onnx2torch does not know the model's operators: the others are compared all the same."""
+    folder = small.small_character(tmp_path / "talker")
+
+    def fail(way: torch_way.TorchWay) -> None:
+        raise InferenceError("onnx2torch cannot convert it: Resize", file=way.scene.options.model, field="model")
+
+    monkeypatch.setattr("gpupipe.bench.torch_way.problem", lambda: None)
+    monkeypatch.setattr("gpupipe.bench.torch_way.TorchWay.open", fail)
+    monkeypatch.setattr("gpupipe.gpu.device.describe", lambda: {"devices": [], "problem": "none", "driver": None})
+    result = run(BenchOptions(folder, frames=4, runs=1, stage="infer"))
+    assert result["absent"]["pytorch"] == "model_best.onnx: model: onnx2torch cannot convert it: Resize"
+    assert set(result["ways"]) == set(result["stages"]["infer"]) == {*PLAIN, *OURS}
+    with pytest.raises(InferenceError, match="cannot convert it"):
+        run(BenchOptions(folder, frames=4, runs=1, stage="infer", ways=("sequential", "pytorch")))
+
+
+@pytest.mark.parametrize("name", ["sequential", "gpupipe-cpu-nv12"])
+def test_a_model_with_a_fixed_batch(name: str, scene: Scene) -> None:
+    """Batches of 2 for 10 frames, the plain way giving it one frame at a time."""
+    small.write_model(scene.options.model, batch=2)
+    way = opened(scene, name)
+    found = check(way, ("compose", "infer", "render"))
+    way.close()
+    assert all(entry.within(EXACT) for entry in found.values())
+
+
+@pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
+def test_single_steps_draw_finished_frames(pixel_format: PixelFormat, scene: Scene) -> None:
+    """Every frame of each batch differs from its body inside the rectangle, and nowhere else."""
+    steps = HostSteps(scene.character, pixel_format, frame_count=8, batch_size=4)
+    steps.each_batch(steps.prepare, steps.paste)
+    bodies = scene.body_nv12 if pixel_format == "nv12" else scene.body
+    for finished, decoded, rect in zip(steps.finished, bodies[4:8], scene.rects[4:8], strict=True):
+        frame, body = finished[: small.HEIGHT], decoded[: small.HEIGHT]
+        inside = np.s_[rect.y1 : rect.y2, rect.x1 : rect.x2]
+        assert (frame[inside] != body[inside]).mean() > 0.9
+        frame[inside] = body[inside]
+        np.testing.assert_array_equal(frame, body)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
 def test_the_gpu_is_compared_with_the_reference_too(pixel_format: str, scene: Scene, tmp_path: Path) -> None:
-    entrant = opened(scene, f"gpupipe-cuda-{pixel_format}")
-    assert isinstance(entrant, GpupipeEntrant)
-    found = check(entrant, ("compose", "infer", "render"))
-    assert entrant.device_bytes > 0
-    table = Timetable([entrant], {entrant.name: found}, 2, tmp_path)
+    way = opened(scene, f"gpupipe-cuda-{pixel_format}")
+    assert isinstance(way, GpupipeWay)
+    found = check(way, ("compose", "infer", "render"))
+    assert way.device_bytes > 0
+    table = Timetable([way], {way.name: found}, 2, tmp_path)
     rows = table.time("compose", ()) | {}
-    entrant.close()
+    way.close()
     assert all(entry.within(ROUNDING) for entry in found.values())
     assert found["compose"].within(EXACT)
-    row = rows[entrant.name]
+    row = rows[way.name]
     assert row["right"]
     assert row["ms"]["median"] > 0, "the GPU's own clock"
-    if entrant.meaningless is not None:
+    if way.meaningless is not None:
         assert row["rank"] is None
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_way_can_be_asked_for(name: str) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = parser.parse_args(["--ways", name, "--batches", "8,1,4", "--workers", "2"])
     assert (options.ways, options.batches, options.workers) == ((name,), (1, 4, 8), (2,))
-    assert way_of(f"{name}-nv12") == name
+    assert family_of(f"{name}-nv12") == name
 
 
 @pytest.mark.parametrize("arguments", [["--ways", "magic"], ["--batches", "0"], ["--frames", "0"], ["--stage", "x"]])

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import av
 import pytest
 import small
-from numpy.typing import NDArray
 
-from gpupipe.character.folder import Character, GpupipeWarning, examine, read_features
+from gpupipe.character.folder import Character, GpupipeWarning, examine
 from gpupipe.errors import MediaError, PackageError
 from gpupipe.geometry import Rect
+from gpupipe.media.encode import VideoWriter
 
 
 @pytest.fixture
@@ -88,6 +89,14 @@ def test_a_missing_video(folder: Path, name: str) -> None:
         ([-20, 20, 0, 30], "wholly outside the 96x64 body (got [-20, 20, 0, 30]); give body pixels"),
         ([40, -9, 50, 0], "wholly outside the 96x64 body (got [40, -9, 50, 0]); give body pixels"),
         ([0, 0, 40000, 64], "beyond 8192 pixels (got [0, 0, 40000, 64]); give body pixels"),
+        (
+            [-8192, -8192, 8192, 8192],
+            "larger than 16777216 pixels (got [-8192, -8192, 8192, 8192]); give the face's rectangle in body pixels",
+        ),
+        (
+            [0, 0, 4096, 4097],
+            "larger than 16777216 pixels (got [0, 0, 4096, 4097]); give the face's rectangle in body pixels",
+        ),
         ([40.0, 20, 50, 30], "not four integers (got [40.0, 20, 50, 30]); write [x1, y1, x2, y2] in body pixels"),
         (["40", 20, 50, 30], "not four integers (got ['40', 20, 50, 30]); write [x1, y1, x2, y2] in body pixels"),
         ([True, 20, 50, 30], "not four integers (got [True, 20, 50, 30]); write [x1, y1, x2, y2] in body pixels"),
@@ -116,7 +125,16 @@ def test_an_entry_that_is_no_object(folder: Path, entry: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rect", [[-20, -20, 1, 1], [95, 63, 200, 200], [-10, 20, 106, 30], [0, 0, 96, 64], [-5, -7, 101, 71]]
+    "rect",
+    [
+        [-20, -20, 1, 1],
+        [95, 63, 200, 200],
+        [-10, 20, 106, 30],
+        [0, 0, 96, 64],
+        [-5, -7, 101, 71],
+        [0, 0, 4096, 4096],
+        [-8192, 10, 8192, 20],
+    ],
 )
 def test_a_rectangle_partly_outside_is_right(folder: Path, rect: list[int]) -> None:
     small.write_rectangles(folder, [rect] * 12)
@@ -210,6 +228,52 @@ def test_counts_that_differ_are_all_named(folder: Path, name: str) -> None:
     assert warning == f"{folder}: counts differ ({listed}); the first 7 frames are used"
 
 
+def write_at(path: Path, times_ms: Sequence[int]) -> None:
+    """A body video whose frames have these times."""
+    with av.open(str(path), "w", format=path.suffix[1:].replace("mkv", "matroska")) as container:
+        stream = container.add_stream("libx264", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.options = {"bf": "0"}
+        for time, pixels in zip(times_ms, small.pictures(96, 64, len(times_ms)), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_a_body_of_varying_rate_is_told(folder: Path) -> None:
+    """Six frames at 50 a second, then six at 25: 11 frames in 320 ms, and one whose length the encoder makes up."""
+    path = folder / "full_body_video.mp4"
+    times = [*range(0, 120, 20), *range(120, 360, 40)]
+    write_at(path, times)
+    character, warning = loaded_with_warning(folder)
+    fps = character.body.fps
+    assert 12 / 0.36 <= fps <= 12 / 0.32
+    error = max(abs(time / 1000 - number / float(fps)) for number, time in enumerate(times))
+    assert character.body.timing_error_seconds == pytest.approx(error, abs=1e-4)
+    assert error > 0.03
+    assert warning == (
+        f"{path}: the frame rate varies; it is taken for its average of {float(fps):.6g} a second, "
+        f"which puts frames up to {error * 1000:.0f} ms from their own times; write it again at a constant rate"
+    )
+    assert character.count == 12
+
+
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(30000, 1001), Fraction(60000, 1001), Fraction(120)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_rounded_times_are_no_varying_rate(folder: Path, fps: Fraction, suffix: str) -> None:
+    whole = folder / f"body{suffix}"
+    with VideoWriter(whole, width=96, height=64, fps=fps, pixel_format="bgr24") as writer:
+        for frame in small.pictures(96, 64, 12):
+            writer.write(frame)
+    whole.replace(folder / "full_body_video.mp4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        body = Character.load(folder).body
+    assert body.timing_error_seconds <= 0.0015  # Matroska counts milliseconds
+
+
 @pytest.mark.parametrize("size", [(40, 48), (24, 24), (16, 16)])
 def test_crops_of_a_wrong_size(folder: Path, size: tuple[int, int]) -> None:
     small.write_video(folder / "crops_328_video.mp4", small.pictures(*size, 12))
@@ -230,64 +294,3 @@ def test_recorded_inputs(folder: Path) -> None:
     assert refusal(folder) == (
         f"{folder / 'rois_320_video.mp4'}: size: wrong size (got '40x40'); give 32x32 as the crops say"
     )
-
-
-REMEDY = "give a NumPy file with float32 [N, 512]"
-
-
-def wrong_features(path: Path) -> str:
-    with pytest.raises(PackageError) as caught:
-        read_features(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: features")
-    return message.removeprefix(f"{path}: ")
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((5, 512)), f"features: wrong type (got 'float64'); {REMEDY}"),
-        (np.zeros((5, 512), np.float16), f"features: wrong type (got 'float16'); {REMEDY}"),
-        (np.zeros((5, 512), ">f4"), f"features: wrong type (got '>f4'); {REMEDY}"),
-        (np.zeros((5, 512), np.int32), f"features: wrong type (got 'int32'); {REMEDY}"),
-        (np.zeros((5, 511), np.float32), f"features: wrong shape (got (5, 511)); {REMEDY}"),
-        (np.zeros((0, 512), np.float32), f"features: wrong shape (got (0, 512)); {REMEDY}"),
-        (np.zeros(512, np.float32), f"features: wrong shape (got (512,)); {REMEDY}"),
-        (np.zeros((1, 5, 512), np.float32), f"features: wrong shape (got (1, 5, 512)); {REMEDY}"),
-        (np.float32(1), f"features: wrong shape (got ()); {REMEDY}"),
-    ],
-)
-def test_features_of_another_shape_or_type(tmp_path: Path, array: NDArray[Any], message: str) -> None:
-    np.save(tmp_path / "f.npy", array)
-    assert wrong_features(tmp_path / "f.npy") == message
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_features_that_are_not_finite(tmp_path: Path, value: float) -> None:
-    features = small.features(9)
-    features[4, 511] = features[7, 0] = value
-    np.save(tmp_path / "f.npy", features)
-    assert wrong_features(tmp_path / "f.npy") == ("features row 4: holds NaN or infinity; compute the features again")
-
-
-def test_files_that_are_no_features(tmp_path: Path) -> None:
-    path = tmp_path / "f.npy"
-    assert wrong_features(path) == f"features: no such file; {REMEDY}"
-    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
-    assert wrong_features(path).startswith("features: is no NumPy array: Object arrays cannot be loaded")
-    with path.open("wb") as file:
-        np.savez(file, a=small.features(3), b=small.features(3))
-    assert wrong_features(path) == f"features: holds several arrays; {REMEDY}"
-    path.write_bytes(path.read_bytes()[:500])
-    assert wrong_features(path).startswith("features: is no NumPy array: File is not a zip file")
-    for junk in (b"", b"hello", b"\x93NUMPY", b"\x80\x04K\x01."):
-        path.write_bytes(junk)
-        assert wrong_features(path).startswith("features: is no NumPy array: ")
-    np.save(path, small.features(5))
-    path.write_bytes(path.read_bytes()[:-1])
-    assert wrong_features(path).startswith("features: is no NumPy array: ")
-
-
-def test_features_come_back_as_written(tmp_path: Path) -> None:
-    np.save(tmp_path / "f.npy", small.features(5))
-    np.testing.assert_array_equal(read_features(tmp_path / "f.npy"), small.features(5))

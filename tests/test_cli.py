@@ -16,8 +16,9 @@ import pytest
 import small
 
 from gpupipe import __version__
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 from gpupipe.cli.progress import LineProgress
+from gpupipe.options import RenderKeywords, options_of
 from gpupipe.render.render import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,26 +53,63 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
         (["paint"], "invalid choice: 'paint'"),
         (["render"], "the following arguments are required: CHARACTER, -o/--output"),
         (["render", "c"], "the following arguments are required: -o/--output"),
-        (["render", "c", "-o", "o.mp4", "--batch", "0"], "argument --batch: 0 is less than 1"),
-        (["render", "c", "-o", "o.mp4", "--batch", "513"], "argument --batch: 513 is more than 512"),
-        (["render", "c", "-o", "o.mp4", "--batch", "two"], "argument --batch: invalid number value: 'two'"),
-        (["render", "c", "-o", "o.mp4", "--batch", "1.5"], "argument --batch: invalid number value: '1.5'"),
-        (["render", "c", "-o", "o.mp4", "--workers", "0"], "argument --workers: 0 is less than 1"),
-        (["render", "c", "-o", "o.mp4", "--frames", "-3"], "argument --frames: -3 is less than 1"),
-        (["render", "c", "-o", "o.mp4", "--start-frame", "-1"], "argument --start-frame: -1 is less than 0"),
-        (["render", "c", "-o", "o.mp4", "--crf", "-1"], "argument --crf: -1 is less than 0"),
-        (["render", "c", "-o", "o.mp4", "--jpeg-quality", "0"], "argument --jpeg-quality: 0 is less than 1"),
-        (["render", "c", "-o", "o.mp4", "--jpeg-quality", "101"], "argument --jpeg-quality: 101 is more than 100"),
-        (["render", "c", "-o", "o.mp4", "--segment-frames", "0"], "argument --segment-frames: 0 is less than 1"),
-        (["render", "c", "-o", "o.mp4", "--encoder-threads", "0"], "argument --encoder-threads: 0 is less than 1"),
-        (["render", "c", "-o", "o.mp4", "--device", "gpu"], "argument --device: invalid choice: 'gpu'"),
+        (["render", "c", "-o", "o.mp4", "--batch", "0"], "argument --batch: out of range (got 0); give 1 to 512"),
+        (["render", "c", "-o", "o.mp4", "--batch", "513"], "argument --batch: out of range (got 513); give 1 to 512"),
+        (
+            ["render", "c", "-o", "o.mp4", "--batch", "two"],
+            "argument --batch: not a whole number (got 'two'); give 1 to 512",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--batch", "1.5"],
+            "argument --batch: not a whole number (got '1.5'); give 1 to 512",
+        ),
+        (["render", "c", "-o", "o.mp4", "--workers", "0"], "argument --workers: out of range (got 0); give 1 to 1024"),
+        (["render", "c", "-o", "o.mp4", "--frames", "-3"], "argument --frames: out of range (got -3); give 1 or more"),
+        (
+            ["render", "c", "-o", "o.mp4", "--start-frame", "-1"],
+            "argument --start-frame: out of range (got -1); give 0 or more",
+        ),
+        (["render", "c", "-o", "o.mp4", "--crf", "-1"], "argument --crf: out of range (got -1); give 0 or more"),
+        (
+            ["render", "c", "-o", "o.mp4", "--jpeg-quality", "0"],
+            "argument --jpeg-quality: out of range (got 0); give 1 to 100",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--jpeg-quality", "101"],
+            "argument --jpeg-quality: out of range (got 101); give 1 to 100",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--segment-frames", "0"],
+            "argument --segment-frames: out of range (got 0); give 1 or more",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--encoder-threads", "0"],
+            "argument --encoder-threads: out of range (got 0); give 1 to 1024",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--device", "gpu"],
+            "argument --device: no such device (got 'gpu'); give auto, cpu, cuda or cuda:N",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--max-memory", "8X"],
+            "argument --max-memory: not a number of bytes (got '8X'); give one such as 8G or 500M",
+        ),
+        (
+            ["render", "c", "-o", "o.mp4", "--max-memory", "0"],
+            "argument --max-memory: out of range (got 0); give 1 or more",
+        ),
+        (["render", "c", "-o", "o.mp4", "--cache", "1G"], "unrecognized arguments: --cache 1G"),
+        (
+            ["render", "c", "-o", "o.mp4", "--audio", ""],
+            "argument --audio: not a path (got ''); give the name of a file",
+        ),
         (["render", "c", "-o", "o.mp4", "--provider", "x"], "argument --provider: invalid choice: 'x'"),
         (["render", "c", "-o", "o.mp4", "--pixel-format", "rgb24"], "argument --pixel-format: invalid choice: 'rgb24'"),
         (["render", "c", "-o", "o.mp4", "--image-format", "bmp"], "argument --image-format: invalid choice: 'bmp'"),
         (["render", "c", "-o", "o.mp4", "--fast"], "unrecognized arguments: --fast"),
         (["demo", "d", "--size", "720p"], "argument --size: '720p' is not of the form 1280x720"),
         (["demo", "d", "--size", "0x720"], "argument --size: '0x720' is not of the form 1280x720"),
-        (["demo", "d", "--frames", "0"], "argument --frames: 0 is less than 1"),
+        (["demo", "d", "--frames", "0"], "argument --frames: out of range (got 0); give 1 or more"),
         (["demo", "d", "--model", "huge"], "argument --model: invalid choice: 'huge'"),
         (["inspect"], "the following arguments are required: CHARACTER"),
         (["doctor", "me"], "unrecognized arguments: me"),
@@ -105,21 +143,18 @@ def test_help_names_every_option(capfd: pytest.CaptureFixture[str]) -> None:
         main(["render", "--help"])
     assert caught.value.code == 0
     options = set(re.findall(r"^  (?:-o OUT, )?(?:-o, )?(--[a-z0-9-]+)", capfd.readouterr().out, re.MULTILINE))
-    wanted = (
-        "output features model device provider batch workers frames start-frame encoder crf preset pixel-format "
-        "image-format jpeg-quality masked-video overwrite stats trace quiet"
-    )
-    assert {f"--{name}" for name in wanted.split()} <= options
+    known = {option.flag for option in options_of(RenderKeywords).values()}
+    assert options == {"--output", "--stats", "--trace", "--quiet", *known}
 
 
 def test_help_tells_each_default_once(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["render", "--help"])
     text = " ".join(capfd.readouterr().out.split())
-    assert "frames in a batch [default: 8]" in text
+    assert "frames in a batch; on the CPU no more than the model runs at a time [default: 8]" in text
     assert "position in the ping-pong order to start at [default: 0]" in text
     assert "lip-sync model [default: the character's own]" in text
-    assert "leave the sound out of a video --model" in text
+    assert "leave the sound out of a video --masked-video" in text
     assert "None" not in text
     assert "(default" not in text
 

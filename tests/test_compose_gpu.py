@@ -325,7 +325,7 @@ def test_too_little_memory(device: Device) -> None:
     text = str(raised.value)
     assert f"the job wants {(sum(bytes_wanted(spec).values()) + device.total_bytes) / 1e6:.1f} MB" in text
     assert free in text
-    for way_out in ("nv12", "--batch", "--frames", "another GPU"):
+    for way_out in ("nv12", "smaller batch", "fewer frames", "another GPU"):
         assert way_out in text
     assert gives_back(before, device.free_bytes)
 

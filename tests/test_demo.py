@@ -28,7 +28,7 @@ from gpupipe.demo.speech import synthesise
 from gpupipe.errors import GpupipeError, OptionError, OutputError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import probe, read_frames
-from gpupipe.speech.windows import features_from_pcm
+from gpupipe.speech.stream import features_from_pcm
 
 FRAMES = 12
 SIZE = (320, 180)
@@ -372,7 +372,7 @@ def test_overwriting(tmp_path: Path) -> None:
     target.mkdir()
     make_demo(target, **SMALL)
     (target / "cache" / "old").touch()
-    with pytest.raises(OutputError, match=r"not empty.*--overwrite"):
+    with pytest.raises(OutputError, match=r"not empty.*overwrite=True"):
         make_demo(target, **SMALL)
     make_demo(target, overwrite=True, **SMALL)
     assert not (target / "cache" / "old").exists()

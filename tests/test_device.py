@@ -47,7 +47,7 @@ def test_no_gpu_says_why_and_what_to_do() -> None:
         "from gpupipe.gpu.device import open_device, describe\n"
         "from gpupipe.errors import DeviceError\n"
         "try: open_device()\n"
-        "except DeviceError as error: print(error)\n"
+        "except DeviceError as error: print(error.on_command_line())\n"
         "print(describe())"
     )
     message, described = said.splitlines()
@@ -190,7 +190,7 @@ def test_what_fits_and_what_does_not(device: Device) -> None:
     device.require({"frames": device.free_bytes})
     with pytest.raises(DeviceMemoryError, match=r"frames .* MB, slots 1.0 MB\) but .* free on GPU 0") as raised:
         device.require({"frames": device.free_bytes, "slots": 1_000_000, "nothing": 0})
-    assert room.WAYS_OUT in str(raised.value)
+    assert room.WAYS_OUT in raised.value.on_command_line()
     assert "nothing" not in str(raised.value)
 
 

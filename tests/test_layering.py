@@ -1,6 +1,8 @@
 """Each room imports only what it may."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ ROOMS = Path(gpupipe.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"geometry", "colour", "options", "trace", "machine"},
+    {"geometry", "colour", "trace", "machine"},
+    {"options"},
     {"media"},
     {"gpu"},
     {"model"},
@@ -127,10 +130,34 @@ def test_only_geometry_knows_the_sizes() -> None:
         assert not numbers & sizes, f"{room} names a size that belongs in geometry"
 
 
-def test_importing_gpupipe_opens_no_device() -> None:
-    """The device is never chosen at import, nor what runs the model."""
-    import subprocess
-    import sys
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.rstrip("\n")
 
-    code = "import sys, gpupipe; print([n for n in ('cupy', 'onnxruntime') if n in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+def test_importing_gpupipe_imports_nothing_heavy() -> None:
+    """So the device is never chosen at import, nor what runs the model, and Ctrl-C finds nothing half imported."""
+    heavy = (*OWNERS, "numpy")
+    told = in_a_new_process(
+        f"import sys, gpupipe; print([n for n in {heavy} if n in sys.modules], 'render' in dir(gpupipe))"
+    )
+    assert told == "[] True"
+    told = in_a_new_process(f"import sys, gpupipe.render; print([n for n in {heavy} if n in sys.modules])")
+    assert told == "[]"
+
+
+def test_names_of_gpupipe_are_what_they_say_whatever_is_imported() -> None:
+    told = in_a_new_process(
+        "import sys, gpupipe.render.output, gpupipe.render.plan\n"
+        "from gpupipe import render, frames, Character, GpupipeError, RenderStats, Trace, __version__\n"
+        "import gpupipe.cli.render\n"
+        "room = sys.modules['gpupipe.render.render']\n"
+        "print(gpupipe.render is render is room.render, frames is room.frames, RenderStats is room.RenderStats)\n"
+        "print(Character.__module__, GpupipeError.__module__, Trace.__module__, __version__ == gpupipe.__version__)\n"
+        "print(sorted(set(gpupipe.__all__) - set(dir(gpupipe))), hasattr(gpupipe, 'nothing'))"
+    )
+    assert told.splitlines() == [
+        "True True True",
+        "gpupipe.character.folder gpupipe.errors gpupipe.trace True",
+        "[] False",
+    ]

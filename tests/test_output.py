@@ -204,6 +204,41 @@ def test_other_encoders(body: VideoInfo, tmp_path: Path, encoder: str, codec: st
     assert small.frames_in(path) == 9
 
 
+QUIETLY = """
+import os, sys
+from fractions import Fraction
+import numpy as np
+from gpupipe.media.encode import VideoWriter
+from gpupipe.media.encoders import EncoderOptions
+
+options = {"fps": Fraction(25), "pixel_format": "nv12", "options": EncoderOptions(sys.argv[2])}
+for width, height in ((64, 48), (640, 360)):  # SVT-AV1 has more to say about small pictures
+    with VideoWriter(sys.argv[1], width=width, height=height, **options) as writer:
+        for _ in range(3):
+            writer.write(np.full((height * 3 // 2, width), 128, np.uint8))
+"""
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"])
+def test_encoders_are_quiet(tmp_path: Path, encoder: str) -> None:
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {encoder}")
+    env = {name: value for name, value in os.environ.items() if name != "SVT_LOG"}
+    command = [sys.executable, "-c", QUIETLY, str(tmp_path / "talk.mkv"), encoder]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert small.frames_in(tmp_path / "talk.mkv") == 3
+
+
+def test_an_encoder_may_be_heard_if_asked_for(tmp_path: Path) -> None:
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("this PyAV has no libsvtav1")
+    command = [sys.executable, "-c", QUIETLY, str(tmp_path / "talk.mkv"), "libsvtav1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SVT_LOG": "3"}, check=False)
+    assert done.returncode == 0
+    assert "SVT-AV1 Encoder Lib" in done.stderr
+
+
 def test_a_codec_that_the_file_cannot_hold(body: VideoInfo, tmp_path: Path) -> None:
     before = small.files_in(tmp_path)
     for encoder, suffix, remedy in (
@@ -212,7 +247,7 @@ def test_a_codec_that_the_file_cannot_hold(body: VideoInfo, tmp_path: Path) -> N
     ):
         with pytest.raises(OptionError) as caught:
             open_output(tmp_path / f"talk{suffix}", body, "nv12", OutputOptions(EncoderOptions(encoder)))
-        assert str(caught.value) == f"--encoder: does not go into {suffix} files (got {encoder!r}); {remedy}"
+        assert str(caught.value) == f"encoder: does not go into {suffix} files (got {encoder!r}); {remedy}"
         assert small.files_in(tmp_path) == before
 
 
@@ -229,15 +264,15 @@ def test_an_encoders_other_name_has_the_same_defaults(body: VideoInfo, tmp_path:
 
 
 AT_THE_END_OF_MEMORY = """
-import mmap, os, sys, tempfile
+import itertools, mmap, os, sys, tempfile
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from gpupipe.media.encode import VideoWriter
 
 folder, pixel_format = Path(sys.argv[1]), sys.argv[2]
-for width in (2, 16, 18, 48, 98, 642):
-    shape = (16, width, 3) if pixel_format == "bgr24" else (24, width)
+for width, height in itertools.product((2, 16, 18, 48, 98, 642), (16, 18)):
+    shape = (height, width, 3) if pixel_format == "bgr24" else (height * 3 // 2, width)
     size = int(np.prod(shape))
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     with tempfile.TemporaryFile() as file:
@@ -245,7 +280,7 @@ for width in (2, 16, 18, 48, 98, 642):
         memory = mmap.mmap(file.fileno(), pages + mmap.PAGESIZE)
         file.truncate(pages)
     frame = np.frombuffer(memory, np.uint8, size, pages - size).reshape(shape)
-    size = {"width": width, "height": 16}
+    size = {"width": width, "height": height}
     with VideoWriter(folder / "talk.mp4", **size, fps=Fraction(25), pixel_format=pixel_format) as writer:
         writer.write(frame)
         writer.write(frame)

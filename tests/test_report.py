@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from gpupipe import cli
 from gpupipe.errors import PackageError
-from gpupipe.report.page import page
+from gpupipe.report.page import html_page
 from gpupipe.report.plots import Bar, bars, lines, nice_ticks
 from gpupipe.report.results import Change, Result, compare, differences_in_kind, failures, load, load_all, wrong
-from gpupipe.report.tables import aligned, mark, stage_table, tables, text, text_of_all
+from gpupipe.report.tables import aligned, circumstances, mark, stage_table, tables, text
+from gpupipe.trace import PARTS
 
 
 def row(median: float, spread: float = 0.1, **other: Any) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def measurement() -> Result:
     """A whole measurement."""
     part = {"ms": 5.0, "share": 0.25}
     parts: dict[str, Any] = {
-        "parts": dict.fromkeys(("prepare", "infer", "paste", "save", "finish"), part),
+        "parts": dict.fromkeys(PARTS, part),
         "video_bytes": 1000,
     }
     faster = {"sequential": {"median": 4.0, "q1": 3.9, "q3": 4.1}}
@@ -185,7 +186,7 @@ def test_other_machines_are_noted() -> None:
         "differ in machine cpu: A CPU and Another",
         "differ in settings frames: 100 and 24",
     ]
-    assert "note: a and b differ in machine cpu" in text_of_all([("a", measurement()), ("b", other)])
+    assert "note: a and b differ in machine cpu" in text([("a", measurement()), ("b", other)])
 
 
 def test_the_correctness_column_stands_beside_the_time() -> None:
@@ -202,11 +203,18 @@ def test_the_correctness_column_stands_beside_the_time() -> None:
 
 
 def test_tables_say_what_a_reader_needs() -> None:
-    shown = text(measurement())
+    shown = text([("talker", measurement())])
     for words in ("differing pixels", "vs sequential", "4.00\u00d7", "not installed", "4.886 GMAC", "no driver",
                   "libx264, crf 20, preset veryfast", "gpupipe bench talker", "best", "300 MB"):  # fmt: skip
         assert words in shown, words
     assert all(len({len(line) for line in table}) == 1 for _, table in tables(measurement()))
+
+
+def test_the_batch_is_the_one_that_ran() -> None:
+    result = measurement()
+    assert dict(circumstances(result))["batch"] == "8"
+    result["stages"]["render"]["gpupipe-cpu-nv12"]["batch"] = 2
+    assert dict(circumstances(result))["batch"] == "8 asked for; in fact gpupipe-cpu-nv12 2"
 
 
 def test_columns_are_aligned() -> None:
@@ -246,7 +254,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_page_needs_nothing_from_outside(count: int) -> None:
-    content = page([(f"run {number}", measurement()) for number in range(count)])
+    content = html_page([(f"run {number}", measurement()) for number in range(count)])
     found = Page(content)
     assert not {"script", "link", "img", "iframe", "object"} & set(found.tags)
     assert not {"src", "href", "srcset", "data"} & {name for name, _ in found.attributes}
@@ -258,7 +266,7 @@ def test_the_page_needs_nothing_from_outside(count: int) -> None:
 
 
 def test_the_page_holds_the_tables() -> None:
-    shown = "".join(Page(page([("run", measurement())])).text)
+    shown = "".join(Page(html_page([("run", measurement())])).text)
     for words in ("differing pixels", "Compositing", "Whole render", "batch 4", "a note", "How to reproduce",
                   "gpupipe bench talker", "not installed", "Megabytes"):  # fmt: skip
         assert words in shown, words
@@ -267,7 +275,7 @@ def test_the_page_holds_the_tables() -> None:
 def test_names_are_text_in_the_page() -> None:
     result = measurement()
     result["character"]["name"] = '<b>&"bold"</b>'
-    found = Page(page([("<i>", result)]))
+    found = Page(html_page([("<i>", result)]))
     assert not {"b", "i"} & set(found.tags)
     assert '<b>&"bold"</b>' in "".join(found.text)
 
@@ -276,17 +284,17 @@ def test_a_page_of_one_stage() -> None:
     result = measurement()
     result["stages"] = {"compose": result["stages"]["compose"]}
     result["sweep"], result["memory"] = [], {}
-    assert Page(page([("run", result)])).tags.count("svg") == 1
+    assert Page(html_page([("run", result)])).tags.count("svg") == 1
     other = copy.deepcopy(result)
     other["stages"] = {"compose": {"another": row(2.0)}}
-    assert "another" in "".join(Page(page([("a", result), ("b", other)])).text)
+    assert "another" in "".join(Page(html_page([("a", result), ("b", other)])).text)
 
 
 def test_what_is_wrong_is_said_in_the_page() -> None:
     result = measurement()
     result["stages"]["compose"]["sequential"] |= {"right": False, "rank": None}
-    assert '<td class="bad">WRONG</td>' in page([("run", result)])
-    assert ">sequential, WRONG</text>" in page([("run", result)])
+    assert '<td class="bad">WRONG</td>' in html_page([("run", result)])
+    assert ">sequential, WRONG</text>" in html_page([("run", result)])
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
@@ -323,11 +331,11 @@ def test_nothing_to_plot() -> None:
 def test_the_bench_command_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gpupipe.bench.compare.run", lambda options, say: say("going on") or measurement())
+    monkeypatch.setattr("gpupipe.bench.run", lambda options, say: say("going on") or measurement())
     json_file, html_file = tmp_path / "run.json", tmp_path / "run.html"
     assert cli.main(["bench", "--json", str(json_file), "--html", str(html_file)]) == 0
     captured = capsys.readouterr()
-    assert captured.out == text(measurement()) + "\n"
+    assert captured.out == text([("talker", measurement())]) + "\n"
     assert captured.err == "going on\n"
     assert load(json_file) == measurement()
     assert html_file.read_text("utf-8").startswith("<!doctype html>")
@@ -338,7 +346,7 @@ def test_the_bench_command_fails_when_a_way_is_wrong(
 ) -> None:
     broken = measurement()
     broken["stages"]["compose"]["sequential"] |= {"right": False, "rank": None}
-    monkeypatch.setattr("gpupipe.bench.compare.run", lambda options, say: broken)
+    monkeypatch.setattr("gpupipe.bench.run", lambda options, say: broken)
     assert cli.main(["bench"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
@@ -347,7 +355,7 @@ def test_the_bench_command_fails_when_a_way_is_wrong(
 def test_a_folder_that_is_missing_is_found_before_measuring(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr("gpupipe.bench.compare.run")
+    monkeypatch.delattr("gpupipe.bench.run")
     assert cli.main(["bench", option, str(tmp_path / "none" / "file")]) == 1
     assert "no such folder" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def test_providers_that_open() -> None:
     ],
 )
 def test_memory_errors_of_onnx_runtime_are_memory_errors_of_the_device(text: str) -> None:
-    with pytest.raises(DeviceMemoryError, match="--batch"):
+    with pytest.raises(DeviceMemoryError, match="smaller batch"):
         raise_if_out_of_memory(RuntimeError(text), SessionOptions("cuda"), Path("m.onnx"))
     raise_if_out_of_memory(RuntimeError(text), SessionOptions("cpu"), Path("m.onnx"))
     raise_if_out_of_memory(RuntimeError("no such kernel"), SessionOptions("cuda"), Path("m.onnx"))

@@ -133,6 +133,10 @@ FORMATS = [
     ("mka", "aac", 44_100, "mono"),
     ("flac", "flac", 48_000, "mono"),
     ("flac", "flac", 44_100, "5.1"),
+    ("aac", "aac", 48_000, "stereo"),
+    ("aac", "aac", 16_000, "mono"),
+    ("ts", "aac", 48_000, "mono"),
+    ("flv", "aac", 44_100, "mono"),
     ("opus", "libopus", 48_000, "stereo"),
     ("opus", "libopus", 16_000, "mono"),
     ("webm", "libopus", 48_000, "mono"),
@@ -145,8 +149,8 @@ def test_clicks_stay_where_they_are(tmp_path: Path, kind: str, codec: str, rate:
     samples = pcm_of(path)
     assert samples.dtype == np.float32
     np.testing.assert_allclose(click_errors(samples, 16_000), 0, atol=CLICK_TOLERANCE)
-    # Matroska does not say how much of the last packet counts.
-    slack = 1024 / rate if kind == "mka" else 0.001
+    # These do not say how much of the last packet counts.
+    slack = 1024 / rate if kind in ("mka", "aac", "ts", "flv") else 0.001
     assert abs(len(samples) / 16_000 - SECONDS) <= slack
     info = probe_sound(path)
     assert (info.rate, info.channels) == (48_000 if codec == "libopus" else rate, channels_of(layout))
@@ -207,7 +211,8 @@ def test_channels_without_a_layout_are_mixed_too(tmp_path: Path, channels: int) 
         ("late.mkv", "aac", 0),
         ("late.mkv", "aac", 0.5),
         ("late.mov", "alac", 0.123),
-        # Not at 0: there the encoder's delay would come before the picture, and MPEG-TS does not say that it is one.
+        ("late.ts", "aac", 0),  # the encoder's delay comes before the picture
+        ("late.ts", "aac", 0.01),
         ("late.ts", "aac", 0.5),
     ],
 )
@@ -217,6 +222,22 @@ def test_sound_that_starts_after_the_picture(tmp_path: Path, name: str, codec: s
     np.testing.assert_allclose(click_errors(samples, 16_000, delay), 0, atol=CLICK_TOLERANCE)
     # Where the format has no exact length: up to two codec frames of delay and padding.
     assert abs(probe_sound(path).end_seconds - len(samples) / 16_000) < 2 * 1024 / 48_000
+
+
+@pytest.mark.parametrize("kind", ["aac", "ts"])
+def test_a_delay_of_unknown_length_is_heard_and_told(tmp_path: Path, kind: str) -> None:
+    """An encoder that does not name itself, as FFmpeg's does not where files must not depend on its version."""
+    path, rate = tmp_path / f"clicks.{kind}", 48_000
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=rate, layout="mono")
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        for packet in sound_frames(stream, click_track(rate, "mono")):
+            container.mux(packet)
+    assert b"Lavc" not in path.read_bytes()
+    assert probe_sound(path).unknown_delay
+    np.testing.assert_allclose(np.array(click_errors(pcm_of(path), 16_000)), 1024 / rate, atol=CLICK_TOLERANCE)
+    named = write_sound(tmp_path / f"named.{kind}", "aac", rate, "mono", click_track(rate, "mono"))
+    assert not probe_sound(named).unknown_delay
 
 
 def test_a_hole_is_silence(tmp_path: Path) -> None:
@@ -445,6 +466,40 @@ def test_sound_is_cut_and_padded_to_the_picture(
         assert np.abs(samples[round(2.4 * rate) :]).max() < 1e-3
     if output == "mp4":
         assert abs(probe_sound(tmp_path / "talk.mp4").duration_seconds - seconds) < 0.001
+
+
+def samples_in(path: Path, **options: str) -> int:
+    """Samples that FFmpeg's decoder gives of a file's sound."""
+    with av.open(str(path), options=options) as container:
+        return sum(frame.samples for frame in container.decode(audio=0))
+
+
+@pytest.mark.parametrize("output", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("kind", "codec", "rate"), [("m4a", "aac", 48_000), ("m4a", "aac", 44_100), ("wav", "pcm_s16le", 96_000)]
+)
+@pytest.mark.parametrize("fps", [Fraction(50), Fraction(60_000, 1001), Fraction(60)], ids=["50", "59.94", "60"])
+def test_sound_outlasts_no_picture_of_short_frames(
+    tmp_path: Path, output: str, kind: str, codec: str, rate: int, fps: Fraction
+) -> None:
+    source = write_sound(tmp_path / f"clicks.{kind}", codec, rate, "mono", click_track(rate, "mono"))
+    path = tmp_path / f"talk.{output}"
+    shortest = longest = Fraction(0)
+    # With these, packets of 1024 samples end anywhere between two frames; the last is longer than the source.
+    for frames in (1, 7, 50, 100, 101, 102, 103, 160):
+        join(path, source, fps, frames)
+        samples, out_rate, start, seconds = heard_and_seen(path)
+        assert out_rate == rate
+        assert abs(start) < 0.001
+        assert abs(seconds - frames / fps) < 1e-6
+        over = Fraction(len(samples), rate) - frames / fps
+        shortest, longest = min(shortest, over), max(longest, over)
+        if output == "mp4":
+            # A player that knows no edit lists hears the encoder's delay too, and nothing else.
+            assert samples_in(path, ignore_editlist="1") == len(samples) + 1024
+    assert longest <= 1 / fps
+    assert shortest >= min(Fraction(0), 1 / fps - Fraction(1024, rate))
+    np.testing.assert_allclose(click_errors(samples, rate), 0, atol=CLICK_TOLERANCE)
 
 
 def test_copied_packets_are_the_sources(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import wave
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import onnxruntime
 import pytest
 
 from gpupipe.character.folder import Character
-from gpupipe.cli.commands import main
+from gpupipe.cli import main
 from gpupipe.demo import make_demo
 from gpupipe.demo.mouth import patch
 from gpupipe.errors import InferenceError, MediaError
-from gpupipe.geometry import BORDER, frame_order
+from gpupipe.geometry import BORDER, frame_order, speech_position
 from gpupipe.media.video import read_frames
 from gpupipe.model.runtime import SessionOptions
 from gpupipe.render.render import frames, render
-from gpupipe.speech.speech import encode_speech, open_speech
-from gpupipe.speech.windows import frame_count, mel_spectrogram, mel_windows, resample_rows
+from gpupipe.speech.encoder import encode_speech
+from gpupipe.speech.mel import mel_spectrogram
+from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.speech import open_speech
+from gpupipe.speech.windows import frame_count
 
 RATES = {"25": Fraction(25), "30": Fraction(30), "29.97": Fraction(30000, 1001)}
 
@@ -162,7 +166,7 @@ def test_the_characters_own_sound_is_used_and_can_be_left_out(person: Path, tmp_
     ours, _, _ = decoded_sound(tmp_path / "own.mp4")
     assert np.abs(ours).max() > 0.05
     silent = render(person, tmp_path / "silent.mp4", device="cpu", sound=False)
-    assert silent.frames == len(resample_rows(np.load(person / "aud_ave.npy"), character.body.fps))
+    assert silent.frames == ceil(len(np.load(person / "aud_ave.npy")) * character.body.fps / 25)
     with av.open(str(tmp_path / "silent.mp4")) as container:
         assert not container.streams.audio
 
@@ -171,20 +175,32 @@ def test_speech_that_is_not_the_features_own_does_not_change_the_length(person: 
     rows = np.zeros((60, 512), np.float32)
     character = Character.load(person)
     speech = open_speech(character, features=rows)
-    assert speech.frames == len(resample_rows(rows, character.body.fps))
+    assert speech.frames == ceil(60 * character.body.fps / 25)
     render(person, tmp_path / "long.mp4", features=rows, device="cpu")
     picture, heard = durations(tmp_path / "long.mp4")
     assert abs(picture - heard) < 1 / character.body.fps  # the rest is silence
 
 
-def test_a_body_at_another_rate_takes_resampled_features(person: Path) -> None:
+def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: Path) -> None:
+    """A ramp of one a row: a frame at t seconds hears 25 t - 8 … 25 t + 7, and 0 outside the speech."""
     character = Character.load(person)
     fps = character.body.fps
-    rows = np.repeat(np.arange(51, dtype=np.float32)[:, None], 512, axis=1)
-    features = open_speech(character, features=rows).features(SessionOptions())
-    times = np.arange(len(features)) / float(fps)
-    assert np.allclose(features[:, 0], np.minimum(times * 25, 50), atol=1e-3)
-    assert (len(features) - 1) / fps < 51 / 25 <= len(features) / fps + Fraction(1, 10**9)
+    ramp = np.repeat(np.arange(1, 52, dtype=np.float32)[:, None], 512, axis=1)
+    np.save(tmp_path / "ramp.npy", ramp)
+    own = np.load(person / "aud_ave.npy")
+    for speech, wanted in (
+        (open_speech(character, features=ramp, with_sound=False), ramp),
+        (open_speech(character, features=tmp_path / "ramp.npy", with_sound=False), ramp),
+        (open_speech(character, with_sound=False), own),
+    ):
+        rows = speech.rows(SessionOptions())
+        np.testing.assert_array_equal(rows, wanted)
+        assert (speech.frames - 1) / fps < Fraction(len(wanted), 25) <= speech.frames / fps
+    heard = SpeechRows(ramp)
+    for frame in range(20, int(40 * fps / 25)):
+        window = np.empty((16, 512), np.float32)
+        heard.window(*speech_position(frame, fps), window)
+        assert np.allclose(window[:, 0], float(25 * frame / fps) + 1 + np.arange(-8, 8), atol=1e-4)
 
 
 def test_speech_goes_back_and_forth_over_the_frames(person: Path, tmp_path: Path) -> None:
@@ -235,7 +251,11 @@ def test_features_command_gives_what_the_folder_holds(
     with wave.open(str(talker_demo / "aud.wav")) as file:
         pcm = np.frombuffer(file.readframes(-1), "<i2").astype(np.float32) / np.float32(32768)
     session = onnxruntime.InferenceSession(str(talker_demo / "checkpoint" / "audio_encoder.onnx"))
-    (encoded,) = session.run(None, {session.get_inputs()[0].name: mel_windows(mel_spectrogram(pcm))})
+    mel = mel_spectrogram(pcm)
+    columns = mel.shape[1]
+    starts = [min(int(80 * k / 25), columns - 16) for k in range(int((columns - 16) / 80 * 25) + 2)]
+    windows = np.stack([mel[None, :, start : start + 16] for start in starts])
+    (encoded,) = session.run(None, {session.get_inputs()[0].name: windows})
     assert np.allclose(rows, np.concatenate([encoded[:1], encoded, encoded[-1:]]), atol=1e-5)
     capsys.readouterr()
     assert main(command) == 1
@@ -254,7 +274,7 @@ def test_what_is_no_audio_encoder_is_refused(talker_demo: Path, tmp_path: Path) 
     model = talker_demo / "checkpoint" / "model_best.onnx"
     with pytest.raises(InferenceError, match="is no audio encoder"):
         encode_speech(talker_demo / "aud.wav", model, SessionOptions())
-    with pytest.raises(InferenceError, match="--audio-encoder"):
+    with pytest.raises(InferenceError, match="audio_encoder"):
         encode_speech(talker_demo / "aud.wav", tmp_path / "none.onnx", SessionOptions())
 
 
@@ -273,7 +293,7 @@ import sys
 from pathlib import Path
 from gpupipe.machine import peak_rss_bytes
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.speech.speech import encode_speech
+from gpupipe.speech.encoder import encode_speech
 sound, encoder = map(Path, sys.argv[1:])
 before = peak_rss_bytes()
 rows = encode_speech(sound, encoder, SessionOptions())

@@ -1,4 +1,4 @@
-"""video and encode: decoding against OpenCV and FFmpeg's own planes; segments, joins, tags and times."""
+"""video, handover and encode: decoding against OpenCV and FFmpeg's own planes; segments, joins, tags and times."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from gpupipe.colour import Colour, PixelFormat
-from gpupipe.errors import MediaError
+from gpupipe.errors import MediaError, OptionError, OutputError
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
+from gpupipe.media.handover import HandOver
 from gpupipe.media.join import join
 from gpupipe.media.video import probe, read_frames
 
@@ -61,7 +62,28 @@ def test_frames_that_an_edit_list_leaves_out_do_not_count(tmp_path: Path, keyfra
         shown += 1
     info = probe(tmp_path / "cut.mp4")
     assert info.frames == shown == 20
+    assert info.timing_error_seconds < 0.001
     assert np.array_equal(np.stack(list(read_frames(info.path, "nv12", info.frames))), frames[10:])
+
+
+@pytest.mark.parametrize("size", [(63, 48), (64, 47), (63, 47)])
+def test_420_needs_an_even_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    path, (width, height) = tmp_path / "a.mp4", size
+    remedy = "write a folder of images in bgr24, or crop the body video"
+    said = f"{path}: size: {{}} needs an even width and height (got '{width}x{height}'); {remedy}"
+    with pytest.raises(OutputError) as caught:
+        VideoWriter(path, width=width, height=height, fps=Fraction(25), pixel_format="bgr24")
+    assert str(caught.value) == said.format("video")
+    assert not path.exists()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), "bgr24")))
+        container.mux(stream.encode(None))
+    assert next(read_frames(path, "bgr24")).shape == (height, width, 3)
+    with pytest.raises(MediaError) as refused:
+        next(read_frames(path, "nv12"))
+    assert str(refused.value) == said.format("nv12")
 
 
 def test_a_video_that_is_stored_turned_is_refused(tmp_path: Path) -> None:
@@ -101,6 +123,64 @@ def test_encoders_that_take_other_layouts(tmp_path: Path, encoder: str, suffix: 
     assert read.shape == frames.shape
     if encoder != "mpeg4":
         assert np.array_equal(read, frames)
+
+
+def planes(picture: av.VideoFrame) -> list[np.ndarray]:
+    """The rows of each plane, without what pads them."""
+    widths = {"nv12": (1, 1), "yuv420p": (1, 0.5, 0.5)}[picture.format.name]
+    heights = (1, 0.5, 0.5)
+    return [
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+            : int(picture.height * high), : int(picture.width * wide)
+        ]
+        for plane, wide, high in zip(picture.planes, widths, heights, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "height", "copied"),
+    [("libx264", 48, False), ("libx264", 50, True), ("h264_nvenc", 48, True)],
+)
+def test_nv12_is_handed_over_as_it_lies_where_that_is_safe(encoder: str, height: int, copied: bool) -> None:
+    colour = Colour(1, 2)
+    frame = np.random.default_rng(5).integers(0, 256, (height * 3 // 2, 64), dtype=np.uint8)
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {encoder}")
+    picture = HandOver("nv12", colour, encoder)(frame)
+    assert (picture.width, picture.height, picture.colorspace, picture.color_range) == (64, height, 1, 2)
+    assert picture.format.name == "nv12"
+    assert np.array_equal(np.concatenate(planes(picture)), frame)
+    frame[0, 0] ^= 0xFF
+    assert (planes(picture)[0][0, 0] != frame[0, 0]) == copied
+
+
+def test_nv12_is_split_for_an_encoder_that_takes_planes() -> None:
+    frame = noise(1, "nv12")[0]
+    y, cb, cr = planes(HandOver("nv12", Colour(), "mpeg4")(frame))
+    assert np.array_equal(y, frame[:48])
+    assert np.array_equal(cb, frame[48:, 0::2])
+    assert np.array_equal(cr, frame[48:, 1::2])
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (66, 50)])  # read where it lies, or copied
+def test_bgr24_is_handed_over_in_the_streams_colours(encoder: str, width: int, height: int) -> None:
+    colour = Colour(1, 1)
+    frame = np.full((height, width, 3), (30, 200, 90), np.uint8)
+    picture = HandOver("bgr24", colour, encoder)(frame)
+    assert (picture.width, picture.height, picture.colorspace, picture.color_range) == (width, height, 1, 1)
+    wanted = (colour.from_bgr @ np.array([30, 200, 90, 1])) >> 14
+    found = [plane.reshape(-1) for plane in planes(picture)]
+    if picture.format.name == "nv12":
+        found = [found[0], found[1][0::2], found[1][1::2]]
+    for plane, level in zip(found, wanted, strict=True):
+        assert np.abs(plane.astype(int) - level).max() <= 1
+
+
+def test_an_encoder_that_takes_no_420_is_refused() -> None:
+    with pytest.raises(OptionError, match="takes neither nv12 nor yuv420p") as caught:
+        HandOver("nv12", Colour(), "gif")
+    assert str(caught.value).endswith("(got 'gif'); use libx264")
 
 
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])

@@ -17,8 +17,8 @@ from gpupipe.bench.scene import Scene
 from gpupipe.colour import PixelFormat
 from gpupipe.geometry import SPEECH_SHAPE, CropLayout
 from gpupipe.gpu.device import Device, open_device
-from gpupipe.model.model import Signature
 from gpupipe.model.runtime import Provider, SessionOptions, open_session, runtime
+from gpupipe.model.signature import Signature
 
 COPY_BYTES = 128 << 20
 """Bytes copied to measure a bandwidth: more than a core's own caches hold."""

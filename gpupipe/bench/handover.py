@@ -1,52 +1,17 @@
-"""How a finished frame becomes what the encoder takes: the last step of compositing, counted for every way."""
+"""OpenCV's conversion of a finished frame for the encoder, for those ways that gpupipe is compared with.
+
+The hand-over is the last step of compositing, and counted for every way; gpupipe's own is `media.handover`.
+"""
 
 from __future__ import annotations
 
-import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from gpupipe.colour import DEFAULT_MATRIX, LUMA_WEIGHTS, Colour, PixelFormat
-from gpupipe.media.encoders import encoder_formats
+from gpupipe.colour import DEFAULT_MATRIX, LUMA_WEIGHTS, Colour
 
 Pixels = NDArray[np.uint8]
-
-
-class HandOver:
-    """Makes the encoder's picture of a finished frame as `encode.VideoWriter` does.
-
-    nv12 is wrapped without a copy. bgr24 is wrapped and converted by libswscale, with the stream's matrix and range and
-    libswscale's own choice of threads.
-
-    Args:
-        pixel_format: of the frames.
-        colour: of the stream.
-        encoder: FFmpeg's name of the encoder.
-    """
-
-    def __init__(self, pixel_format: PixelFormat, colour: Colour, encoder: str) -> None:
-        self._pixel_format, self._colour = pixel_format, colour
-        self._encoder_format = next(name for name in ("nv12", "yuv420p") if name in encoder_formats(encoder))
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: Pixels) -> av.VideoFrame:
-        """The picture: the memory of `frame` (nv12) or of its own (bgr24)."""
-        # PyAV takes the height of an nv12 array wrongly unless it is divisible by 4, and libswscale reads bgr24 by 16
-        # pixels: other frames are copied, as the writer does.
-        height = frame.shape[0] * 2 // 3 if self._pixel_format == "nv12" else frame.shape[0]
-        whole = height % 4 == 0 and (self._pixel_format == "nv12" or frame.shape[1] % 16 == 0)
-        wrap = av.VideoFrame.from_numpy_buffer if whole else av.VideoFrame.from_ndarray
-        picture = wrap(frame, format=self._pixel_format)
-        if self._pixel_format == "bgr24":
-            picture = self._reformatter.reformat(
-                picture,
-                format=self._encoder_format,
-                dst_colorspace=self._colour.matrix,
-                dst_color_range=self._colour.range,
-            )
-        return picture
 
 
 class OpencvNv12:

@@ -68,24 +68,24 @@ class Comparison:
 
     Args:
         expected: the reference of each output frame.
-        frames: how many there must be; further ones are ignored.
+        frame_count: how many there must be; further ones are ignored.
     """
 
-    def __init__(self, expected: Callable[[int], NDArray[np.uint8]], frames: int) -> None:
-        self._expected, self._frames = expected, frames
+    def __init__(self, expected: Callable[[int], NDArray[np.uint8]], frame_count: int) -> None:
+        self._expected, self._frame_count = expected, frame_count
         self._seen = 0
         self._sum = Difference()
 
     def __call__(self, frame: NDArray[np.uint8]) -> None:
         """Compare the next frame."""
-        if self._seen < self._frames:
+        if self._seen < self._frame_count:
             self._sum += difference(frame, self._expected(self._seen))
         self._seen += 1
 
     def result(self) -> Difference:
         """Over all frames; one that never came differs everywhere."""
         missing = Difference()
-        for output in range(self._seen, self._frames):
+        for output in range(self._seen, self._frame_count):
             height, width = self._expected(output).shape[:2]
             missing += Difference(height * width, height * width, 255)
         return self._sum + missing
@@ -150,15 +150,15 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     return {name: round(value, digits) for name, value in (("median", median), ("q1", q1), ("q3", q3))}
 
 
-def timing(times: Times, frames: int) -> dict[str, Any]:
+def timing(times: Times, frame_count: int) -> dict[str, Any]:
     """Times as JSON values: milliseconds a frame (median, quartiles, every run), FPS, and CPU milliseconds a frame."""
-    per_frame = [second / frames * 1e3 for second in times.seconds]
+    per_frame = [second / frame_count * 1e3 for second in times.seconds]
     ms = spread(per_frame)
     return {
         "ms": {**ms, "runs": [round(value, 4) for value in per_frame]},
         "fps": round(1e3 / ms["median"], 2) if ms["median"] else None,
-        "wall_ms": round(statistics.median(times.wall) / frames * 1e3, 4),
-        "cpu_ms": round(statistics.median(times.cpu) / frames * 1e3, 4),
+        "wall_ms": round(statistics.median(times.wall) / frame_count * 1e3, 4),
+        "cpu_ms": round(statistics.median(times.cpu) / frame_count * 1e3, 4),
     }
 
 

@@ -10,9 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gpupipe.bench.entrants import NoTrace
-from gpupipe.bench.lineup import line_up
+from gpupipe.bench.registry import way_named
 from gpupipe.bench.scene import Scene, SceneOptions
+from gpupipe.bench.way import NoTrace
 from gpupipe.machine import peak_rss_bytes
 
 
@@ -31,18 +31,18 @@ def measure_memory(options: SceneOptions, name: str) -> dict[str, Any]:
 def _measure(options: SceneOptions, name: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")  # the parent has shown what is odd about the character
     scene = Scene(options)
-    (entrant,) = (entrant for entrant in line_up(scene) if entrant.name == name)
+    way = way_named(scene, name)
     began = time.perf_counter()
-    entrant.open()
+    way.open()
     preload = time.perf_counter() - began
-    frames = min(scene.frames, 3 * scene.batch)
-    with tempfile.TemporaryDirectory() as folder, entrant.encoder(Path(folder) / "out.mp4") as save:
-        entrant.render(save, NoTrace(), frames)
+    frame_count = min(scene.frame_count, 3 * scene.batch_size)
+    with tempfile.TemporaryDirectory() as folder, way.encoder(Path(folder) / "out.mp4") as save:
+        way.render(save, NoTrace(), frame_count)
     found = {
         "preload_seconds": round(preload, 3),
         "peak_rss_bytes": peak_rss_bytes(),
-        "cache_bytes": entrant.cache_bytes,
-        "device_bytes": entrant.device_bytes,
+        "cache_bytes": way.cache_bytes,
+        "device_bytes": way.device_bytes,
     }
-    entrant.close()
+    way.close()
     return found

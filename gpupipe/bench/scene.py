@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.bench import reference
-from gpupipe.character.folder import Character, read_features
+from gpupipe.bench import algorithm
+from gpupipe.character.features import read_features
+from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError
 from gpupipe.geometry import Rect, frame_order
 from gpupipe.machine import cpu_count
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import read_frames
-from gpupipe.model.model import Signature
 from gpupipe.model.runtime import SessionOptions, open_session
+from gpupipe.model.signature import Signature
 from gpupipe.render.output import OutputOptions
 
 Pixels = NDArray[np.uint8]
@@ -37,26 +38,26 @@ class SceneOptions:
     Attributes:
         character: the folder.
         model: the ONNX file.
-        frames: output frames.
-        batch: frames in a batch, for the ways that have batches.
+        frame_count: output frames.
+        batch_size: frames in a batch, for the ways that have batches.
         workers: compositing threads, for the ways that have them.
     """
 
     character: Path
     model: Path
-    frames: int
-    batch: int
+    frame_count: int
+    batch_size: int
     workers: int
 
 
 class Scene:
-    """One character speaking, for `frames` output frames.
+    """One character speaking, for `frame_count` output frames.
 
     Args:
         options: what to render.
 
     Attributes:
-        order: the source frame of each output frame, int32 `[frames]`.
+        order: the source frame of each output frame, int32 `[frame_count]`.
         features: speech features, float32 `[N, 512]`.
         threads: CPU threads for the model, the same for every way.
         output: how every way writes its video.
@@ -67,36 +68,37 @@ class Scene:
 
     def __init__(self, options: SceneOptions) -> None:
         self.options = options
-        self.frames, self.batch, self.workers = options.frames, options.batch, options.workers
+        self.frame_count, self.batch_size = options.frame_count, options.batch_size
+        self.workers = options.workers
         self.character = Character.load(options.character)
         self.layout, self.body_info = self.character.layout, self.character.body
         self.features = read_features(self.character.features_path)
-        if self.frames > len(self.features):
+        if self.frame_count > len(self.features):
             raise OptionError(
                 f"the character speaks for {len(self.features)} frames only",
                 field="--frames",
-                value=self.frames,
+                value=self.frame_count,
                 remedy=f"give at most {len(self.features)}",
             )
-        self.order = frame_order(self.frames, self.character.count)
+        self.order = frame_order(self.frame_count, self.character.count)
         self._sources = int(self.order.max()) + 1
         self._predicted: dict[int, Floats] = {}
         self.threads = cpu_count()
         self.output = OutputOptions(encoder=EncoderOptions(), overwrite=True)
 
-    def first(self, frames: int) -> Scene:
-        """The same scene, over after `frames` frames."""
+    def first(self, frame_count: int) -> Scene:
+        """The same scene, over after `frame_count` frames."""
         short = copy.copy(self)
-        short.frames, short.order = frames, self.order[:frames]
+        short.frame_count, short.order = frame_count, self.order[:frame_count]
         return short
 
-    def varied(self, *, frames: int, batch: int, workers: int) -> Scene:
+    def varied(self, *, frame_count: int, batch_size: int, workers: int) -> Scene:
         """The same character in another number of frames, batches of another size, and with other threads."""
         other = copy.copy(self)
         other.__dict__.pop("predictions", None)
         other.__dict__.pop("inputs", None)
-        other.frames, other.batch, other.workers = frames, batch, workers
-        other.order = self.order[:frames]
+        other.frame_count, other.batch_size, other.workers = frame_count, batch_size, workers
+        other.order = self.order[:frame_count]
         return other
 
     @cached_property
@@ -122,32 +124,32 @@ class Scene:
     @cached_property
     def inputs(self) -> tuple[Floats, Floats]:
         """The model's inputs for the first batch of frames, `[B, 6, S, S]` and `[B, 32, 16, 16]`."""
-        outputs = range(min(self.batch, self.frames))
-        visual = [reference.visual_input(self.crops[self.order[output]], self.layout) for output in outputs]
-        return np.stack(visual), np.stack([reference.speech_window(self.features, output) for output in outputs])
+        outputs = range(min(self.batch_size, self.frame_count))
+        visual = [algorithm.visual_input(self.crops[self.order[output]], self.layout) for output in outputs]
+        return np.stack(visual), np.stack([algorithm.speech_window(self.features, output) for output in outputs])
 
     @cached_property
     def predictions(self) -> Floats:
         """What the model says for the first batch of frames, `[B, 3, S, S]`: given to all when compositing is timed."""
-        return np.concatenate([self.predicted(output) for output in range(min(self.batch, self.frames))])
+        return np.concatenate([self.predicted(output) for output in range(min(self.batch_size, self.frame_count))])
 
     def predicted(self, output: int) -> Floats:
         """The reference prediction of an output frame, `[1, 3, S, S]`: the model run on that frame alone."""
         if output not in self._predicted:
             self._predicted[output] = self._runner(
-                reference.visual_input(self.crops[self.order[output]], self.layout)[None],
-                reference.speech_window(self.features, output)[None],
+                algorithm.visual_input(self.crops[self.order[output]], self.layout)[None],
+                algorithm.speech_window(self.features, output)[None],
             )
         return self._predicted[output]
 
     def expected(self, output: int, prediction: Floats, pixel_format: PixelFormat) -> Pixels:
         """The frame that every way must draw."""
-        source = int(self.order[output])
+        source, prediction = int(self.order[output]), algorithm.in_range(prediction)
         crop, rect = self.crops[source], self.rects[source]
         if pixel_format == "bgr24":
-            return reference.composite_bgr24(prediction, crop, self.body[source], rect, self.layout)
+            return algorithm.composite_bgr24(prediction, crop, self.body[source], rect, self.layout)
         body, colour = self.body_nv12[source], self.body_info.colour
-        return reference.composite_nv12(prediction, crop, body, rect, self.layout, colour)
+        return algorithm.composite_nv12(prediction, crop, body, rect, self.layout, colour)
 
     @cached_property
     def _runner(self) -> Runner:
@@ -160,21 +162,35 @@ class Runner:
     Args:
         path: the ONNX file.
         threads: CPU threads of one run.
+
+    Attributes:
+        session: ONNX Runtime's.
+        signature: of the model.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._session: Any = open_session(path, SessionOptions("cpu", threads=threads))
-        self.signature = Signature(path, self._session)
+        self.session: Any = open_session(path, SessionOptions("cpu", threads=threads))
+        self.signature = Signature(path, self.session)
 
     def __call__(self, visual: Floats, audio: Floats) -> Floats:
-        """Run a batch: `[B, 6, S, S]` and `[B, 32, 16, 16]` to `[B, 3, S, S]`, all float32."""
-        signature, step = self.signature, self.signature.batch or len(visual)
+        """Run a batch: `[B, 6, S, S]` and `[B, 32, 16, 16]` to `[B, 3, S, S]`, all float32.
+
+        A model that takes batches of one size only gets them, the last one filled up with its last frame.
+        """
+        count, step = len(visual), self.signature.batch or len(visual)
         done = []
-        for start in range(0, len(visual), step):
-            feed = {
-                name: array[start : start + step].astype(signature.dtype, copy=False)
-                for name, array in ((signature.visual, visual), (signature.audio, audio))
-            }
-            done.append(self._session.run([signature.prediction], feed)[0])
+        for start in range(0, count, step):
+            inputs = [array[start : start + step].astype(self.signature.dtype, copy=False) for array in (visual, audio)]
+            missing = step - len(inputs[0])
+            if missing:
+                inputs = [np.concatenate([array, array[-1:].repeat(missing, axis=0)]) for array in inputs]
+            done.append(self.run(*inputs))
         whole = done[0] if len(done) == 1 else np.concatenate(done)
-        return np.asarray(whole, np.float32)
+        return np.asarray(whole[:count], np.float32)
+
+    def run(self, visual: NDArray[Any], audio: NDArray[Any]) -> NDArray[Any]:
+        """Run the model once, on arrays of its own type."""
+        signature = self.signature
+        feed = {signature.visual: visual, signature.audio: audio}
+        prediction: NDArray[Any] = self.session.run([signature.prediction], feed)[0]
+        return prediction

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.bench.entrants import Entrant, StageName
+from gpupipe.bench.algorithm import in_range
 from gpupipe.bench.measure import (
     EXACT,
     ROUNDING,
@@ -27,40 +27,36 @@ from gpupipe.bench.measure import (
     rank,
     timing,
 )
-from gpupipe.bench.scene import Floats
-from gpupipe.trace import Trace
+from gpupipe.bench.way import BenchStage, Floats, Way
+from gpupipe.trace import FINISH, PARTS, Trace
 
-PARTS = ("prepare", "infer", "paste", "save", "finish")
-"""The spans of a whole render, in this order; `finish` flushes the encoder and joins the video's parts."""
-
-TOLERANCES: dict[StageName, Tolerance] = {"compose": EXACT, "infer": ROUNDING, "render": ROUNDING}
+TOLERANCES: dict[BenchStage, Tolerance] = {"compose": EXACT, "infer": ROUNDING, "render": ROUNDING}
 """What counts as right. Compositing is given the same predictions everywhere and leaves no room; the model's own
 numbers may differ in their last bits."""
 
 
-def check(entrant: Entrant, stages: Sequence[StageName]) -> dict[StageName, Difference]:
+def check(way: Way, stages: Sequence[BenchStage]) -> dict[BenchStage, Difference]:
     """Compare what a way makes with the reference, in every stage that makes anything."""
-    scene, pixel_format = entrant.scene, entrant.pixel_format
-    found: dict[StageName, Difference] = {}
-    if "compose" in stages and "compose" in entrant.stages:
+    scene, pixel_format = way.scene, way.pixel_format
+    found: dict[BenchStage, Difference] = {}
+    if "compose" in stages and "compose" in way.stages:
         given = scene.predictions
-        all_frames = Comparison(lambda o: scene.expected(o, given[o % len(given)], pixel_format), scene.frames)
-        entrant.compose(all_frames)
+        all_frames = Comparison(lambda o: scene.expected(o, given[o % len(given)], pixel_format), scene.frame_count)
+        way.compose(all_frames)
         found["compose"] = all_frames.result()
-    if "infer" in stages and "infer" in entrant.stages:
-        found["infer"] = difference(_levels(entrant.predicted()), _levels(scene.predictions))
-    if "render" in stages and "render" in entrant.stages:
-        frames = min(scene.frames, 2 * scene.batch)
-        some = Comparison(lambda o: scene.expected(o, scene.predicted(o)[0], pixel_format), frames)
-        entrant.render(some, Trace(), frames)
+    if "infer" in stages and "infer" in way.stages:
+        found["infer"] = difference(_levels(way.predicted()), _levels(scene.predictions))
+    if "render" in stages and "render" in way.stages:
+        frame_count = min(scene.frame_count, 2 * scene.batch_size)
+        some = Comparison(lambda o: scene.expected(o, scene.predicted(o)[0], pixel_format), frame_count)
+        way.render(some, Trace(), frame_count)
         found["render"] = some.result()
     return found
 
 
 def _levels(prediction: Floats) -> NDArray[np.uint8]:
     """A prediction in grey levels, as it is pasted, in two dimensions."""
-    clean = np.nan_to_num(prediction, nan=0.0, posinf=1.0, neginf=0.0)
-    levels: NDArray[np.uint8] = np.trunc(np.clip(clean, 0, 1) * np.float32(255)).astype(np.uint8)
+    levels: NDArray[np.uint8] = (in_range(prediction) * np.float32(255)).astype(np.uint8)
     return levels.reshape(-1, prediction.shape[-1])
 
 
@@ -68,8 +64,8 @@ class Timetable:
     """Times the stages of all ways.
 
     Args:
-        entrants: opened.
-        checked: what `check` found, by entrant.
+        ways: opened.
+        checked: what `check` found, by way.
         runs: timed passes of each way and stage.
         folder: where videos may be written.
         clocks: of the host: seconds, and seconds of all cores; None for the real ones.
@@ -78,21 +74,21 @@ class Timetable:
 
     def __init__(
         self,
-        entrants: Sequence[Entrant],
-        checked: Mapping[str, Mapping[StageName, Difference]],
+        ways: Sequence[Way],
+        checked: Mapping[str, Mapping[BenchStage, Difference]],
         runs: int,
         folder: Path,
         *,
         clocks: tuple[Clock, Clock] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._entrants, self._checked, self._runs, self._folder = entrants, checked, runs, folder
+        self._ways, self._checked, self._runs, self._folder = ways, checked, runs, folder
         self._clocks: dict[str, Any] = {} if clocks is None else {"clock": clocks[0], "cpu_clock": clocks[1]}
         self._say = say
         self._parts: dict[str, list[dict[str, float]]] = {}
         self._bytes: dict[str, int] = {}
 
-    def time(self, stage: StageName, bases: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def time(self, stage: BenchStage, bases: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Time one stage.
 
         Args:
@@ -102,14 +98,14 @@ class Timetable:
         Returns:
             The rows of the table as JSON values, by way.
         """
-        taking_part = [entrant for entrant in self._entrants if stage in entrant.stages]
+        taking_part = [way for way in self._ways if stage in way.stages]
         times = in_turn(
-            {entrant.name: self._pass(entrant, stage) for entrant in taking_part},
+            {way.name: self._pass(way, stage) for way in taking_part},
             self._runs,
             progress=lambda name, run: self._tell(stage, run) if name == taking_part[0].name else None,
             **self._clocks,
         )
-        rows = {entrant.name: self._row(entrant, stage, times[entrant.name]) for entrant in taking_part}
+        rows = {way.name: self._row(way, stage, times[way.name]) for way in taking_part}
         places = rank(rows)
         for name, row in rows.items():
             row["rank"] = places.get(name)
@@ -117,54 +113,54 @@ class Timetable:
             row["times_faster_than"] = {base: paired(times[base].seconds, times[name].seconds) for base in comparable}
         return rows
 
-    def _tell(self, stage: StageName, run: int) -> None:
+    def _tell(self, stage: BenchStage, run: int) -> None:
         self._say(f"{stage}: {'warm-up' if run < 0 else f'run {run + 1} of {self._runs}'}")
 
-    def _pass(self, entrant: Entrant, stage: StageName) -> Pass:
+    def _pass(self, way: Way, stage: BenchStage) -> Pass:
         if stage == "compose":
-            hand_over = entrant.hand_over()
-            return lambda: entrant.compose(hand_over)
+            hand_over = way.hand_over()
+            return lambda: way.compose(hand_over)
         if stage == "infer":
-            return entrant.infer
-        path = self._folder / f"{entrant.name}.mp4"
+            return way.infer
+        path = self._folder / f"{way.name}.mp4"
         if stage == "encode":
-            entrant.encode(path)  # decodes what it encodes, once
-            return lambda: entrant.encode(path)
-        return lambda: self._render(entrant, path)
+            way.encode(path)  # decodes what it encodes, once
+            return lambda: way.encode(path)
+        return lambda: self._render(way, path)
 
-    def _render(self, entrant: Entrant, path: Path) -> None:
-        trace, frames = Trace(), entrant.scene.frames
+    def _render(self, way: Way, path: Path) -> None:
+        trace, frame_count = Trace(), way.scene.frame_count
         with ExitStack() as finishing:
-            save = finishing.enter_context(entrant.encoder(path))
-            entrant.render(save, trace, frames)
-            with trace.span("finish"):
+            save = finishing.enter_context(way.encoder(path))
+            way.render(save, trace, frame_count)
+            with trace.span(FINISH):
                 finishing.close()
-        self._parts.setdefault(entrant.name, []).append(
-            {part: trace.times(part).total_seconds / frames * 1e3 for part in PARTS}
+        self._parts.setdefault(way.name, []).append(
+            {part: trace.times(part).total_seconds / frame_count * 1e3 for part in PARTS}
         )
-        self._bytes[entrant.name] = path.stat().st_size
+        self._bytes[way.name] = path.stat().st_size
 
-    def _row(self, entrant: Entrant, stage: StageName, times: Times) -> dict[str, Any]:
-        found = self._checked[entrant.name].get(stage)
+    def _row(self, way: Way, stage: BenchStage, times: Times) -> dict[str, Any]:
+        found = self._checked[way.name].get(stage)
         row: dict[str, Any] = {
-            **timing(times, entrant.scene.frames),
-            "pixel_format": entrant.pixel_format,
-            "batch": entrant.batch,
-            "threads": entrant.threads.get(stage),
+            **timing(times, way.scene.frame_count),
+            "pixel_format": way.pixel_format,
+            "batch": way.batch_size,
+            "threads": way.threads.get(stage),
             "compared_pixels": found.pixels if found else None,
             "differing_pixels": found.differing if found else None,
             "largest_difference": found.largest if found else None,
             # Nothing is computed where nothing is compared: the encoder takes the same frames from everyone.
             "right": found.within(TOLERANCES[stage]) if found else True,
-            "meaningless": entrant.meaningless,
+            "meaningless": way.meaningless,
         }
         if stage == "render":
-            parts = median_parts(self._parts[entrant.name][-self._runs :])
+            parts = median_parts(self._parts[way.name][-self._runs :])
             whole = row["ms"]["median"]
             row["parts"] = {
                 part: {"ms": ms, "share": round(ms / whole, 4) if whole else None} for part, ms in parts.items()
             }
-            row["video_bytes"] = self._bytes[entrant.name]
+            row["video_bytes"] = self._bytes[way.name]
         return row
 
 

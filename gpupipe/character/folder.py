@@ -7,13 +7,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gpupipe.errors import GpupipeError, PackageError
-from gpupipe.geometry import BORDER, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.errors import GpupipeError, PackageError, reason
+from gpupipe.geometry import BORDER, CropLayout, Rect
 from gpupipe.media.video import VideoInfo, probe
 
 BODY = "full_body_video.mp4"
@@ -28,7 +24,15 @@ SOUND = "aud.wav"
 
 
 LARGEST = 1 << 13
-"""Coordinates of rectangles are within this many pixels: a crop resized to more would take gigabytes."""
+"""Coordinates of rectangles are within this many pixels; what is beyond is no place in a video."""
+
+LARGEST_AREA = 1 << 24
+"""The most pixels of a rectangle, 4096x4096: more than half of an 8K frame, which no face takes. Each thread that draws
+on the CPU needs up to 31 bytes for each of them (see `compose.cpu`), here 520 MB."""
+
+STEADY = 0.5
+"""Frames by which one may be from its time in a video of constant rate. Up to half a frame, the frame that is shown is
+still the one nearest to the time; rounded timestamps stay far below (Matroska's are whole milliseconds)."""
 
 
 class GpupipeWarning(UserWarning):
@@ -92,7 +96,7 @@ class Character:
             MediaError: a video is missing or truncated.
 
         Warns:
-            GpupipeWarning: the videos and the rectangles differ in number.
+            GpupipeWarning: the videos and the rectangles differ in number, or the body's frame rate varies.
         """
         character, faults, notes = examine(path)
         if faults:
@@ -138,6 +142,12 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
     if len(set(counts.values())) > 1 and entries:
         listed = ", ".join(f"{name} {number}" for name, number in counts.items())
         notes.append(f"{path}: counts differ ({listed}); the first {count} frames are used")
+    if body is not None and body.timing_error_seconds * body.fps > STEADY:
+        notes.append(
+            f"{body.path}: the frame rate varies; it is taken for its average of {float(body.fps):.6g} a second, which "
+            f"puts frames up to {body.timing_error_seconds * 1000:.0f} ms from their own times; write it again at a "
+            "constant rate"
+        )
     # Bounded, for one wild frame number would otherwise be reported as a million missing frames.
     listed_frames = range(min(count, 2 * len(entries) + 1))
     rects = [_rectangle(path / RECTANGLES, frame, entries, body, faults) for frame in listed_frames]
@@ -146,38 +156,6 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
     both = (recorded[0], recorded[1]) if len(recorded) == 2 and recorded[0] and recorded[1] else None
     whole = tuple(rect for rect in rects if rect is not None)
     return Character(path, body, crops, whole, layout, both, tuple(notes)), faults, notes
-
-
-def read_features(path: Path) -> NDArray[np.float32]:
-    """Read speech features.
-
-    Returns:
-        float32 `[N, 512]`, N at least 1.
-
-    Raises:
-        PackageError: the file is missing, or holds something else.
-    """
-    remedy = f"give a NumPy file with float32 [N, {SPEECH_WIDTH}]"
-    if not path.is_file():
-        raise PackageError("no such file", file=path, field="features", remedy=remedy)
-    try:
-        features = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise PackageError(f"is no NumPy array: {error}", file=path, field="features", remedy=remedy) from error
-    if not isinstance(features, np.ndarray):
-        features.close()
-        raise PackageError("holds several arrays", file=path, field="features", remedy=remedy)
-    if features.dtype != np.float32:
-        raise PackageError("wrong type", file=path, field="features", value=str(features.dtype), remedy=remedy)
-    if features.ndim != 2 or features.shape[1] != SPEECH_WIDTH or not len(features):
-        raise PackageError("wrong shape", file=path, field="features", value=features.shape, remedy=remedy)
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise PackageError(
-            "holds NaN or infinity", file=path, field=f"features row {row}", remedy="compute the features again"
-        )
-    return features
 
 
 def _layout(crops: VideoInfo, faults: list[GpupipeError]) -> CropLayout | None:
@@ -205,7 +183,7 @@ def _read_rectangles(path: Path, faults: list[GpupipeError]) -> dict[int, Any]:
         faults.append(PackageError("no such file", file=path, remedy=remedy))
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        faults.append(PackageError(f"cannot be read: {error}", file=path, remedy=remedy))
+        faults.append(PackageError(f"cannot be read: {reason(error)}", file=path, remedy=remedy))
         return {}
     if not numbered:
         faults.append(PackageError("holds no rectangle", file=path, remedy=remedy))
@@ -237,6 +215,8 @@ def _rectangle(
         fault("empty or reversed", numbers, "x2 must be greater than x1, and y2 than y1")
     elif max(map(abs, rect)) > LARGEST:
         fault(f"beyond {LARGEST} pixels", numbers, "give body pixels")
+    elif rect.width * rect.height > LARGEST_AREA:
+        fault(f"larger than {LARGEST_AREA} pixels", numbers, "give the face's rectangle in body pixels")
     elif body is not None and rect.within(body.width, body.height).empty:
         fault(f"wholly outside the {body.width}x{body.height} body", numbers, "give body pixels")
     else:

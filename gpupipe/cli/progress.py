@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpupipe.render.render import Progress as Done
+from gpupipe.render.stats import Progress as Done
 
 LINE_EVERY = 20
 

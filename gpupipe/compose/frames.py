@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.colour import Colour, PixelFormat
+from gpupipe.colour import FRACTION_BITS, Colour, PixelFormat
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.geometry import CropLayout, Rect
 
@@ -63,6 +64,11 @@ class FrameSpec:
         return (6, self.layout.model_size, self.layout.model_size)
 
     @property
+    def largest_rect(self) -> int:
+        """Pixels of the largest rectangle."""
+        return max((rect.width * rect.height for rect in self.rects), default=0)
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of all that is kept."""
         each = self.format.nbytes + int(np.prod(self.crop_shape))
@@ -84,6 +90,11 @@ class HostFrames:
     body: Frame
     crops: Frame
     recorded: Frame | None = None
+
+    @cached_property
+    def ycbcr_weights(self) -> NDArray[np.float32]:
+        """`Colour.from_bgr` as float32 `[3, 4]`, multiples of 2^-14."""
+        return self.spec.colour.from_bgr.astype(np.float32) / np.float32(1 << FRACTION_BITS)
 
     @classmethod
     def load(

@@ -28,11 +28,11 @@ from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.compose.table import ROW, Rows, device_shape
 from gpupipe.errors import DeviceError
-from gpupipe.geometry import SPEECH_SHAPE, CropLayout
 from gpupipe.gpu import kernels, launch
 from gpupipe.gpu.clock import GpuClock, Marks
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows
+from gpupipe.model.signature import model_shapes
 from gpupipe.options import MAX_BATCH
 
 GpuDrawing = Drawing[DeviceFrames, DeviceSpeech]
@@ -263,9 +263,3 @@ class GpuCompositor:
 def _to_host(format: SurfaceFormat) -> PitchedRows:
     rows, pitch = device_shape(format)
     return PitchedRows(rows=rows, width=format.row_bytes, source_pitch=pitch, target_pitch=format.row_bytes)
-
-
-def model_shapes(layout: CropLayout, batch: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The shapes of `visual`, `audio` and `prediction`: what a model reads and writes for a batch."""
-    size = layout.model_size
-    return (batch, 6, size, size), (batch, *SPEECH_SHAPE), (batch, 3, size, size)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface
 from gpupipe.geometry import CropLayout
+from gpupipe.gpu.clock import Marks
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class Slot(Protocol):
     @property
     def prediction(self) -> Any:
         """`[B, 3, S, S]`, like `visual`: BGR planes, 0 to 1."""
+
+    @property
+    def marks(self) -> Marks | None:
+        """When its steps ran, where a GPU does them; who runs the model there marks that ("infer")."""
 
 
 SlotT = TypeVar("SlotT", bound=Slot)

@@ -28,7 +28,7 @@ from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.speech.mel import FFT_SIZE, HOP, SAMPLE_RATE
-from gpupipe.speech.windows import features_from_pcm
+from gpupipe.speech.stream import features_from_pcm
 
 DemoModel = Literal["tiny", "full"]
 

@@ -1,1 +1,6 @@
-"""doctor."""
+"""What is there: in a character folder (`inspect`), and on this machine (`doctor`). Writes nothing that stays."""
+
+from gpupipe.doctor.doctor import doctor
+from gpupipe.doctor.inspect import inspect
+
+__all__ = ["doctor", "inspect"]

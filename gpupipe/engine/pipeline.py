@@ -1,93 +1,65 @@
-"""A bounded pipeline: one thread a stage, a fixed number of slots going round, order kept, the first error wins."""
+"""Stages, each in a thread of its own, that items go through in order, for as long as a process lives."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-SlotT = TypeVar("SlotT")
-JobT = TypeVar("JobT")
-
-POLL_SECONDS = 0.2
-"""How often a waiting consumer wakes, so that Ctrl-C is seen where a blocking wait cannot be interrupted (Windows)."""
+ItemT = TypeVar("ItemT")
 
 
-class Item(NamedTuple, Generic[SlotT, JobT]):
-    """A job, and the slot it is done in."""
-
-    slot: SlotT
-    job: JobT
-
-
-class Stage(NamedTuple, Generic[SlotT, JobT]):
+class Stage(NamedTuple, Generic[ItemT]):
     """A named step; it runs in a thread of that name."""
 
     name: str
-    work: Callable[[SlotT, JobT], None]
+    work: Callable[[ItemT], None]
 
 
-def run(
-    jobs: Iterable[JobT], slots: Sequence[SlotT], stages: Sequence[Stage[SlotT, JobT]]
-) -> Generator[Item[SlotT, JobT], None, None]:
-    """Put every job through every stage, each stage in its own thread, with at most `len(slots)` jobs under way.
+class Pipeline(Generic[ItemT]):
+    """Takes items from a source as they come, and puts each through every stage.
 
-    Yields:
-        Each job in order, with the slot it was done in. The slot is used again when the next item is asked for.
+    An item is handed on the moment a stage is done with it, whether or not another follows.
 
-    Raises:
-        BaseException: the first that any stage raised; nothing is started after it. Closing the generator stops the
-            stages likewise. Either way every thread has ended when it returns.
+    Args:
+        source: gives the next item, and waits for it; None ends the pipeline once all that is under way is done.
+        stages: must not raise: what concerns one item is kept in it by the stage.
+        failed: told what a stage or the source has raised all the same; the pipeline goes on to its end, dropping
+            what is under way.
     """
-    queues: list[queue.SimpleQueue[Item[SlotT, JobT] | None]] = [queue.SimpleQueue() for _ in range(len(stages) + 1)]
-    stop = threading.Event()
-    errors: list[BaseException] = []
 
-    def serve(number: int, stage: Stage[SlotT, JobT]) -> None:
-        try:
-            while (item := queues[number].get()) is not None and not stop.is_set():
-                stage.work(item.slot, item.job)
-                queues[number + 1].put(item)
-        except BaseException as error:
-            # Appending is atomic, and only the first entry is raised.
-            errors.append(error)
-            stop.set()
-        finally:
-            queues[number + 1].put(None)
+    def __init__(
+        self,
+        source: Callable[[], ItemT | None],
+        stages: Sequence[Stage[ItemT]],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._source, self._failed = source, failed
+        self._queues: list[queue.SimpleQueue[ItemT | None]] = [queue.SimpleQueue() for _ in stages]
+        self._broken = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(number, stage), name=stage.name, daemon=True)
+            for number, stage in enumerate(stages)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    threads = [
-        threading.Thread(target=serve, args=(number, stage), name=stage.name, daemon=True)
-        for number, stage in enumerate(stages)
-    ]
-    waiting = iter(jobs)
-
-    def feed(slot: SlotT) -> None:
-        for job in waiting:
-            queues[0].put(Item(slot, job))
-            return
-        queues[0].put(None)
-
-    for thread in threads:
-        thread.start()
-    try:
-        for slot in slots:
-            feed(slot)
-        while (item := _take(queues[-1])) is not None:
-            yield item
-            feed(item.slot)
-    finally:
-        stop.set()
-        queues[0].put(None)
-        for thread in threads:
+    def join(self) -> None:
+        """Wait until every thread has ended; the source must have given None, or give it soon."""
+        for thread in self._threads:
             thread.join()
-    if errors:
-        raise errors[0]
 
-
-def _take(source: queue.SimpleQueue[Item[SlotT, JobT] | None]) -> Item[SlotT, JobT] | None:
-    while True:
+    def _serve(self, number: int, stage: Stage[ItemT]) -> None:
+        take = self._source if number == 0 else self._queues[number].get
+        give = self._queues[number + 1].put if number + 1 < len(self._queues) else lambda item: None
         try:
-            return source.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            continue
+            while (item := take()) is not None:
+                if not self._broken.is_set():
+                    stage.work(item)
+                    give(item)
+        except BaseException as error:
+            self._broken.set()
+            self._failed(error)
+        finally:
+            give(None)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gpupipe.errors import DeviceError, DeviceMemoryError
+from gpupipe.errors import DeviceError, DeviceMemoryError, reason
 from gpupipe.gpu.driver import device_count, load_cupy, version_text
 from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows, Stream
 
@@ -75,8 +75,10 @@ def describe() -> dict[str, Any]:
                     "free_bytes": device.free_bytes,
                 }
             )
+    except DeviceError as error:
+        found["problem"] = error.on_command_line()  # which is where this is read
     except Exception as error:
-        found["problem"] = " ".join(str(error).split()) or type(error).__name__
+        found["problem"] = reason(error)
     return found
 
 

@@ -9,16 +9,12 @@ from types import TracebackType
 from typing import cast
 
 import av
-import numpy as np
-from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from gpupipe.colour import Colour, PixelFormat
-from gpupipe.errors import OptionError, OutputError
-from gpupipe.media.encoders import COPIES_INPUT, EncoderOptions, encoder_formats, encoder_name
-from gpupipe.media.video import media_url
-
-Frame = NDArray[np.uint8]
+from gpupipe.errors import OptionError, OutputError, reason
+from gpupipe.media.encoders import EncoderOptions, encoder_name, silence
+from gpupipe.media.handover import Frame, HandOver
+from gpupipe.media.video import media_url, require_even
 
 REORDERED = 2
 """Frames by which decoding runs ahead of showing where the encoder does not say."""
@@ -57,30 +53,11 @@ class VideoWriter:
         options = options or EncoderOptions()
         options = replace(options, encoder=encoder_name(options.encoder))
         colour = colour or Colour()
-        if width % 2 or height % 2:
-            raise OutputError(
-                "4:2:0 video needs an even width and height",
-                file=path,
-                field="size",
-                value=f"{width}x{height}",
-                remedy="write images instead, or crop the body video",
-            )
+        require_even(path, width, height, what="video", error=OutputError)
         self.path = Path(path)
-        self._pixel_format = pixel_format
-        self._colour = colour
-        self._height = height
         self._next = 0
         self._last_dts: int | None = None
-        self._reformatter = VideoReformatter()
-        # The conversion of bgr24 reads 16 pixels at a time, and so beyond the end of other widths.
-        ends_where_read = pixel_format == "nv12" or width % 16 == 0
-        self._zero_copy = options.encoder in COPIES_INPUT and height % 4 == 0 and ends_where_read
-        formats = encoder_formats(options.encoder)
-        self._encoder_format = next((f for f in ("nv12", "yuv420p") if f in formats), None)
-        if self._encoder_format is None:
-            raise OptionError(
-                "takes neither nv12 nor yuv420p", field="--encoder", value=options.encoder, remedy="use libx264"
-            )
+        self._hand_over = HandOver(pixel_format, colour, options.encoder)
         self._time_base = 1 / fps
         try:
             self._container = av.open(media_url(path), "w")
@@ -98,18 +75,19 @@ class VideoWriter:
                 ) from error
             context = self._stream.codec_context
             context.options = options.codec_options(context)
-            context.width, context.height, context.pix_fmt = width, height, self._encoder_format
+            context.width, context.height, context.pix_fmt = width, height, self._hand_over.encoder_format
             context.time_base = self._stream.time_base = self._time_base
             context.thread_count = options.threads
             context.sample_aspect_ratio = sample_aspect_ratio
             context.colorspace, context.color_range = colour.matrix, colour.range
             context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+            silence(options.encoder)
             try:
                 context.open()
             except (av.FFmpegError, OSError) as error:
                 needs = "it needs an NVIDIA GPU and its driver; " if options.encoder.endswith("_nvenc") else ""
                 raise OptionError(
-                    f"cannot be opened: {_reason(error)}",
+                    f"cannot be opened: {reason(error)}",
                     field="--encoder",
                     value=options.encoder,
                     remedy=f"{needs}see `gpupipe doctor` for the encoders that open here",
@@ -128,7 +106,7 @@ class VideoWriter:
         Args:
             frame: uint8 `[H, W, 3]` for bgr24, `[H * 3 // 2, W]` for nv12.
         """
-        picture = self._picture(frame)
+        picture = self._hand_over(frame)
         picture.pts, picture.time_base = self._next, self._time_base
         self._next += 1
         self._mux(picture)
@@ -177,38 +155,9 @@ class VideoWriter:
             packet.dts = packet.pts - REORDERED if self._last_dts is None else self._last_dts + 1
         self._last_dts = packet.dts
 
-    def _picture(self, frame: Frame) -> av.VideoFrame:
-        wrap = av.VideoFrame.from_numpy_buffer if self._zero_copy else av.VideoFrame.from_ndarray
-        if self._pixel_format == "nv12" and self._encoder_format == "yuv420p":
-            picture = av.VideoFrame.from_ndarray(_planar(frame, self._height), format="yuv420p")
-        else:
-            picture = wrap(frame, format=self._pixel_format)
-        if self._pixel_format == "bgr24":
-            picture = self._reformatter.reformat(
-                picture,
-                format=self._encoder_format,
-                dst_colorspace=self._colour.matrix,
-                dst_color_range=self._colour.range,
-            )
-        picture.colorspace, picture.color_range = self._colour.matrix, self._colour.range
-        return picture
-
-
-def _planar(frame: Frame, height: int) -> Frame:
-    """nv12 as yuv420p, both `[H * 3 // 2, W]`: the two chroma planes one after the other."""
-    out = np.empty_like(frame)
-    out[:height] = frame[:height]
-    chroma = frame[height:].reshape(-1, 2)
-    out[height:].reshape(2, -1)[...] = chroma.T
-    return out
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
-
 
 def write_error(path: Path | str, error: Exception) -> OutputError:
     """What FFmpeg or the system says about a file that cannot be written."""
     return OutputError(
-        f"cannot be written: {_reason(error)}", file=path, remedy="check the folder, its rights and its free space"
+        f"cannot be written: {reason(error)}", file=path, remedy="check the folder, its rights and its free space"
     )

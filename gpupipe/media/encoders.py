@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 
 import av
 
 from gpupipe.errors import OptionError
+from gpupipe.options import OutputOptions
 
 COPIES_INPUT = frozenset({"libx264", "libx265"})
 """Encoders that have copied a frame's pixels when `encode` returns, so that its buffer may be handed over as it is."""
@@ -39,6 +41,9 @@ FIXED: dict[str, dict[str, str]] = {
 }
 """Options that an encoder always gets."""
 
+SPEAKS = {"libsvtav1": ("SVT_LOG", "1")}
+"""Encoders that write to standard error by themselves, past FFmpeg's log, unless an environment variable forbids it."""
+
 DEFAULT_THREADS = 4
 """Encoder threads, the same on every machine: x264's output depends on their number, and a joined file must not depend
 on who encoded which part."""
@@ -59,6 +64,12 @@ class EncoderOptions:
     crf: int | None = None
     preset: str | None = None
     threads: int = DEFAULT_THREADS
+
+    @classmethod
+    def of(cls, options: OutputOptions) -> EncoderOptions:
+        """What the options of an output say of its encoder."""
+        threads = DEFAULT_THREADS if options.encoder_threads is None else options.encoder_threads
+        return cls(options.encoder, options.crf, options.preset, threads)
 
     def codec_options(self, context: av.VideoCodecContext) -> dict[str, str]:
         """The options in the encoder's own names.
@@ -106,6 +117,18 @@ def encoder_name(encoder: str) -> str:
         OptionError: PyAV has no such video encoder.
     """
     return str(_codec(encoder).name)
+
+
+def silence(encoder: str) -> None:
+    """Let an encoder that is about to be opened write errors only to standard error, unless the user wants more of it.
+
+    SVT-AV1 reads its level (1: errors) from the environment when its first encoder is opened, and keeps it for as long
+    as the process lives (svt_log.c: `logger_create`); no option of the encoder changes it. `os.environ`
+    sets it where C's `getenv` finds it.
+    """
+    if encoder in SPEAKS:
+        name, level = SPEAKS[encoder]
+        os.environ.setdefault(name, level)
 
 
 def encoder_formats(encoder: str) -> list[str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import OutputError
-
-ImageFormat = Literal["jpg", "png"]
+from gpupipe.errors import OutputError, reason
+from gpupipe.options import ImageFormat
 
 
 def image_name(frame: int, image_format: ImageFormat) -> str:
@@ -43,5 +41,5 @@ def write_image(path: Path, frame: NDArray[np.uint8], *, jpeg_quality: int) -> N
         path.write_bytes(data.tobytes())
     except OSError as error:
         raise OutputError(
-            f"cannot be written: {error.strerror}", file=path, remedy="check the folder, its rights and its free space"
+            f"cannot be written: {reason(error)}", file=path, remedy="check the folder, its rights and its free space"
         ) from error

@@ -28,6 +28,7 @@ from gpupipe.media.sound_file import (
     promised_seconds,
     start_seconds,
     stream_seconds,
+    unrecorded_delay_seconds,
 )
 
 __all__ = ["SoundInfo", "decode_sound", "probe_sound", "read_pcm"]
@@ -47,8 +48,9 @@ def read_pcm(path: StrPath, rate: int = 16_000) -> Iterator[NDArray[np.float32]]
     (left + right) / 2; of surround sound the centre counts 1, front left and right √½, the back and side channels ½
     or √½, low-frequency effects 0, divided by their sum. Resampled by libswresample's default (linear phase, no delay).
 
-    Time 0 is where the file starts: the earliest of its sound and picture. A format without a place for the encoder's
-    delay (ADTS .aac, MPEG-TS) keeps that delay, 1024 samples or so.
+    Time 0 is where the file starts: the earliest of its sound and picture. In a format without a place for the
+    encoder's delay (ADTS .aac, MPEG-TS) the delay is skipped if the encoder is FFmpeg's, and else heard as silence:
+    see `sound_file.unrecorded_delay_seconds`.
 
     Args:
         path: any file that FFmpeg reads: wav, mp3, m4a, a video, …
@@ -89,10 +91,11 @@ def _decoded(path: StrPath, rate: int, layout: str) -> Iterator[NDArray[np.float
     """The sound of a file in small pieces, ended where its header says so."""
     with open_sound(path) as (container, stream):
         exact, promised = exact_seconds(container, stream), promised_seconds(path, container, stream)
-        lead = start_seconds(container, stream)
+        delay = unrecorded_delay_seconds(path, container, stream) or 0.0
+        lead = start_seconds(container, stream, delay)
         end = None if exact is None else round((lead + exact) * rate)
         done, tail = 0, list[NDArray[np.float32]]()
-        for piece in _timed(container, stream, rate, layout):
+        for piece in _timed(container, stream, lead - delay, rate, layout):
             done += piece.shape[1]
             over = 0 if end is None else max(0, min(piece.shape[1], done - end))
             yield piece[:, : piece.shape[1] - over]
@@ -115,9 +118,14 @@ def _decoded(path: StrPath, rate: int, layout: str) -> Iterator[NDArray[np.float
             )
 
 
-def _timed(container: InputContainer, stream: AudioStream, rate: int, layout: str) -> Iterator[NDArray[np.float32]]:
-    """Decoded and converted pieces, end to end, each where its timestamp puts it."""
-    shift = start_seconds(container, stream) - stream_seconds(stream, stream.start_time)
+def _timed(
+    container: InputContainer, stream: AudioStream, begin: float, rate: int, layout: str
+) -> Iterator[NDArray[np.float32]]:
+    """Decoded and converted pieces, end to end, each where its timestamp puts it.
+
+    The first sample is `begin` seconds after time 0; what comes before time 0 is left out.
+    """
+    shift = begin - stream_seconds(stream, stream.start_time)
     latest = 1 + (container.duration or 0) / av.time_base
     run: _Run | None = None
     for frame in container.decode(stream):

@@ -19,10 +19,14 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 
-from gpupipe.errors import MediaError
+from gpupipe.errors import MediaError, reason
 from gpupipe.media.video import media_url
 
 StrPath = str | PathLike[str]
+
+_WITHOUT_DELAY = {"aac", "mpegts", "flv", "avi"}
+"""Formats, by FFmpeg's names of their demuxers, in which AAC has its encoder's delay nowhere on record."""
+_FFMPEG_NAME, _FFMPEG_DELAY_SAMPLES = b"Lavc", 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class SoundInfo:
     """Seconds of sound, without encoder delay where the file says how much that is."""
     start_seconds: float = 0.0
     """Seconds of the file before its sound starts, as in a video whose sound comes later."""
+    unknown_delay: bool = False
+    """Whether the sound begins with an encoder delay of unknown length, which is then heard as silence: AAC in a format
+    that has no place for it, by an encoder that does not name itself (see `unrecorded_delay_seconds`)."""
 
     @property
     def end_seconds(self) -> float:
@@ -67,11 +74,13 @@ def probe_sound(path: StrPath) -> SoundInfo:
     with open_sound(path) as (container, stream):
         seconds = exact_seconds(container, stream)
         codec = stream.codec_context
+        delay = unrecorded_delay_seconds(path, container, stream)
         if seconds is None:
             scan = scan_packets(container, stream)
             seconds = scan.end_seconds - max(scan.first_seconds, stream_seconds(stream, stream.start_time))
-        start = start_seconds(container, stream)
-        return SoundInfo(codec.codec.canonical_name, codec.sample_rate, codec.channels, seconds, start)
+            seconds = max(0.0, seconds - (delay or 0.0))
+        start = start_seconds(container, stream, delay or 0.0)
+        return SoundInfo(codec.codec.canonical_name, codec.sample_rate, codec.channels, seconds, start, delay is None)
 
 
 @contextmanager
@@ -89,7 +98,7 @@ def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
         # Tags in unknown encodings must not stop the sound.
         container = av.open(media_url(file), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError("cannot be opened as a media file", file=path, value=_cause(error), remedy=remedy) from error
+        raise MediaError("cannot be opened as a media file", file=path, value=reason(error), remedy=remedy) from error
     with container:
         stream = container.streams.best("audio")
         if not isinstance(stream, AudioStream) or stream.codec_context is None or not stream.codec_context.sample_rate:
@@ -101,7 +110,7 @@ def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
             raise MediaError(
                 "the sound cannot be decoded: the file is corrupt or cut off",
                 file=path,
-                value=_cause(error),
+                value=reason(error),
                 remedy="copy or export the file again",
             ) from error
 
@@ -124,16 +133,43 @@ def scan_packets(container: InputContainer, stream: AudioStream) -> PacketScan:
     return PacketScan(stream_seconds(stream, first), stream_seconds(stream, end), whole and first is not None)
 
 
-def start_seconds(container: InputContainer, stream: AudioStream) -> float:
-    """When the sound starts after the file does: the earliest start of its sound and pictures (cover art excepted)."""
-    starts = [
-        float(other.start_time * other.time_base)
-        for other in (*container.streams.audio, *container.streams.video)
-        if other.start_time is not None and other.time_base is not None and not _is_cover(other)
-    ]
+def start_seconds(container: InputContainer, stream: AudioStream, delay_seconds: float = 0.0) -> float:
+    """When the sound starts after the file does: the earliest start of its sound and pictures (cover art excepted).
+
+    Args:
+        container: the file.
+        stream: its sound.
+        delay_seconds: what `unrecorded_delay_seconds` says: the sound starts that much after its first sample.
+    """
     if stream.start_time is None:
         return 0.0
-    return stream_seconds(stream, stream.start_time) - min(starts, default=0.0)
+    start = stream_seconds(stream, stream.start_time) + delay_seconds
+    others = [
+        float(other.start_time * other.time_base)
+        for other in (*container.streams.audio, *container.streams.video)
+        if other.start_time is not None
+        and other.time_base is not None
+        and other.index != stream.index
+        and not _is_cover(other)
+    ]
+    return start - min(start, *others) if others else 0.0
+
+
+def unrecorded_delay_seconds(path: StrPath, container: InputContainer, stream: AudioStream) -> float | None:
+    """How long the encoder's delay is that a file's timestamps do not tell of; None if nothing tells.
+
+    An AAC encoder puts at least 1024 samples before the sound. MP4 and Matroska record how many; ADTS (.aac), MPEG-TS,
+    FLV and AVI have no place for it. FFmpeg's own encoder puts 1024, and its name into the first packet (libavcodec,
+    aacenc.c: `initial_padding`, `put_bitstream_info`), so that its files are told exactly. For others there is no
+    convention to follow: FFmpeg and the players built on it skip nothing, QuickTime took every encoder's delay for 2112
+    samples (Apple, Technical Note TN2258), and encoders in use have 1024, 1600, 2048 and more. Nothing is skipped then:
+    the sound begins with some 20 to 50 ms of silence.
+    """
+    if stream.codec_context.name != "aac" or container.format.name not in _WITHOUT_DELAY:
+        return 0.0
+    with open_sound(path) as (again, same):
+        first = next((bytes(packet) for packet in again.demux(same) if packet.size), b"")
+    return _FFMPEG_DELAY_SAMPLES / stream.codec_context.sample_rate if _FFMPEG_NAME in first else None
 
 
 def _is_cover(stream: Stream) -> bool:
@@ -143,10 +179,6 @@ def _is_cover(stream: Stream) -> bool:
 def stream_seconds(stream: AudioStream, pts: int | None) -> float:
     """A time of the stream in seconds; 0 if it is not known."""
     return 0.0 if pts is None or stream.time_base is None else float(pts * stream.time_base)
-
-
-def _cause(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def exact_seconds(container: InputContainer, stream: AudioStream) -> float | None:

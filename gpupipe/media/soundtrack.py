@@ -22,11 +22,12 @@ from gpupipe.media.sound_file import StrPath, exact_seconds, open_sound, scan_pa
 
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000)
 """Sample rates that are kept: those of AAC (ISO/IEC 14496-3, sampling frequency index) at which a packet of 1024
-samples lasts at most 32 ms, less than a frame at 30 fps, so that a file's last packet does not outlast the picture."""
+samples lasts at most 32 ms, less than a frame at 30 fps: up to there no last packet outlasts the picture by a frame."""
 BITS_PER_CHANNEL = 64_000
 """Bit rate of each encoded channel: 128 kbit/s for stereo."""
 
 _OTHER_RATE = 48_000
+_PACKET_SAMPLES = 1024
 _SILENCE_SAMPLES = 16_384
 _MOV_FAMILY = {"mov", "mp4", "ipod", "3gp", "3g2"}
 # A sound that starts later than this does not start with the picture.
@@ -45,8 +46,12 @@ def sound_packets(
     Copied packet by packet if it is AAC of one of `AAC_RATES` in an MP4 or MOV, goes into one, starts at 0, has no
     hole, and ends less than a frame before the picture. Otherwise decoded and encoded by FFmpeg's own AAC encoder:
     mono stays mono, stereo stays stereo, more channels become stereo; the sample rate stays if it is one of
-    `AAC_RATES`, else it is 48 kHz; what is missing is silence. Either way the sound is cut at `duration_seconds`. (A
-    decoder that ignores the last packet's length still gives the rest of that packet, less than 1024 samples.)
+    `AAC_RATES`, else it is 48 kHz; what is missing is silence. Either way the sound is cut at `duration_seconds`.
+
+    The last packet says how much of it counts, but FFmpeg's decoder, and players that use it, play it to its end. Where
+    packets are longer than frames (21 ms at 48 kHz, against 17 ms at 60 fps), a last packet of which more than a frame
+    would be too much is therefore left out: the sound then ends before the picture, by the difference of the two
+    lengths at most (5 ms), and in no case decodes to more than the picture and a frame.
 
     Encoder delay: the first packets have negative times, which MP4 and MOV keep as an edit list and Matroska as a codec
     delay, so that a click at t is heard at t. Only an encoder can hand a delay to Matroska; hence no copies there.
@@ -82,14 +87,18 @@ def sound_packets(
     with open_sound(source) as (opened, original):
         if container.format.name in _MOV_FAMILY and _starts_whole(opened, original, seconds - frame_seconds):
             copy = container.add_stream_from_template(original)
-            return copy, _copied(copy, source, seconds)
+            # 1024 samples, or twice as many if half of the band is made by the decoder (HE-AAC).
+            samples = original.codec_context.frame_size
+            length = Fraction(samples, original.codec_context.sample_rate)
+            return copy, _ending_with_the_picture(_copied(copy, source, seconds), length, seconds, frame_seconds)
         rate = original.codec_context.sample_rate
         channels = min(2, original.codec_context.channels)
     layout = "mono" if channels == 1 else "stereo"
     rate = rate if rate in AAC_RATES else _OTHER_RATE
     encoded = container.add_stream("aac", rate=rate, layout=layout)
     encoded.codec_context.bit_rate = channels * BITS_PER_CHANNEL
-    return encoded, _encoded(encoded, source, seconds, rate, layout)
+    packets = _encoded(encoded, source, seconds, rate, layout)
+    return encoded, _ending_with_the_picture(packets, Fraction(_PACKET_SAMPLES, rate), seconds, frame_seconds)
 
 
 def _starts_whole(opened: InputContainer, stream: AudioStream, longer_than: float | Fraction) -> bool:
@@ -101,6 +110,28 @@ def _starts_whole(opened: InputContainer, stream: AudioStream, longer_than: floa
     begin = max(start_seconds(opened, stream), abs(stream_seconds(stream, stream.start_time)))
     long_enough = (exact_seconds(opened, stream) or 0.0) > longer_than
     return begin < _START_SECONDS and long_enough and scan_packets(opened, stream).whole
+
+
+def _ending_with_the_picture(
+    packets: Iterator[Packet[AudioStream]],
+    length: Fraction,
+    seconds: Fraction,
+    frame_seconds: float | Fraction,
+) -> Iterator[Packet[AudioStream]]:
+    """The packets but for a last one that, played to its end, outlasts the picture by more than a frame.
+
+    Args:
+        packets: in order.
+        length: seconds that each decodes to.
+        seconds: of the picture.
+        frame_seconds: of a frame; 0 if it is not known, and every packet is kept.
+    """
+    for packet in packets:
+        assert packet.pts is not None
+        start = packet.pts * packet.time_base
+        # The first packet to be heard stays: there must be sound.
+        if start <= 0 or not frame_seconds or start + length - seconds <= frame_seconds:
+            yield packet
 
 
 def _copied(stream: AudioStream, source: StrPath, seconds: Fraction) -> Iterator[Packet[AudioStream]]:

@@ -17,7 +17,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
-from gpupipe.errors import MediaError
+from gpupipe.errors import GpupipeError, MediaError, reason
+from gpupipe.media.matroska import is_matroska, shortfall
 
 Frame = NDArray[np.uint8]
 
@@ -35,6 +36,8 @@ class VideoInfo:
         frames: frames that are shown, counted from the packets without decoding.
         colour: how the stream describes its colours.
         sample_aspect_ratio: width of a pixel over its height.
+        timing_error_seconds: the furthest that a frame's own time is from its number over `fps`, both counted from the
+            first frame: 0, or the rounding of timestamps, at a constant rate.
     """
 
     path: Path
@@ -45,6 +48,29 @@ class VideoInfo:
     frames: int
     colour: Colour
     sample_aspect_ratio: Fraction
+    timing_error_seconds: float = 0.0
+
+
+def require_even(
+    file: Path | str, width: int, height: int, *, what: str, error: type[GpupipeError] = MediaError
+) -> None:
+    """Raise unless a picture's size is one that 4:2:0 has: a sample of each chroma for every 2x2 pixels.
+
+    Args:
+        file: what the error is to name.
+        width: pixels.
+        height: pixels.
+        what: needs it: `video`, `nv12`.
+        error: the kind to raise.
+    """
+    if width % 2 or height % 2:
+        raise error(
+            f"{what} needs an even width and height",
+            file=file,
+            field="size",
+            value=f"{width}x{height}",
+            remedy="write a folder of images in bgr24, or crop the body video",
+        )
 
 
 def media_url(path: Path | str) -> str:
@@ -60,16 +86,12 @@ def _opened(path: Path, **options: str) -> Iterator[tuple[av.container.InputCont
         container = av.open(media_url(path), options=options)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(
-            f"cannot be opened as a video: {_reason(error)}", file=path, remedy="it may be truncated: write it again"
+            f"cannot be opened as a video: {reason(error)}", file=path, remedy="it may be truncated: write it again"
         ) from error
     with container:
         if not container.streams.video:
             raise MediaError("holds no video stream", file=path, remedy="give a video file")
         yield container, container.streams.video[0]
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _packets(
@@ -78,7 +100,7 @@ def _packets(
     try:
         return [packet for packet in container.demux(stream) if packet.size]
     except av.FFmpegError as error:
-        raise MediaError(f"cannot be read: {_reason(error)}", file=path, remedy="write it again") from error
+        raise MediaError(f"cannot be read: {reason(error)}", file=path, remedy="write it again") from error
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -107,6 +129,11 @@ def probe(path: Path | str) -> VideoInfo:
         fps = stream.average_rate or stream.guessed_rate
         if not fps:
             raise MediaError("has no frame rate", file=path, field="fps", value=fps, remedy="write it again with one")
+        if is_matroska(container):
+            with _opened(path) as (again, _):
+                short = shortfall(path, again, float(1 / fps))
+            if short is not None:
+                raise MediaError(f"is truncated: {short}", file=path, remedy="write it again")
         return VideoInfo(
             path=path,
             codec=context.name,
@@ -122,7 +149,17 @@ def probe(path: Path | str) -> VideoInfo:
                 transfer=int(context.color_trc),
             ),
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
+            timing_error_seconds=_timing_error(packets, float(fps)),
         )
+
+
+def _timing_error(packets: list[av.Packet[av.VideoStream]], fps: float) -> float:
+    times = sorted(
+        float(packet.pts * packet.time_base)
+        for packet in packets
+        if packet.pts is not None and packet.time_base is not None and not packet.is_discard
+    )
+    return max((abs(time - times[0] - number / fps) for number, time in enumerate(times)), default=0.0)
 
 
 def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None = None) -> Iterator[Frame]:
@@ -153,13 +190,15 @@ def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None =
                         value=frame.rotation,
                         remedy="write it again upright (ffmpeg does when it encodes)",
                     )
+                if pixel_format == "nv12":
+                    require_even(path, frame.width, frame.height, what="nv12")
                 yield _nv12(frame, reformatter) if pixel_format == "nv12" else _bgr24(frame, reformatter)
                 done += 1
                 if done == count:
                     return
         except av.FFmpegError as error:
             raise MediaError(
-                f"cannot be decoded: {_reason(error)}", file=path, field=f"frame {done}", remedy="write it again"
+                f"cannot be decoded: {reason(error)}", file=path, field=f"frame {done}", remedy="write it again"
             ) from error
     if count is not None and done < count:
         raise MediaError(f"ends after {done} of {count} frames", file=path, remedy="write it again")
@@ -171,10 +210,6 @@ def _bgr24(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
 
 def _nv12(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
     width, height = frame.width, frame.height
-    if width % 2 or height % 2:
-        raise MediaError(
-            "nv12 needs an even width and height", field="size", value=f"{width}x{height}", remedy="use bgr24"
-        )
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         # Another subsampling or depth: converted once, within the stream's own matrix and range.
         frame = reformatter.reformat(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError
+from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError, reason
 from gpupipe.machine import package_version
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -86,7 +86,7 @@ def runtime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise InferenceError(
-            f"ONNX Runtime cannot be imported: {error}", remedy="pip install 'gpupipe[cpu]' or 'gpupipe[cuda]'"
+            f"ONNX Runtime cannot be imported: {reason(error)}", remedy="pip install 'gpupipe[cpu]' or 'gpupipe[cuda]'"
         ) from error
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime  # type: ignore[no-any-return]
@@ -142,13 +142,13 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
         raise_if_out_of_memory(error, options, file)
         if options.provider != "cpu" and (file is None or probe_provider(options.provider)):
             raise ProviderError(
-                f"{name} did not open: {_one_line(error)}",
+                f"{name} did not open: {reason(error)}",
                 field="--provider",
                 value=options.provider,
                 remedy="see `gpupipe doctor` for what is missing, or use --provider cpu",
             ) from error
         raise InferenceError(
-            f"cannot be opened: {_one_line(error)}",
+            f"cannot be opened: {reason(error)}",
             file=file,
             field=field,
             remedy="export it again, or see `gpupipe doctor`",
@@ -165,7 +165,7 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
 
 def raise_if_out_of_memory(error: Exception, options: SessionOptions, file: Path | None) -> None:
     """Raise a DeviceMemoryError if a GPU's memory is what ONNX Runtime ran out of."""
-    text = " ".join(str(error).split())
+    text = reason(error)
     if options.provider != "cpu" and any(sign in text.lower() for sign in OUT_OF_MEMORY):
         raise DeviceMemoryError(
             f"the model does not fit in the GPU's memory: {text}",
@@ -179,7 +179,7 @@ def probe_provider(provider: Provider) -> str | None:
     try:
         open_session(IDENTITY, SessionOptions(provider))
     except InferenceError as error:
-        return str(error)
+        return error.on_command_line()  # which is where this is read
     return None
 
 
@@ -220,7 +220,3 @@ def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
         tensorrt |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(options.engine_cache)}
         tensorrt |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(options.engine_cache)}
     return [(PROVIDER_NAMES["tensorrt"], tensorrt), (PROVIDER_NAMES["cuda"], cuda)]
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

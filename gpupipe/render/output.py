@@ -6,36 +6,36 @@ import os
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import PixelFormat
+from gpupipe.compose.surface import Surface
 from gpupipe.errors import OptionError, OutputError, PackageError
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions, part_suffix
-from gpupipe.media.images import ImageFormat, image_name, write_image
+from gpupipe.media.images import image_name, write_image
 from gpupipe.media.join import join
-from gpupipe.media.video import VideoInfo
+from gpupipe.media.video import VideoInfo, require_even
+from gpupipe.options import ImageFormat, OutputOptions
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
-SEGMENT_FRAMES = 250
-"""Frames that are encoded on their own, from a keyframe."""
 
-Frames = NDArray[np.uint8]
+Frame = NDArray[np.uint8]
 
 
 class Output(Protocol):
-    """Takes finished frames in order."""
+    """Takes finished frames in order: a sink."""
 
-    def write(self, frames: Frames) -> None:
-        """Take the next frames, uint8 `[n, *frame_shape]`; the array may be used again afterwards."""
+    def write(self, surface: Surface) -> None:
+        """Take the next frame; it is released once it is written, or has failed."""
 
     def commit(self) -> None:
         """Finish, and give the result its name."""
@@ -64,40 +64,13 @@ def is_video(output: Path | str) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class OutputOptions:
-    """How to write what is rendered.
-
-    Attributes:
-        encoder: how videos are encoded.
-        segment_frames: frames encoded on their own, from a keyframe.
-        image_format: of images.
-        jpeg_quality: 1 to 100, libjpeg's scale.
-        image_workers: images encoded at a time.
-        overwrite: replace an existing output.
-    """
-
-    encoder: EncoderOptions = field(default_factory=EncoderOptions)
-    segment_frames: int = SEGMENT_FRAMES
-    image_format: ImageFormat = "jpg"
-    jpeg_quality: int = 95
-    image_workers: int = 1
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Raise an OptionError for a number that is out of range, or a choice that there is not."""
-        OptionError.unless_within("--jpeg-quality", self.jpeg_quality, 1, 100)
-        OptionError.unless_within("--segment-frames", self.segment_frames, 1, 1 << 31)
-        OptionError.unless_within("--encoder-threads", self.encoder.threads, 1, 1024)
-        OptionError.unless_among("--image-format", self.image_format, get_args(ImageFormat))
-
-
 def open_output(
     output: Path | str,
     body: VideoInfo,
     pixel_format: PixelFormat,
     options: OutputOptions,
     *,
+    workers: int = 1,
     sound: Path | None = None,
 ) -> Output:
     """Open a video or a folder of images for the finished frames of a character.
@@ -107,18 +80,18 @@ def open_output(
         body: the body video, whose size, rate and colours the output has.
         pixel_format: of the frames.
         options: how.
+        workers: images encoded at a time.
         sound: the file whose sound goes into a video.
 
     Raises:
         OutputError: it exists already, or cannot be written.
         OptionError: an option is out of range, or the encoder does not have it.
     """
-    options.check()
     if is_video(output):
         return VideoOutput(Path(output), body, pixel_format, options, sound)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
-    return ImageOutput(Path(output), options)
+    return ImageOutput(Path(output), options, workers)
 
 
 def _work_folder(beside: Path) -> Path:
@@ -148,6 +121,21 @@ def _naming(output: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def releasing(surface: Surface) -> Iterator[None]:
+    """Release a surface when a with block ends, well or not."""
+    try:
+        yield
+    finally:
+        surface.release()
+
+
+def on_host(surface: Surface) -> Frame:
+    """The pixels of a surface that has them on the host."""
+    assert surface.host is not None, "outputs are given frames on the host"
+    return surface.host
+
+
 class VideoOutput:
     """A video, encoded segment by segment and then joined without encoding again; see `open_output`."""
 
@@ -156,19 +144,13 @@ class VideoOutput:
     ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
-        if body.width % 2 or body.height % 2:
-            raise PackageError(
-                "video needs an even width and height",
-                file=body.path,
-                field="size",
-                value=f"{body.width}x{body.height}",
-                remedy="write a folder of images instead, or crop the body video",
-            )
+        require_even(body.path, body.width, body.height, what="video", error=PackageError)
         self.path = path
         self.fps = body.fps
         self._sound = sound
         self._segment_frames = options.segment_frames
-        self._suffix = part_suffix(options.encoder.encoder, path.suffix)
+        encoding = EncoderOptions.of(options)
+        self._suffix = part_suffix(encoding.encoder, path.suffix)
         self._work = _work_folder(path)
         self._segments: list[Path] = []
         self._in_segment = 0
@@ -182,7 +164,7 @@ class VideoOutput:
                 height=body.height,
                 fps=body.fps,
                 pixel_format=pixel_format,
-                options=options.encoder,
+                options=encoding,
                 colour=body.colour,
                 sample_aspect_ratio=body.sample_aspect_ratio,
             )
@@ -195,16 +177,15 @@ class VideoOutput:
             self.abort()
             raise
 
-    def write(self, frames: Frames) -> None:
-        """Encode the next frames."""
-        with _naming(self.path):
-            for frame in frames:
-                if self._in_segment == self._segment_frames:
-                    self._close_segment()
-                if self._writer is None:
-                    self._writer = self._new_writer()
-                self._writer.write(frame)
-                self._in_segment += 1
+    def write(self, surface: Surface) -> None:
+        """Encode the next frame; the encoder has copied it when it returns."""
+        with releasing(surface), _naming(self.path):
+            if self._in_segment == self._segment_frames:
+                self._close_segment()
+            if self._writer is None:
+                self._writer = self._new_writer()
+            self._writer.write(on_host(surface))
+            self._in_segment += 1
 
     def commit(self) -> None:
         """Join the segments and give the video its name."""
@@ -231,7 +212,7 @@ class VideoOutput:
 class ImageOutput:
     """A folder of images, `frame_0000.jpg` and on; see `open_output`."""
 
-    def __init__(self, folder: Path, options: OutputOptions) -> None:
+    def __init__(self, folder: Path, options: OutputOptions, workers: int) -> None:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
@@ -245,20 +226,23 @@ class ImageOutput:
         self._work = _work_folder(folder / "images" if folder.is_dir() else folder)
         self._images = self._work / "images"  # with the rights that any new folder of the user gets
         self._images.mkdir()
-        self._pool = ThreadPoolExecutor(options.image_workers, "image")
+        self._pool = ThreadPoolExecutor(workers, "image")
+        self._workers = workers
+        self._writing: deque[tuple[Future[None], Surface]] = deque()
         self._next = 0
 
-    def write(self, frames: Frames) -> None:
-        """Write the next frames."""
-        paths = [self._images / image_name(self._next + number, self._format) for number in range(len(frames))]
-        self._next += len(frames)
-        with _naming(self.folder):
-            list(
-                self._pool.map(lambda path, frame: write_image(path, frame, jpeg_quality=self._quality), paths, frames)
-            )
+    def write(self, surface: Surface) -> None:
+        """Write the next frame, beside the ones before it."""
+        path = self._images / image_name(self._next, self._format)
+        self._next += 1
+        if len(self._writing) == self._workers:
+            self._finish_oldest()
+        self._writing.append((self._pool.submit(self._encode, path, surface), surface))
 
     def commit(self) -> None:
         """Move the images into the folder."""
+        while self._writing:
+            self._finish_oldest()
         self._pool.shutdown()
         with _naming(self.folder):
             if not self.folder.is_dir():
@@ -276,7 +260,19 @@ class ImageOutput:
     def abort(self) -> None:
         """Remove everything that was written."""
         self._pool.shutdown(cancel_futures=True)
+        for _, surface in self._writing:
+            surface.release()
         shutil.rmtree(self._work, ignore_errors=True)
+
+    def _encode(self, path: Path, surface: Surface) -> None:
+        try:
+            write_image(path, on_host(surface), jpeg_quality=self._quality)
+        finally:
+            surface.release()
+
+    def _finish_oldest(self) -> None:
+        with _naming(self.folder):
+            self._writing.popleft()[0].result()
 
     def _old(self) -> list[Path]:
         if not self.folder.is_dir():

@@ -10,18 +10,19 @@ from gpupipe.report.plots import Bar, bars, legend, lines
 from gpupipe.report.results import Result, compare, differences_in_kind
 from gpupipe.report.style import STYLE
 from gpupipe.report.tables import DASH, TITLES, Table, comparison_table, side_by_side, tables
+from gpupipe.trace import FINISH, INFER, PASTE, PREPARE, SAVE, Stage
 
-PARTS = {
-    "prepare": "prepare inputs",
-    "infer": "model",
-    "paste": "paste",
-    "save": "convert and encode",
-    "finish": "flush and join",
+PART_NAMES: dict[Stage, str] = {
+    PREPARE: "prepare inputs",
+    INFER: "model",
+    PASTE: "paste",
+    SAVE: "convert and encode",
+    FINISH: "flush and join",
 }
 WRONG_COLOUR = 4
 
 
-def page(results: Sequence[tuple[str, Result]]) -> str:
+def html_page(results: Sequence[tuple[str, Result]]) -> str:
     """The page.
 
     Args:
@@ -72,12 +73,12 @@ def _one(result: Result) -> Iterator[str]:
     if render:
         yield "<h2>Where a whole render spends its time</h2>"
         yield "<p class=quiet>Stages of gpupipe run side by side, so that theirs add up to more than the whole.</p>"
-        yield legend(list(PARTS.values()))
+        yield legend(list(PART_NAMES.values()))
         yield bars(
             [
                 Bar(
                     way + _mark(row),
-                    [row["parts"][part]["ms"] for part in PARTS],
+                    [row["parts"][part]["ms"] for part in PART_NAMES],
                     row["ms"]["median"],
                     note=_median(row),
                 )

@@ -1,6 +1,6 @@
 """`gpupipe report`: what `gpupipe bench` measured, as tables, as a page, and against another measurement.
 
-    python -m gpupipe.report.results A.json [B.json …] [--html FILE] [--fail-above PERCENT]
+    python -m gpupipe.report A.json [B.json …] [--html FILE] [--fail-above PERCENT]
 
 The first file is what the others are compared with.
 """

@@ -19,11 +19,6 @@ TIMES, DASH = "\u00d7", "\u2013"
 Table = list[list[str]]
 
 
-def text(result: Result) -> str:
-    """One measurement as text tables."""
-    return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in tables(result))
-
-
 def tables(result: Result) -> Iterator[tuple[str, Table]]:
     """The tables of a measurement: a title, and rows of cells, the first of which is the header."""
     for stage, rows in result["stages"].items():
@@ -125,7 +120,8 @@ def circumstances(result: Result) -> list[tuple[str, str]]:
         ("packages", ", ".join(f"{name} {version}" for name, version in machine["packages"].items())),
         ("character", f"{character['name']}, {character['width']}x{character['height']}, model {character['model']}"),
         ("frames", f"{settings['frames']}, {settings['runs']} runs in turn after a warm-up"),
-        ("batch", f"{settings['batch']}, {settings['workers']} compositing threads where a way has them"),
+        ("batch", f"{settings['batch']}{_batches(result)}"),
+        ("workers", f"{settings['workers']} compositing threads where a way has them"),
         (
             "threads",
             f"model {settings['model_threads']}, OpenCV {settings['opencv_threads']}, encoder {encoder['threads']}; "
@@ -138,6 +134,13 @@ def circumstances(result: Result) -> list[tuple[str, str]]:
         ("model", f"{model['macs'] / 1e9:.3f} GMAC a frame, {model['weight_bytes'] / 1e6:.1f} MB"),
         ("reproduce", settings["command"]),
     ]
+
+
+def _batches(result: Result) -> str:
+    """What the ways made of the batch that was asked for, if some could not have it."""
+    ran = {way: row["batch"] for rows in result["stages"].values() for way, row in rows.items()}
+    less = [f"{way} {batch}" for way, batch in ran.items() if batch < result["settings"]["batch"]]
+    return f" asked for; in fact {', '.join(less)}" if less else ""
 
 
 def _if(pattern: str, value: Any) -> str:
@@ -163,10 +166,14 @@ def aligned(table: Table) -> str:
     )
 
 
-def text_of_all(results: Sequence[tuple[str, Result]]) -> str:
-    """One measurement's tables, or several measurements' side by side and what changed since the first."""
+def text(results: Sequence[tuple[str, Result]]) -> str:
+    """One measurement's tables, or several measurements' side by side and what changed since the first.
+
+    Args:
+        results: measurements and their names.
+    """
     if len(results) == 1:
-        return text(results[0][1])
+        return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in tables(results[0][1]))
     parts = [f"{title}\n{aligned(table)}" for title, table in side_by_side(results)]
     base, first = results[0]
     for name, result in results[1:]:

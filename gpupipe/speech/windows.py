@@ -1,46 +1,23 @@
-"""From speech samples to the lip-sync model's speech features: windows of mel columns, feature rows, frames of video.
+"""Windows of mel columns, which the speech encoder sees, and what there are of them: rows, samples, frames of video.
 
-Samples come in as chunks and leave as feature rows; an hour of speech is never held as samples, mel columns and
-windows at once. No files and no decoding here (see `sound`), and no model: the encoder is a function that is passed in.
+No files, no decoding and no network here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import InferenceError, MediaError
-from gpupipe.geometry import SPEECH_RATE, SPEECH_WIDTH
-from gpupipe.speech.mel import MEL_BANDS, MEL_RATE, SAMPLE_RATE, MelStream, mel_spectrogram
-
-__all__ = [
-    "MEL_BANDS",
-    "MEL_RATE",
-    "SAMPLE_RATE",
-    "WINDOW_COLUMNS",
-    "MelStream",
-    "feature_rows",
-    "features_from_pcm",
-    "frame_count",
-    "iter_windows",
-    "mel_spectrogram",
-    "mel_windows",
-    "resample_rows",
-    "window_count",
-    "window_starts",
-]
+from gpupipe.errors import MediaError
+from gpupipe.geometry import SPEECH_RATE
+from gpupipe.speech.mel import FFT_SIZE, HOP, MEL_BANDS, MEL_RATE
 
 WINDOW_COLUMNS = 16
 """Mel columns that the speech encoder sees at once, 0.2 s (Wav2Lip's `syncnet_mel_step_size`)."""
-
-# Rows at a time, so that temporary copies stay near 8 MiB.
-_RESAMPLE_BLOCK = 4096
-_CAPACITY = 4096
 
 
 def window_count(mel_columns: int, *, file: str | PathLike[str] | None = None) -> int:
@@ -94,20 +71,61 @@ def window_starts(mel_columns: int, *, file: str | PathLike[str] | None = None) 
     return np.minimum(starts, mel_columns - WINDOW_COLUMNS)
 
 
-def mel_windows(mel: NDArray[np.float32], *, file: str | PathLike[str] | None = None) -> NDArray[np.float32]:
-    """All windows of a mel spectrogram, as the speech encoder takes them.
+def samples_of_row(row: int) -> int:
+    """Samples of speech that must be there for a feature row of a speech that goes on: its window, and half a frame.
 
-    Args:
-        mel: float32 `[80, T]`.
-        file: what an error calls the speech.
+    Row k is window `max(0, k - 1)`, as the first row is doubled, so it takes `200 (int(3.2 max(0, k - 1)) + 15) + 400`
+    samples.
 
-    Returns:
-        float32 `[n, 1, 80, 16]`, contiguous; 5 KiB a window, so use `iter_windows` for long speech.
-
-    Raises:
-        MediaError: fewer than 16 mel columns.
+    >>> [samples_of_row(row) / 16_000 for row in (0, 1, 2, 7)]
+    [0.2125, 0.2125, 0.25, 0.45]
     """
-    return _gather(mel, window_starts(mel.shape[1], file=file))
+    return (_start(max(0, row - 1)) + WINDOW_COLUMNS - 1) * HOP + FFT_SIZE // 2
+
+
+class WindowStream:
+    """The windows of mel columns that arrive in pieces: each as soon as its 16 columns exist.
+
+    A window that ends within T columns is one of T's windows, and not clamped, so it need not wait for what follows.
+    """
+
+    def __init__(self) -> None:
+        self._mel = np.empty((MEL_BANDS, 0), np.float32)
+        self._dropped = 0
+        self._given = 0
+
+    def push(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the next columns, float32 `[80, m]`, and give the windows that are complete.
+
+        Returns:
+            float32 `[k, 1, 80, 16]`, contiguous; k may be 0.
+        """
+        self._mel = np.concatenate((self._mel, mel), axis=1)
+        # The windows k with int(3.2 k) + 16 <= T: those with 80 k < 25 (T - 15).
+        end = max(0, (SPEECH_RATE * (self._columns - WINDOW_COLUMNS + 1) - 1) // MEL_RATE + 1)
+        windows = self._take(_starts(self._given, end))
+        if self._given:
+            # The next window may yet be clamped, but never to before the one given last.
+            keep = _start(self._given - 1)
+            self._mel, self._dropped = self._mel[:, keep - self._dropped :], keep
+        return windows
+
+    def finish(self, *, file: str | PathLike[str] | None = None) -> NDArray[np.float32]:
+        """The windows that remain when no more columns will come, float32 `[k, 1, 80, 16]`.
+
+        Raises:
+            MediaError: fewer than 16 mel columns in all.
+        """
+        return self._take(window_starts(self._columns, file=file)[self._given :])
+
+    @property
+    def _columns(self) -> int:
+        return self._dropped + self._mel.shape[1]
+
+    def _take(self, starts: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._given += len(starts)
+        columns = (starts - self._dropped)[:, None] + np.arange(WINDOW_COLUMNS)
+        return np.ascontiguousarray(self._mel[:, columns].swapaxes(0, 1)[:, None])
 
 
 def _start(window: int) -> int:
@@ -116,101 +134,6 @@ def _start(window: int) -> int:
 
 def _starts(first: int, end: int) -> NDArray[np.int64]:
     return np.arange(first, end, dtype=np.int64) * MEL_RATE // SPEECH_RATE
-
-
-def _gather(mel: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float32]:
-    windows = np.lib.stride_tricks.sliding_window_view(mel, WINDOW_COLUMNS, axis=1)
-    return np.ascontiguousarray(windows[:, starts].swapaxes(0, 1)[:, None])
-
-
-def iter_windows(
-    mel_blocks: Iterable[NDArray[np.float32]], batch: int, *, file: str | PathLike[str] | None = None
-) -> Iterator[NDArray[np.float32]]:
-    """The windows of `mel_windows`, a batch at a time, of mel columns that arrive in blocks.
-
-    Args:
-        mel_blocks: float32 `[80, m]` each, of any m.
-        batch: windows in a batch; the last batch may be smaller.
-        file: what an error calls the speech.
-
-    Yields:
-        float32 `[batch, 1, 80, 16]`.
-
-    Raises:
-        MediaError: fewer than 16 mel columns in all.
-    """
-    mel, dropped, done = np.empty((MEL_BANDS, 0), np.float32), 0, 0
-    for block in mel_blocks:
-        mel = np.concatenate((mel, block), axis=1)
-        # A window that ends within T columns is always one of T's windows, and not clamped, so it need not wait.
-        while _start(done + batch - 1) + WINDOW_COLUMNS <= dropped + mel.shape[1]:
-            yield _gather(mel, _starts(done, done + batch) - dropped)
-            done += batch
-            # The next window may yet be clamped, but never to before the one just given.
-            keep = _start(done - 1)
-            mel, dropped = mel[:, keep - dropped :], keep
-    starts = window_starts(dropped + mel.shape[1], file=file) - dropped
-    for at in range(done, len(starts), batch):
-        yield _gather(mel, starts[at : at + batch])
-
-
-def features_from_pcm(
-    pcm_chunks: Iterable[NDArray[np.float32]],
-    encode: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    batch: int = 32,
-    *,
-    file: str | PathLike[str] | None = None,
-) -> NDArray[np.float32]:
-    """The feature rows of a speech: the encoder's row for each window, with the first and the last one doubled.
-
-    Streams: beside the result, only about a second of sound and one batch of windows are held.
-
-    Args:
-        pcm_chunks: float32 `[n]` each, of any n: mono, 16 kHz, full scale ±1.
-        encode: gives float32 `[batch, 512]` for float32 `[batch, 1, 80, 16]`. Always called with exactly `batch`
-            windows (the last call repeats its last window), because a new shape can cost a GPU a new search.
-        batch: windows a call.
-        file: what an error calls the speech.
-
-    Returns:
-        float32 `[N, 512]`, 25 rows a second, N as `feature_rows` says.
-
-    Raises:
-        MediaError: the speech is shorter than one window (16 mel columns, 0.1875 s).
-        InferenceError: `encode` gives another shape, or a value that is not finite.
-    """
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1 (got {batch})")
-    # Grown in place, by at most an eighth, so that an hour's rows are not held twice.
-    rows, used = np.empty((_CAPACITY, SPEECH_WIDTH), np.float32), 1
-    for windows in iter_windows(_mel_blocks(pcm_chunks), batch, file=file):
-        count = len(windows)
-        if count < batch:
-            windows = np.concatenate((windows, np.repeat(windows[-1:], batch - count, axis=0)))
-        encoded = np.asarray(encode(windows))
-        if encoded.shape != (batch, SPEECH_WIDTH) or not np.isfinite(encoded[:count]).all():
-            found = list(encoded.shape) if encoded.shape != (batch, SPEECH_WIDTH) else "NaN or infinity"
-            raise InferenceError(
-                f"the speech encoder must give finite [{batch}, {SPEECH_WIDTH}]",
-                value=found,
-                remedy="use the audio encoder that the lip-sync model was trained with",
-            )
-        if used + count + 1 > len(rows):
-            rows.resize(
-                (max(used + count + 1, len(rows) + max(_CAPACITY, len(rows) // 8)), SPEECH_WIDTH), refcheck=False
-            )
-        rows[used : used + count] = encoded[:count]
-        used += count
-    rows[0], rows[used] = rows[1], rows[used - 1]
-    rows.resize((used + 1, SPEECH_WIDTH), refcheck=False)
-    return rows
-
-
-def _mel_blocks(pcm_chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    stream = MelStream()
-    for chunk in pcm_chunks:
-        yield stream.push(chunk)
-    yield stream.finish()
 
 
 def frame_count(duration_seconds: float | Fraction, fps: float | Fraction) -> int:
@@ -232,38 +155,10 @@ def _fraction(value: float | Fraction) -> Fraction:
     return Fraction(value).limit_denominator(1_000_000)
 
 
-def resample_rows(
-    features: NDArray[np.float32],
-    target_rate: float | Fraction,
-    *,
-    source_rate: float | Fraction = SPEECH_RATE,
-) -> NDArray[np.float32]:
-    """Feature rows at another rate, so that row i is the speech at the time of frame i.
+def frames_of_rows(rows: int, fps: Fraction) -> int:
+    """Frames of video that cover the time of feature rows: `ceil(rows * fps / 25)`.
 
-    Row i lies at `i / target_rate` seconds, at position `p = i * source_rate / target_rate` among the source rows, and
-    is `(1 - r) * features[floor(p)] + r * features[floor(p) + 1]` with `r = p - floor(p)`. Past the last source row
-    that row is held. Rows are as many as frames cover the time of the source rows: `ceil(N * target / source)`.
-
-    Args:
-        features: float32 `[N, 512]` (any width), row j at `j / source_rate` seconds.
-        target_rate: rows a second wanted: the video's fps, such as `Fraction(30000, 1001)`.
-        source_rate: rows a second given.
-
-    Returns:
-        float32 `[M, 512]`: `features` itself, not a copy, when the rates are equal.
+    >>> frames_of_rows(522, Fraction(25)), frames_of_rows(51, Fraction(30000, 1001))
+    (522, 62)
     """
-    if not (0 < target_rate < math.inf and 0 < source_rate < math.inf):
-        raise ValueError(f"rates must be above 0 (got {source_rate!r} and {target_rate!r})")
-    step = _fraction(source_rate) / _fraction(target_rate)
-    if step == 1 or not len(features):
-        return features
-    last = len(features) - 1
-    result = np.empty((math.ceil(len(features) / step), *features.shape[1:]), np.float32)
-    # Positions in whole numbers: in floats, a row that falls exactly on a source row would drift off it.
-    for at in range(0, len(result), _RESAMPLE_BLOCK):
-        scaled = np.arange(at, min(at + _RESAMPLE_BLOCK, len(result))) * step.numerator
-        index = scaled // step.denominator
-        rest = ((scaled - index * step.denominator) / step.denominator).astype(np.float32)[:, None]
-        low, high = features[np.minimum(index, last)], features[np.minimum(index + 1, last)]
-        result[at : at + len(index)] = (1 - rest) * low + rest * high
-    return result
+    return math.ceil(rows * fps / SPEECH_RATE)

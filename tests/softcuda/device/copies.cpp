@@ -20,10 +20,15 @@ struct Rows {  // a rectangle of bytes; a plain copy is one row
 
 size_t extent(size_t pitch, const Rows& r) { return r.height ? (r.height - 1) * pitch + r.width : 0; }
 
-cudaError_t copy(const Rows& r, cudaMemcpyKind kind, void* handle, bool async) {
-  Lock lock(device_mutex);
-  auto stream = find_stream(handle);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+// The device whose memory it is; `otherwise` for the host's.
+int device_of(const void* p, int otherwise) {
+  const Region* region = device_allocation(p);
+  return region ? region->device : otherwise;
+}
+
+cudaError_t copy(Lock& lock, const Rows& r, cudaMemcpyKind kind, void* handle, bool async) {
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(handle, stream)) return e;
   const size_t bytes = r.width * r.height;
   if (!bytes) return cudaSuccess;
   if (r.height > 1 && (r.width > r.to_pitch || r.width > r.from_pitch)) return fail(cudaErrorInvalidPitchValue);
@@ -35,12 +40,22 @@ cudaError_t copy(const Rows& r, cudaMemcpyKind kind, void* handle, bool async) {
   if (kind != cudaMemcpyDefault && kind != actual) return fail(cudaErrorInvalidValue);
   if (to_device && !inside_allocation(r.to, extent(r.to_pitch, r))) return fail(cudaErrorInvalidValue);
   if (from_device && !inside_allocation(r.from, extent(r.from_pitch, r))) return fail(cudaErrorInvalidValue);
-  if (actual == cudaMemcpyHostToDevice) stats.h2d += bytes;
-  if (actual == cudaMemcpyDeviceToHost) stats.d2h += bytes;
-  if (actual == cudaMemcpyDeviceToDevice) stats.d2d += bytes;
+  // The memory may be another device's than the stream: a copy, unlike a kernel, reaches it.
+  const int source = device_of(r.from, stream->device), target = device_of(r.to, stream->device);
+  if (auto e = fail(health(source))) return e;
+  if (auto e = fail(health(target))) return e;
+  if (actual == cudaMemcpyHostToDevice) count(target, &Counters::h2d, bytes);
+  if (actual == cudaMemcpyDeviceToHost) count(source, &Counters::d2h, bytes);
+  if (actual == cudaMemcpyDeviceToDevice) count(target, &Counters::d2d, bytes);
+  if (from_device && to_device && source != target && is_default(*stream)) {
+    // Between two devices a default stream is ordered with all the work of both.
+    drain_device(lock, source);
+    drain_device(lock, target);
+    async = false;
+  }
 
   const bool pageable = to == Memory::pageable || from == Memory::pageable;
-  if (async && pageable) stats.pageable_async++;
+  if (async && pageable) count(stream->device, &Counters::pageable_async);
   if (async && actual == cudaMemcpyHostToDevice && pageable) {
     // CUDA stages a pageable source before the call returns, so the caller may overwrite it.
     Rows staged = r;
@@ -54,8 +69,22 @@ cudaError_t copy(const Rows& r, cudaMemcpyKind kind, void* handle, bool async) {
     return cudaSuccess;
   }
   enqueue(lock, stream, [r] { r.run(); });
-  if (!async || pageable) drain(lock, stream);
-  return cudaSuccess;
+  if (async && !pageable) return cudaSuccess;
+  drain(lock, stream);
+  return fail(health(stream->device));
+}
+
+cudaError_t copy(const Rows& r, cudaMemcpyKind kind, void* handle, bool async) {
+  Lock lock(device_mutex);
+  return copy(lock, r, kind, handle, async);
+}
+
+cudaError_t copy_peer(const Rows& r, int to, int from, void* handle, bool async) {
+  Lock lock(device_mutex);
+  if (!device_exists(to) || !device_exists(from)) return fail(cudaErrorInvalidDevice);
+  if (!r.width) return cudaSuccess;
+  if (device_of(r.to, -1) != to || device_of(r.from, -1) != from) return fail(cudaErrorInvalidValue);
+  return copy(lock, r, cudaMemcpyDeviceToDevice, handle, async);
 }
 
 Rows row(void* to, const void* from, size_t n) {
@@ -81,12 +110,24 @@ API cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, s
                                   size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
   return copy(rows(to, to_pitch, from, from_pitch, width, height), kind, stream, true);
 }
+API cudaError_t cudaMemcpyPeer(void* to, int to_device, const void* from, int from_device, size_t n) {
+  return copy_peer(row(to, from, n), to_device, from_device, nullptr, false);
+}
+API cudaError_t cudaMemcpyPeerAsync(void* to, int to_device, const void* from, int from_device, size_t n,
+                                    cudaStream_t stream) {
+  return copy_peer(row(to, from, n), to_device, from_device, stream, true);
+}
 API cudaError_t cudaMemsetAsync(void* to, int value, size_t n, cudaStream_t handle) {
   Lock lock(device_mutex);
-  auto stream = find_stream(handle);
-  if (!stream) return fail(cudaErrorInvalidResourceHandle);
+  std::shared_ptr<Stream> stream;
+  if (auto e = usable_stream(handle, stream)) return e;
   if (!n) return cudaSuccess;
   if (!inside_allocation(to, n)) return fail(cudaErrorInvalidValue);
+  const Region& region = *device_allocation(to);
+  if (region.device != stream->device && !region.managed) {  // the device itself fills, and cannot reach it
+    log("memory of device %d filled on a stream of device %d", region.device, stream->device);
+    return fail(cudaErrorInvalidValue);
+  }
   enqueue(lock, stream, [=] { memset(to, value, n); });
   return cudaSuccess;
 }

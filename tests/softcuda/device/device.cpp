@@ -1,5 +1,5 @@
-// What the device says of itself: its settings, its properties, its errors, and the parts of the driver's interface
-// that CuPy and NVRTC ask for beside modules and launches.
+// What the devices say of themselves: their settings and their properties.
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -12,17 +12,31 @@ namespace {
 
 constexpr int version = 12090;
 constexpr int multiprocessors = 4;
-thread_local cudaError_t last_error = cudaSuccess;
 
-long long number(const char* variable, long long otherwise) {
-  const char* v = getenv(variable);
-  return v && *v ? strtoll(v, nullptr, 0) : otherwise;
+// With one device its name has no number, as programs and their records know it.
+std::string name_of(int device) {
+  return "softcuda (CPU)" + (device_count() > 1 ? " #" + std::to_string(device) : std::string());
+}
+
+// Without a zero in it: CuPy reads it as text.
+void uuid_of(int device, char bytes[16]) {
+  char text[32];
+  snprintf(text, sizeof text, "softcuda-gpu-%03d", device);
+  memcpy(bytes, text, 16);
+}
+
+std::string pci_bus_id(int device) {
+  char id[32];
+  snprintf(id, sizeof id, "0000:%02x:00.0", device);
+  return id;
 }
 
 cudaError_t properties(cudaDeviceProp* p, int device) {
-  if (device) return fail(cudaErrorInvalidDevice);
+  if (!device_exists(device)) return fail(cudaErrorInvalidDevice);
   memset(p, 0, sizeof *p);
-  strcpy(p->name, "softcuda (CPU)");
+  strcpy(p->name, name_of(device).c_str());
+  uuid_of(device, p->uuid.bytes);
+  p->pciBusID = device;
   p->totalGlobalMem = memory_limit();
   p->major = compute_capability() / 10;
   p->minor = compute_capability() % 10;
@@ -47,6 +61,16 @@ bool flag(const char* variable) {
   const char* v = getenv(variable);
   return v && *v && *v != '0';
 }
+long long number(const char* variable, long long otherwise) {
+  const char* v = getenv(variable);
+  return v && *v ? strtoll(v, nullptr, 0) : otherwise;
+}
+int device_count() {
+  // A PCI bus has a number of one byte, and each device its own.
+  static const int count = static_cast<int>(std::clamp(number("SOFTCUDA_DEVICES", 1), 1ll, 256ll));
+  return count;
+}
+bool device_exists(int device) { return device >= 0 && device < device_count(); }
 size_t memory_limit() {
   static const size_t bytes = static_cast<size_t>(number("SOFTCUDA_MEM", 4ll << 30));
   return bytes;
@@ -65,34 +89,7 @@ void log(const char* format, ...) {
   fputc('\n', stderr);
   va_end(arguments);
 }
-cudaError_t fail(cudaError_t e) {
-  log("error %s", cudaGetErrorName(e));
-  return last_error = e;
-}
 
-#define NAMES(X)                                                                                                   \
-  X(Success) X(ErrorMemoryAllocation) X(ErrorInvalidValue) X(ErrorNotSupported) X(ErrorNotReady)                   \
-  X(ErrorInvalidDevice) X(ErrorInvalidPitchValue) X(ErrorInvalidResourceHandle) X(ErrorHostMemoryAlreadyRegistered) \
-  X(ErrorHostMemoryNotRegistered) X(ErrorStreamCaptureUnsupported) X(ErrorIllegalState)
-
-API const char* cudaGetErrorName(cudaError_t e) {
-  switch (e) {
-#define X(name) \
-  case cuda##name: return "cuda" #name;
-    NAMES(X)
-#undef X
-    default: return "cudaErrorUnknown";
-  }
-}
-API const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorMemoryAllocation ? "out of memory" : cudaGetErrorName(e);
-}
-API cudaError_t cudaGetLastError() {
-  const cudaError_t e = last_error;
-  last_error = cudaSuccess;
-  return e;
-}
-API cudaError_t cudaPeekAtLastError() { return last_error; }
 API cudaError_t cudaDriverGetVersion(int* v) {
   *v = version;
   return cudaSuccess;
@@ -101,17 +98,12 @@ API cudaError_t cudaRuntimeGetVersion(int* v) {
   *v = version;
   return cudaSuccess;
 }
-API cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-API cudaError_t cudaSetDevice(int device) { return device ? fail(cudaErrorInvalidDevice) : cudaSuccess; }
 API cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = device_count();
   return cudaSuccess;
 }
 API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device) return fail(cudaErrorInvalidDevice);
+  if (!device_exists(device)) return fail(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor: *value = compute_capability() / 10; break;
     case cudaDevAttrComputeCapabilityMinor: *value = compute_capability() % 10; break;
@@ -120,26 +112,28 @@ API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int
     case cudaDevAttrWarpSize: *value = 32; break;
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = 49152; break;
     case cudaDevAttrMaxGridDimX: *value = 2147483647; break;
+    case cudaDevAttrPciBusId: *value = device; break;
     default: *value = 0;
   }
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int) {
-  snprintf(id, size, "0000:00:00.0");
+API cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int device) {
+  if (!device_exists(device)) return fail(cudaErrorInvalidDevice);
+  snprintf(id, size, "%s", pci_bus_id(device).c_str());
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceGetByPCIBusId(int* device, const char*) {
-  *device = 0;
-  return cudaSuccess;
+API cudaError_t cudaDeviceGetByPCIBusId(int* device, const char* id) {
+  for (int i = 0; i < device_count(); i++) {
+    if (pci_bus_id(i) != id) continue;
+    *device = i;
+    return cudaSuccess;
+  }
+  return fail(cudaErrorInvalidDevice);
 }
 // CUDA 12 renames the function with a macro; CuPy links either name.
 #undef cudaGetDeviceProperties
 API cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* p, int device) { return properties(p, device); }
 API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) { return properties(p, device); }
-API cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
-  *can = 0;
-  return cudaSuccess;
-}
 API cudaError_t cudaDeviceGetLimit(size_t* value, cudaLimit) {
   *value = 0;
   return cudaSuccess;
@@ -158,22 +152,28 @@ API CUresult cuGetExportTable(const void** table, const CUuuid*) {
   *table = nullptr;
   return CUDA_ERROR_NOT_FOUND;
 }
-static CUcontext context() {
-  static char the_only_context;
-  return reinterpret_cast<CUcontext>(&the_only_context);
-}
-API CUresult cuCtxGetCurrent(CUcontext* c) {
-  *c = context();
+API CUresult cuDeviceGetCount(int* count) {
+  *count = device_count();
   return CUDA_SUCCESS;
 }
-API CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
-API CUresult cuCtxGetDevice(CUdevice* device) {
-  *device = 0;
+API CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+  if (!device_exists(ordinal)) return CUDA_ERROR_INVALID_DEVICE;
+  *device = ordinal;
   return CUDA_SUCCESS;
 }
-API CUresult cuDevicePrimaryCtxRelease(CUdevice) { return CUDA_SUCCESS; }
-API CUresult cuStreamGetCtx(CUstream, CUcontext* c) {
-  *c = context();
+API CUresult cuDeviceGetName(char* name, int size, CUdevice device) {
+  if (!device_exists(device)) return CUDA_ERROR_INVALID_DEVICE;
+  snprintf(name, size, "%s", name_of(device).c_str());
+  return CUDA_SUCCESS;
+}
+API CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice device) {
+  if (!device_exists(device)) return CUDA_ERROR_INVALID_DEVICE;
+  uuid_of(device, uuid->bytes);
+  return CUDA_SUCCESS;
+}
+API CUresult cuDeviceTotalMem(size_t* bytes, CUdevice device) {
+  if (!device_exists(device)) return CUDA_ERROR_INVALID_DEVICE;
+  *bytes = memory_limit();
   return CUDA_SUCCESS;
 }
 

@@ -2,6 +2,7 @@
 // what was never written and reaching outside an allocation show.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,14 +19,13 @@ constexpr size_t granule = 256;  // CUDA aligns allocations to this, and code re
 using Regions = std::map<uintptr_t, Region>;
 Regions& device_regions = *new Regions;
 Regions& pinned_regions = *new Regions;
-std::map<uintptr_t, size_t>& registered = *new std::map<uintptr_t, size_t>;  // the host's own memory, pinned later
+Regions& registered_regions = *new Regions;  // the host's own memory, pinned later
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-template <class Value>
-const std::pair<const uintptr_t, Value>* at_or_below(const std::map<uintptr_t, Value>& map, uintptr_t p) {
-  auto it = map.upper_bound(p);
-  return it == map.begin() ? nullptr : &*--it;
+const Regions::value_type* at_or_below(const Regions& regions, uintptr_t p) {
+  auto it = regions.upper_bound(p);
+  return it == regions.begin() ? nullptr : &*--it;
 }
 const Region* containing(const Regions& regions, const void* p) {
   auto* entry = at_or_below(regions, reinterpret_cast<uintptr_t>(p));
@@ -54,18 +54,21 @@ void forget(Regions& regions, Regions::iterator it, Lock& lock) {
   when_idle(lock, [region] { release(region); });
 }
 
-cudaError_t allocate(void** p, size_t n) {
+cudaError_t allocate(void** p, size_t n, bool managed) {
   Lock lock(device_mutex);
   *p = nullptr;
-  if (n > memory_limit() - stats.used) return fail(cudaErrorMemoryAllocation);
+  const int device = current_device();
+  if (auto e = fail(health(device))) return e;
+  if (n > memory_limit() - stats.devices[device].used) return fail(cudaErrorMemoryAllocation);
   Region region = reserve(n);
   if (!region.start) return fail(cudaErrorMemoryAllocation);
+  region.device = device;
+  region.managed = managed;
   *p = region.start;
   device_regions[reinterpret_cast<uintptr_t>(*p)] = region;
-  stats.used += n;
-  stats.mallocs++;
-  stats.peak = std::max(stats.peak, stats.used);
-  log("cudaMalloc %zu bytes at %p", n, *p);
+  count(device, &Counters::mallocs);
+  count_memory(device, static_cast<long long>(n));
+  log("cudaMalloc %zu bytes at %p on device %d", n, *p, device);
   return cudaSuccess;
 }
 
@@ -89,10 +92,10 @@ void release(const Region& r) {
 
 Memory memory_kind(const void* p) {
   if (containing(device_regions, p)) return Memory::device;
-  if (containing(pinned_regions, p)) return Memory::pinned;
-  auto* entry = at_or_below(registered, reinterpret_cast<uintptr_t>(p));
-  return entry && reinterpret_cast<uintptr_t>(p) < entry->first + entry->second ? Memory::pinned : Memory::pageable;
+  return containing(pinned_regions, p) || containing(registered_regions, p) ? Memory::pinned : Memory::pageable;
 }
+
+const Region* device_allocation(const void* p) { return containing(device_regions, p); }
 
 bool inside_allocation(const void* p, size_t n) {
   const Region* r = containing(device_regions, p);
@@ -124,26 +127,30 @@ std::string describe(uint64_t address) {
   return text;
 }
 
-API cudaError_t cudaMalloc(void** p, size_t n) { return allocate(p, n); }
-API cudaError_t cudaMallocManaged(void** p, size_t n, unsigned) { return allocate(p, n); }
+API cudaError_t cudaMalloc(void** p, size_t n) { return allocate(p, n, false); }
+API cudaError_t cudaMallocManaged(void** p, size_t n, unsigned) { return allocate(p, n, true); }
 
 API cudaError_t cudaFree(void* p) {
   Lock lock(device_mutex);
   if (!p) return cudaSuccess;
   auto it = device_regions.find(reinterpret_cast<uintptr_t>(p));
   if (it == device_regions.end()) return fail(cudaErrorInvalidValue);
-  stats.used -= it->second.bytes;
+  count_memory(it->second.device, -static_cast<long long>(it->second.bytes));
   forget(device_regions, it, lock);
   return cudaSuccess;
 }
 
 API cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
   Lock lock(device_mutex);
+  *p = nullptr;
+  const int device = current_device();
+  if (auto e = fail(health(device))) return e;
   Region region = reserve(n);
-  *p = region.start;
   if (!region.start) return fail(cudaErrorMemoryAllocation);
+  region.device = device;
+  *p = region.start;
   pinned_regions[reinterpret_cast<uintptr_t>(*p)] = region;
-  stats.pinned++;
+  count(device, &Counters::pinned);
   return cudaSuccess;
 }
 
@@ -159,19 +166,25 @@ API cudaError_t cudaFreeHost(void* p) {
 API cudaError_t cudaHostRegister(void* p, size_t n, unsigned) {
   Lock lock(device_mutex);
   if (memory_kind(p) != Memory::pageable) return fail(cudaErrorHostMemoryAlreadyRegistered);
-  registered[reinterpret_cast<uintptr_t>(p)] = n;
+  Region& region = registered_regions[reinterpret_cast<uintptr_t>(p)];
+  region.start = static_cast<char*>(p);
+  region.bytes = n;
+  region.device = current_device();
   return cudaSuccess;
 }
 
 API cudaError_t cudaHostUnregister(void* p) {
   Lock lock(device_mutex);
-  return registered.erase(reinterpret_cast<uintptr_t>(p)) ? cudaSuccess : fail(cudaErrorHostMemoryNotRegistered);
+  const bool was = registered_regions.erase(reinterpret_cast<uintptr_t>(p));
+  return was ? cudaSuccess : fail(cudaErrorHostMemoryNotRegistered);
 }
 
 API cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
   Lock lock(device_mutex);
+  const int device = current_device();
+  if (auto e = fail(health(device))) return e;
   *total = memory_limit();
-  *available = memory_limit() - stats.used;
+  *available = memory_limit() - stats.devices[device].used;
   return cudaSuccess;
 }
 
@@ -182,6 +195,9 @@ API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p
   a->type = kind == Memory::device   ? cudaMemoryTypeDevice
             : kind == Memory::pinned ? cudaMemoryTypeHost
                                      : cudaMemoryTypeUnregistered;
+  a->device = cudaInvalidDeviceId;
+  for (auto* regions : {&device_regions, &pinned_regions, &registered_regions})
+    if (auto* region = containing(*regions, p)) a->device = region->device;
   if (kind != Memory::pageable) a->devicePointer = const_cast<void*>(p);
   if (kind != Memory::device) a->hostPointer = const_cast<void*>(p);
   return cudaSuccess;

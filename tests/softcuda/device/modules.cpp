@@ -1,4 +1,5 @@
-// Modules: PTX in, kernels out, by way of ptxcc.py and the C++ compiler. Results are kept by content.
+// Modules: PTX in, kernels out, by way of ptxcc.py and the C++ compiler. Results are kept by content. A module and its
+// functions belong to the device that was current when it was loaded.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include "device.h"
 
@@ -19,15 +21,11 @@ namespace {
 
 struct Module {
   void* library;
+  int device;
+  std::map<std::string, Function> functions;
 };
 
-thread_local std::string last_message;  // what the failed call of this thread has to say beyond its status
-
-CUresult refuse(CUresult status, const std::string& message) {
-  last_message = message;
-  log("%s", message.c_str());
-  return status;
-}
+std::set<const void*> functions;  // of the modules that are loaded
 
 // The folder of the finished build: this library is in its folder `lib`.
 std::string build_folder() {
@@ -89,25 +87,17 @@ CUresult compile(const std::string& ptx, std::string& library) {
 
 }  // namespace
 
-API CUresult cuGetErrorName(CUresult e, const char** name) {
-  switch (e) {
-    case CUDA_SUCCESS: *name = "CUDA_SUCCESS"; break;
-    case CUDA_ERROR_INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; break;
-    case CUDA_ERROR_INVALID_PTX: *name = "CUDA_ERROR_INVALID_PTX"; break;
-    case CUDA_ERROR_INVALID_IMAGE: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
-    case CUDA_ERROR_NOT_FOUND: *name = "CUDA_ERROR_NOT_FOUND"; break;
-    case CUDA_ERROR_FILE_NOT_FOUND: *name = "CUDA_ERROR_FILE_NOT_FOUND"; break;
-    case CUDA_ERROR_INVALID_HANDLE: *name = "CUDA_ERROR_INVALID_HANDLE"; break;
-    default: *name = "CUDA_ERROR_UNKNOWN";
-  }
-  return CUDA_SUCCESS;
-}
-API CUresult cuGetErrorString(CUresult, const char** text) {
-  *text = last_message.c_str();
-  return CUDA_SUCCESS;
+const Function* find_function(CUfunction handle) {
+  auto* function = reinterpret_cast<const Function*>(handle);
+  return functions.count(function) ? function : nullptr;
 }
 
 API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  const int device = current_device();
+  {
+    Lock lock(device_mutex);
+    if (health(device)) return refuse_dead(device);
+  }
   const std::string ptx(static_cast<const char*>(image));
   if (ptx.find(".version") == std::string::npos)
     return refuse(CUDA_ERROR_INVALID_IMAGE, "softcuda runs PTX, and this is not PTX: set CUPY_COMPILE_WITH_PTX=1");
@@ -115,7 +105,7 @@ API CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   if (CUresult status = compile(ptx, path)) return status;
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) return refuse(CUDA_ERROR_INVALID_IMAGE, std::string("softcuda: ") + dlerror());
-  *module = reinterpret_cast<CUmodule>(new Module{library});
+  *module = reinterpret_cast<CUmodule>(new Module{library, device, {}});
   return CUDA_SUCCESS;
 }
 API CUresult cuModuleLoad(CUmodule* module, const char* path) {
@@ -129,63 +119,22 @@ API CUresult cuModuleLoad(CUmodule* module, const char* path) {
   return cuModuleLoadData(module, ptx.c_str());
 }
 // The library stays loaded: work that is still queued may run its kernels.
-API CUresult cuModuleUnload(CUmodule module) {
-  delete reinterpret_cast<Module*>(module);
-  return CUDA_SUCCESS;
-}
-API CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
-  void* kernel = dlsym(reinterpret_cast<Module*>(module)->library, (std::string(name) + "__kernel").c_str());
-  if (!kernel) return refuse(CUDA_ERROR_NOT_FOUND, std::string("the module has no kernel named ") + name);
-  *function = reinterpret_cast<CUfunction>(kernel);
-  return CUDA_SUCCESS;
-}
-
-API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                            unsigned bz, unsigned dynamic_bytes, CUstream handle, void** arguments, void**) {
+API CUresult cuModuleUnload(CUmodule handle) {
   Lock lock(device_mutex);
-  auto* kernel = reinterpret_cast<const Kernel*>(function);
-  auto stream = find_stream(handle);
-  if (!stream) return refuse(CUDA_ERROR_INVALID_HANDLE, "a stream that was destroyed");
-  char text[300];
-  snprintf(text, sizeof text, "%s, grid (%u, %u, %u), block (%u, %u, %u), %u bytes of dynamic shared memory",
-           kernel->name, gx, gy, gz, bx, by, bz, dynamic_bytes);
-  log("launch %s", text);
-  const unsigned long long threads = 1ull * bx * by * bz;
-  const bool grid_fits = gx && gy && gz && gx <= 2147483647u && gy <= 65535 && gz <= 65535;
-  const bool block_fits = threads && bx <= 1024 && by <= 1024 && bz <= 64 && threads <= 1024;
-  if (!grid_fits || !block_fits || kernel->shared_bytes + 1ull * dynamic_bytes > 49152)
-    return refuse(CUDA_ERROR_INVALID_VALUE, std::string("a launch beyond the device's limits: ") + text);
-  if (kernel->max_threads && threads > kernel->max_threads)
-    return refuse(CUDA_ERROR_INVALID_VALUE, std::string("a launch beyond the kernel's __launch_bounds__: ") + text);
-  const unsigned last = kernel->param_count - 1;
-  std::vector<char> params(kernel->param_count ? kernel->param_offsets[last] + kernel->param_sizes[last] : 0);
-  for (unsigned i = 0; i < kernel->param_count; i++)
-    memcpy(params.data() + kernel->param_offsets[i], arguments[i], kernel->param_sizes[i]);
-  stats.launches[kernel->name]++;
-  enqueue(lock, stream, [=] {
-    const unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
-    launch(*kernel, params.data(), grid, block, dynamic_bytes);
-  });
+  auto* module = reinterpret_cast<Module*>(handle);
+  for (auto& f : module->functions) functions.erase(&f.second);
+  delete module;
   return CUDA_SUCCESS;
 }
-
-API CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
-  auto* kernel = reinterpret_cast<const Kernel*>(function);
-  switch (attribute) {
-    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = kernel->max_threads ? kernel->max_threads : 1024; break;
-    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = kernel->shared_bytes; break;
-    default: *value = 0;
-  }
-  return CUDA_SUCCESS;
-}
-API CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
-API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, int, size_t) {
-  *blocks = 4;
-  return CUDA_SUCCESS;
-}
-API CUresult cuOccupancyMaxPotentialBlockSize(int* grid, int* block, CUfunction, CUoccupancyB2DSize, size_t, int) {
-  *grid = 4;
-  *block = 256;
+API CUresult cuModuleGetFunction(CUfunction* function, CUmodule handle, const char* name) {
+  Lock lock(device_mutex);
+  auto* module = reinterpret_cast<Module*>(handle);
+  void* kernel = dlsym(module->library, (std::string(name) + "__kernel").c_str());
+  if (!kernel) return refuse(CUDA_ERROR_NOT_FOUND, std::string("the module has no kernel named ") + name);
+  Function& made = module->functions[name];
+  made = {static_cast<const Kernel*>(kernel), module->device};
+  functions.insert(&made);
+  *function = reinterpret_cast<CUfunction>(&made);
   return CUDA_SUCCESS;
 }
 

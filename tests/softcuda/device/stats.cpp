@@ -1,4 +1,5 @@
 // The counters, and their report as JSON: at exit into SOFTCUDA_STATS, and at any time to who asks in the process.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,17 +26,24 @@ std::vector<std::string> members(std::initializer_list<Counter> counters) {
   return all;
 }
 
+std::vector<std::string> report(const Counters& c) {
+  auto all = members({{"h2d_bytes", c.h2d},
+                      {"d2h_bytes", c.d2h},
+                      {"d2d_bytes", c.d2d},
+                      {"mallocs", c.mallocs},
+                      {"pinned_allocs", c.pinned},
+                      {"pageable_async_copies", c.pageable_async},
+                      {"syncs", c.syncs},
+                      {"peak_bytes", c.peak}});
+  std::vector<std::string> launches;
+  for (auto& l : c.launches) launches.push_back(member(l.first, std::to_string(l.second)));
+  all.push_back(member("launches", object(launches)));
+  return all;
+}
+
 std::string json() {
-  auto all = members({{"h2d_bytes", stats.h2d},
-                      {"d2h_bytes", stats.d2h},
-                      {"d2d_bytes", stats.d2d},
-                      {"mallocs", stats.mallocs},
-                      {"pinned_allocs", stats.pinned},
-                      {"pageable_async_copies", stats.pageable_async},
-                      {"syncs", stats.syncs},
-                      {"peak_bytes", stats.peak}});
-  std::vector<std::string> launches, profiles;
-  for (auto& l : stats.launches) launches.push_back(member(l.first, std::to_string(l.second)));
+  auto all = report(stats.total);
+  std::vector<std::string> profiles;
   for (auto& entry : stats.profiles) {
     const KernelProfile& p = entry.second;
     constexpr unsigned long long sector = 32;
@@ -49,8 +57,12 @@ std::string json() {
                                                            {"store_sector_bytes", p.sectors[1] * sector},
                                                            {"store_unique_bytes", p.unique_sectors[1] * sector}}))));
   }
-  all.push_back(member("launches", object(launches)));
   all.push_back(member("profile", object(profiles)));
+  if (device_count() > 1) {
+    std::string devices;
+    for (int i = 0; i < device_count(); i++) devices += (i ? ", " : "") + object(report(stats.devices[i]));
+    all.push_back(member("devices", "[" + devices + "]"));
+  }
   return object(all);
 }
 
@@ -68,6 +80,23 @@ struct AtExit {
 };
 
 }  // namespace
+
+void count(int device, unsigned long long Counters::*counter, unsigned long long n) {
+  stats.total.*counter += n;
+  stats.devices[device].*counter += n;
+}
+
+void count_launch(int device, const char* kernel) {
+  stats.total.launches[kernel]++;
+  stats.devices[device].launches[kernel]++;
+}
+
+void count_memory(int device, long long bytes) {
+  for (Counters* c : {&stats.total, &stats.devices[device]}) {
+    c->used += bytes;
+    c->peak = std::max(c->peak, c->used);
+  }
+}
 
 // Writes at most `room` bytes, the last one zero, and returns the length of the whole text.
 API size_t softcudaStats(char* text, size_t room) {

@@ -1,29 +1,20 @@
-"""What is in a character folder (`gpupipe inspect`), and what this machine can do (`gpupipe doctor`)."""
+"""What is in a character folder, faults included: `gpupipe inspect`."""
 
 from __future__ import annotations
 
-import platform
-import tempfile
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import gpupipe.gpu.device
-from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine, read_features
+from gpupipe.character.features import read_features
+from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.engine.job import check_model_size
 from gpupipe.errors import GpupipeError
-from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
-from gpupipe.media.encode import VideoWriter
-from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import probe
-from gpupipe.model.model import Signature
-from gpupipe.model.runtime import PROVIDER_NAMES, SessionOptions, open_session, probe_provider, runtime
-
-ENCODERS = ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "av1_nvenc")
+from gpupipe.model.runtime import SessionOptions, open_session
+from gpupipe.model.signature import Signature
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -46,7 +37,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
             signature = Signature(path / MODEL, open_session(path / MODEL, SessionOptions()))
             model = signature.describe()
             if character is not None:
-                check_model_size(signature, character)
+                signature.check_size(character.layout)
         except GpupipeError as error:
             faults.append(error)
     return {
@@ -60,7 +51,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "features": features,
         "model": model,
         "cache_bytes": _cache_bytes(character) if character else None,
-        "faults": [str(fault) for fault in _once(faults)],
+        "faults": [fault.on_command_line() for fault in _once(faults)],
         "notes": notes,
     }
 
@@ -111,60 +102,3 @@ def _cache_bytes(character: Character) -> dict[str, dict[str, int]]:
         "host": {name: spec.cache_bytes for name, spec in specs.items()},
         "device": {name: sum(bytes_wanted(spec).values()) for name, spec in specs.items()},
     }
-
-
-def doctor() -> dict[str, Any]:
-    """What is installed, what really opens, and what to install for what is missing. JSON values."""
-    versions = {name: package_version(name) for name in PACKAGES}
-    providers: dict[str, str | None] = {}
-    try:
-        runtime()
-        for provider in PROVIDER_NAMES:
-            providers[provider] = probe_provider(provider)
-    except GpupipeError as error:
-        providers = dict.fromkeys(PROVIDER_NAMES, str(error))
-    encoders = {name: _encoder_problem(name) for name in ENCODERS}
-    gpu = gpupipe.gpu.device.describe()
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": cpu_count(),
-        "packages": versions,
-        "providers": providers,
-        "gpu": gpu,
-        "encoders": encoders,
-        "advice": _advice(versions, providers, gpu),
-    }
-
-
-def _encoder_problem(encoder: str) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            writer = VideoWriter(
-                Path(folder) / "probe.mp4",
-                width=256,
-                height=256,
-                fps=Fraction(25),
-                pixel_format="nv12",
-                options=EncoderOptions(encoder),
-            )
-        except GpupipeError as error:
-            return str(getattr(error.__cause__, "strerror", None) or error)
-        writer.abort()
-    return None
-
-
-def _advice(versions: dict[str, str | None], providers: dict[str, str | None], gpu: dict[str, Any]) -> list[str]:
-    advice = []
-    if not versions["onnxruntime"] and not versions["onnxruntime-gpu"]:
-        advice.append("no ONNX Runtime: pip install 'gpupipe[cpu]', or 'gpupipe[cuda]' on a machine with an NVIDIA GPU")
-    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
-        advice.append("two ONNX Runtimes: pip uninstall -y onnxruntime onnxruntime-gpu, then install one extra again")
-    if versions["opencv-python"] and versions["opencv-python-headless"]:
-        advice.append("two OpenCVs share one module: pip uninstall -y opencv-python")
-    if gpu["problem"]:
-        advice.append(f"--device cuda: {gpu['problem']}")
-    elif providers["cuda"]:
-        advice.append(f"--provider cuda: {providers['cuda']}")
-    return advice

@@ -1,0 +1,161 @@
+"""Batches under way: their steps, one after the other, and what happens when one fails."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpupipe.engine.lane import Lane, LaneSlot
+from gpupipe.engine.session import FrameTask, Session
+from gpupipe.errors import InferenceError
+from gpupipe.trace import INFER, PASTE, PREPARE, QUEUED, Span, Stage, Trace
+
+
+@dataclass(eq=False)
+class Flight:
+    """A batch under way.
+
+    Attributes:
+        lane: which.
+        slot: its buffers.
+        tasks: its frames, in the places of the slot.
+        started: seconds of `time.monotonic`.
+        error: what has stopped it: of all its frames.
+        finished: frames that are done before the others (drawn alone, after the batch had failed), with their errors.
+    """
+
+    lane: Lane
+    slot: LaneSlot[Any]
+    tasks: list[FrameTask]
+    started: float
+    error: BaseException | None = None
+    finished: dict[int, BaseException | None] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> list[tuple[Trace, int]]:
+        """The traces of the sessions whose frames it has, and how many."""
+        return [(session.trace, count) for session, count in Counter(task.session for task in self.tasks).items()]
+
+
+class Steps:
+    """What is done with a batch, step by step; an error is kept in the batch, and ends the sessions it concerns.
+
+    Args:
+        trace: the engine's; each session's own gets its share.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def prepare(self, flight: Flight) -> None:
+        """Fill the model's inputs."""
+        self._step(PREPARE, flight, lambda: self._prepare(flight, flight.tasks))
+
+    def infer(self, flight: Flight) -> None:
+        """Run the model. If it fails for a batch, each frame is drawn alone, to find whose the fault is."""
+        lane, slot = flight.lane, flight.slot
+        try:
+            if flight.error is None:
+                lane.compositor.ready(slot.buffers)
+                with self._timed(INFER, flight):
+                    lane.model.run(slot.bindings, len(flight.tasks))
+        except InferenceError:
+            self._one_by_one(flight)
+        except BaseException as error:
+            flight.error = error
+
+    def paste(self, flight: Flight) -> None:
+        """Draw the predictions."""
+        if not flight.finished:
+            self._step(PASTE, flight, lambda: flight.lane.compositor.paste(flight.slot.buffers))
+
+    def compute(self, flight: Flight) -> None:
+        """All three, where they are only queued: one thread keeps a GPU's stream in order."""
+        self.prepare(flight)
+        self.infer(flight)
+        self.paste(flight)
+
+    def finish(self, flight: Flight) -> None:
+        """Wait until the frames are complete, and hand each to its session."""
+        has_nan = np.zeros(len(flight.tasks), np.bool_)
+        if flight.error is None and not flight.finished:
+            try:
+                has_nan = flight.lane.compositor.finish(flight.slot.buffers)
+                self._collect(flight)
+            except BaseException as error:
+                flight.error = error
+        for place, task in enumerate(flight.tasks):
+            wrong = flight.error or flight.finished.get(place)
+            if wrong is None and has_nan[place]:
+                wrong = nan_error(task)
+            task.session.deliver(task, wrong)
+        flight.lane.took(time.monotonic() - flight.started)
+
+    def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
+        flight.lane.compositor.prepare(flight.slot.buffers, [task.drawing for task in tasks])
+
+    def _one_by_one(self, flight: Flight) -> None:
+        lane, slot = flight.lane, flight.slot
+        failed: dict[Session, BaseException] = {}
+        for place, task in enumerate(flight.tasks):
+            if task.session in failed:
+                flight.finished[place] = failed[task.session]
+                continue
+            try:
+                self._prepare(flight, [task])
+                lane.compositor.ready(slot.buffers)
+                lane.model.run(slot.bindings, 1)
+                lane.compositor.paste(slot.buffers)
+                flight.finished[place] = nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
+            except InferenceError as error:
+                flight.finished[place] = error.about(f"output frame {task.index}")
+            except BaseException as error:
+                flight.error = error
+                return
+            if (wrong := flight.finished[place]) is not None:
+                failed[task.session] = wrong
+
+    def _step(self, step: Stage, flight: Flight, work: Callable[[], None]) -> None:
+        if flight.error is not None:
+            return
+        try:
+            with self._timed(step, flight):
+                work()
+        except BaseException as error:
+            flight.error = error
+
+    @contextmanager
+    def _timed(self, step: Stage, flight: Flight) -> Iterator[None]:
+        """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
+        marks = flight.slot.buffers.marks
+        if marks is None or (step == INFER and flight.lane.model.provider == "cpu"):
+            with self._trace.span(step, len(flight.tasks), flight.shares):
+                yield
+            return
+        with self._trace.span(QUEUED[step]):
+            if step == INFER:  # the compositor marks its own steps
+                marks.begin(INFER)
+            yield
+            if step == INFER:
+                marks.end(INFER)
+
+    def _collect(self, flight: Flight) -> None:
+        marks = flight.slot.buffers.marks
+        for step, start, end in marks.collect() if marks is not None else ():
+            self._trace.add(Span(step, "gpu", start, end, len(flight.tasks)), flight.shares)
+
+
+def nan_error(task: FrameTask) -> InferenceError:
+    """The error of a frame whose prediction held a NaN."""
+    return InferenceError(
+        "the model gave NaN",
+        file=task.session.lane.model.path,
+        field=f"output frame {task.index}",
+        remedy="check the model and the features; a float16 export may overflow",
+    )

@@ -1,0 +1,142 @@
+"""What an engine asks of a GPU; see `backend.Backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
+from gpupipe.compose.device_speech import DeviceSpeech
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.gpu import GpuCompositor
+from gpupipe.compose.protocol import BatchKind
+from gpupipe.engine.backend import Opened
+from gpupipe.engine.flight import Flight, Steps
+from gpupipe.engine.order import Readers
+from gpupipe.engine.pipeline import Stage
+from gpupipe.errors import ProviderError
+from gpupipe.gpu.device import Device
+from gpupipe.machine import cache_folder, cpu_count
+from gpupipe.model.model import Model
+from gpupipe.model.runtime import Provider, SessionOptions
+from gpupipe.model.signature import model_shapes
+from gpupipe.options import ModelOptions
+from gpupipe.speech.rows import SpeechRows
+
+SPARE_BYTES = 64_000_000
+"""Device memory that is left free: the driver rounds every allocation up to whole pages, and keeps some itself."""
+
+
+class GpuBackend:
+    """A GPU.
+
+    Args:
+        gpu: opened.
+    """
+
+    def __init__(self, gpu: Device) -> None:
+        self.gpu = gpu
+        self.name = f"cuda:{gpu.index} ({gpu.name})"
+
+    def open_model(self, path: Path, options: ModelOptions) -> Opened:
+        """Open a lip-sync model with the provider that was asked for; "auto" is CUDA, or, saying so, the CPU."""
+
+        def opened(provider: Provider) -> Model:
+            settings = SessionOptions(
+                provider,
+                threads=options.inference_threads or cpu_count(),
+                device_id=self.gpu.index,
+                stream=int(self.gpu.compute_stream.ptr),
+                tf32=options.tf32,
+                fp16=options.fp16,
+                engine_cache=cache_folder() / "tensorrt",
+            )
+            return Model(path, settings, batch=options.batch)
+
+        if options.provider != "auto":
+            return Opened(opened(options.provider), ())
+        try:
+            return Opened(opened("cuda"), ())
+        except ProviderError as error:
+            return Opened(opened("cpu"), (f"running the model on the CPU: {error}",))
+
+    def warm_up(self, model: Model, kind: BatchKind) -> None:
+        """Run a model that runs on the device, so that the memory that it works in is no longer counted as free.
+
+        ONNX Runtime takes that memory as it runs, and keeps it. Searching for algorithms and loading kernels, which
+        the first runs do too, is done then as well.
+
+        Raises:
+            DeviceMemoryError: the GPU's memory does not suffice.
+            InferenceError: the model failed.
+        """
+        if model.provider == "cpu":
+            return
+        gpu = self.gpu
+        buffers = [
+            gpu.empty(shape, model.dtype, "the model's buffers") for shape in model_shapes(kind.layout, kind.batch)
+        ]
+        try:
+            for buffer in buffers:
+                gpu.clear(buffer, gpu.compute_stream)
+            bound = model.bind(*buffers)
+            for _ in range(2):
+                model.run(bound, kind.batch)
+        finally:
+            gpu.synchronize()
+
+    def batch(self, model: Model, options: ModelOptions) -> int:
+        """As many as were asked for."""
+        return options.batch
+
+    def compositor(self, kind: BatchKind, model: Model) -> GpuCompositor:
+        """See `Backend`."""
+        return GpuCompositor(self.gpu, kind, model_on_device=model.provider != "cpu")
+
+    def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
+        """See `Backend`."""
+        return GpuCompositor.bytes_wanted(kind, slots=slots, model_on_device=model.provider != "cpu")
+
+    def frame_bytes(self, spec: FrameSpec) -> dict[str, int]:
+        """See `Backend`."""
+        return bytes_wanted(spec)
+
+    def speech_bytes(self, speech: SpeechRows) -> dict[str, int]:
+        """See `Backend`."""
+        return DeviceSpeech.bytes_wanted(speech)
+
+    def load(self, spec: FrameSpec, readers: Readers) -> DeviceFrames:
+        """See `Backend`."""
+        return DeviceFrames.load(self.gpu, spec, *readers)
+
+    def unload(self, frames: DeviceFrames) -> None:
+        """See `Backend`."""
+        frames.close()
+
+    def place(self, speech: SpeechRows) -> DeviceSpeech:
+        """A speech in device memory."""
+        return DeviceSpeech(self.gpu, speech)
+
+    def unplace(self, placed: DeviceSpeech) -> None:
+        """See `Backend`."""
+        placed.close()
+
+    def fits(self, wanted: Mapping[str, int]) -> bool:
+        """See `Backend`."""
+        return sum(wanted.values()) + SPARE_BYTES <= self.gpu.free_bytes
+
+    def require(self, wanted: Mapping[str, int]) -> None:
+        """See `Backend`.
+
+        Raises:
+            DeviceMemoryError: it does not fit; gives the bytes wanted and free, and the ways out.
+        """
+        self.gpu.require(dict(wanted) | {"spare": SPARE_BYTES})
+
+    def stages(self, steps: Steps, finish: Callable[[Flight], None]) -> list[Stage[Flight]]:
+        """One thread queues the steps, which keeps the stream in order; another waits for what comes out."""
+        return [Stage("compute", steps.compute), Stage("finish", finish)]
+
+    def close(self) -> None:
+        """Wait for what is queued."""
+        self.gpu.synchronize()

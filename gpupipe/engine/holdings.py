@@ -1,0 +1,175 @@
+"""What an engine holds for its sessions: models, lanes, characters, encoders, surfaces; opened once, and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpupipe.compose.protocol import BatchKind
+from gpupipe.engine.backend import Backend, Opened
+from gpupipe.engine.lane import SLOTS, Lane
+from gpupipe.engine.order import SessionOrder
+from gpupipe.engine.residents import Resident, ResidentKey, Residents
+from gpupipe.engine.shelf import Digests, Shelf
+from gpupipe.engine.surfaces import Memory, SurfacePool
+from gpupipe.geometry import SPEECH_WIDTH
+from gpupipe.machine import release_free_memory
+from gpupipe.model.model import Model
+from gpupipe.speech.encoder import AudioEncoder
+from gpupipe.speech.rows import SpeechRows
+
+LANES_KEPT = 2
+"""Lanes that stay open when no session uses them."""
+ENCODERS_KEPT = 2
+"""Audio encoders that stay open when no session uses them."""
+
+Speech = Callable[[Callable[[Path], AudioEncoder]], SpeechRows]
+OnComputeThread = Callable[[Callable[[], Any]], Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one session has been given of it all."""
+
+    lane: Lane
+    frames: Any
+    speech: SpeechRows
+    placed: Any
+    memory: list[Memory]
+    notes: tuple[str, ...]
+
+
+class Holdings:
+    """Opens what sessions need, keeps it for the next, and makes room.
+
+    Args:
+        backend: the device.
+        cache: bytes of characters that are kept; None: as much as there is room for.
+        on_compute_thread: runs something where the models are run, and waits for it.
+    """
+
+    def __init__(self, backend: Backend, cache: int | None, on_compute_thread: OnComputeThread) -> None:
+        self._backend, self._on_compute_thread = backend, on_compute_thread
+        self._models: Shelf[_OpenModel] = Shelf(keep=0)  # lanes keep theirs open
+        self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
+        self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
+        self._digests = Digests()
+        self.residents: Residents[Any] = Residents(backend.unload, cache)
+        self._pool = SurfacePool(backend.gpu)
+
+    def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
+        """Everything for one session; `held` gives it back.
+
+        Raises:
+            GpupipeError: something cannot be opened, or does not fit in memory.
+        """
+        backend, spec = self._backend, order.spec
+        model_key = (self._digests.of(order.model), replace(order.options, model=None))
+        opened = self._models.take(model_key, lambda: _OpenModel(*backend.open_model(order.model, order.options)))
+        held.callback(self._models.give_back, model_key)
+        model = opened.model
+        model.signature.check_size(spec.layout)
+        kind = BatchKind(spec.layout, spec.pixel_format, model.dtype, backend.batch(model, order.options))
+        lane_key = (model_key, kind.layout, kind.pixel_format)
+        if not self._lanes.holds(lane_key):
+            self._on_compute_thread(lambda: backend.warm_up(model, kind))
+        rows = speech(lambda path: self._encoder(path, model, held))
+        depth = (SLOTS + 1) * kind.batch  # a batch in each slot, and one with the sink
+        self._make_room(order, kind, lane_key, model, rows, depth)
+        lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind))
+        held.callback(self._lanes.give_back, lane_key)
+        resident = self._resident(order)
+        held.callback(self.residents.give_back, resident)
+        placed = backend.place(rows)
+        held.callback(backend.unplace, placed)
+        memory = self._pool.borrow(spec.format, depth)
+        held.callback(self._pool.give_back, spec.format, memory)
+        return Parts(lane, resident.frames, rows, placed, memory, opened.notes)
+
+    def load(self, order: SessionOrder) -> None:
+        """Keep a character's frames, and open its model if the file is there, before the first session needs them.
+
+        Raises:
+            GpupipeError: something cannot be opened, or does not fit in memory.
+        """
+        with ExitStack() as held:
+            if order.model.is_file():
+                nothing = SpeechRows(np.zeros((1, SPEECH_WIDTH), np.float32))
+                self.open(order, lambda _: nothing, held)
+                return
+            self.residents.make_room(lambda: not self._backend.fits(self._backend.frame_bytes(order.spec)))
+            self._backend.require(self._backend.frame_bytes(order.spec))
+            held.callback(self.residents.give_back, self._resident(order))
+
+    def _resident(self, order: SessionOrder) -> Resident[Any]:
+        backend = self._backend
+        return self.residents.acquire(
+            ResidentKey.of(order), order.spec, lambda: backend.load(order.spec, order.readers())
+        )
+
+    def close(self) -> None:
+        """Release everything; no session may be open."""
+        self._pool.trim()
+        self.residents.close()
+        self._lanes.close()
+        self._models.close()
+        self._encoders.close()
+
+    def _open_lane(self, model_key: Hashable, kind: BatchKind) -> Lane:
+        model = self._models.take(model_key, _must_be_open).model
+        try:
+            lane = Lane(model, self._backend.compositor(kind, model), lambda: self._models.give_back(model_key))
+        except BaseException:
+            self._models.give_back(model_key)
+            raise
+        release_free_memory()
+        return lane
+
+    def _encoder(self, path: Path, model: Model, held: ExitStack) -> AudioEncoder:
+        """An audio encoder, run by the model's provider."""
+        key = (self._digests.of(path), model.provider)
+        encoder = self._encoders.take(key, lambda: AudioEncoder(path, model.options))
+        held.callback(self._encoders.give_back, key)
+        return encoder
+
+    def _make_room(
+        self, order: SessionOrder, kind: BatchKind, lane_key: Hashable, model: Model, rows: SpeechRows, depth: int
+    ) -> None:
+        """Check that a session fits, before anything of it is allocated; what nobody uses leaves if it must.
+
+        Raises:
+            DeviceMemoryError, HostMemoryError: it does not fit.
+        """
+        backend, key = self._backend, ResidentKey.of(order)
+
+        def wanted() -> dict[str, int]:
+            parts: dict[str, int] = {}
+            if not self.residents.holds(key, order.spec.count):
+                parts |= backend.frame_bytes(order.spec)
+            if not self._lanes.holds(lane_key):
+                parts |= backend.lane_bytes(kind, model, SLOTS)
+            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth)
+            return parts | backend.speech_bytes(rows)
+
+        self.residents.make_room(lambda: not backend.fits(wanted()))
+        if not backend.fits(wanted()):
+            self._pool.trim()
+            self._lanes.trim()
+        backend.require(wanted())
+
+
+class _OpenModel(Opened):
+    """An opened model, as a shelf keeps it."""
+
+    def close(self) -> None:
+        """Close it."""
+        self.model.close()
+
+
+def _must_be_open() -> _OpenModel:
+    raise AssertionError("a session's model is open")

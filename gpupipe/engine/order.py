@@ -1,0 +1,69 @@
+"""What a session draws: whom, with which model, and which cached frame when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpupipe.character.folder import RECTANGLES, Character
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.geometry import frame_at
+from gpupipe.media.video import read_frames
+from gpupipe.options import ModelOptions
+
+Readers = tuple[Iterable[Any], Iterable[Any], Iterable[Any] | None]
+"""Decoded frames of the body, the crops and the recorded inputs, as `HostFrames.load` takes them."""
+
+
+@dataclass(frozen=True)
+class SessionOrder:
+    """What a session draws.
+
+    Attributes:
+        character: whom.
+        spec: the cached frames that it needs, which finished frames look like.
+        model: the ONNX file.
+        options: how it is run.
+        period: cached frames in one pass of the ping-pong.
+        start: position in the ping-pong at which the session starts.
+        total: output frames; None: as long as the speech lasts.
+    """
+
+    character: Character
+    spec: FrameSpec
+    model: Path
+    options: ModelOptions
+    period: int
+    start: int = 0
+    total: int | None = None
+
+    @property
+    def fps(self) -> Fraction:
+        """Output frames a second: the body's."""
+        return self.character.body.fps
+
+    def source(self, output: int) -> int:
+        """The cached frame that an output frame shows."""
+        return frame_at(output + self.start, self.period)
+
+    def files(self) -> list[Path]:
+        """The files that the cached frames come from."""
+        found = [self.character.body.path, self.character.crops.path, self.character.path / RECTANGLES]
+        if self.spec.recorded:
+            found += [info.path for info in self.character.recorded or ()]
+        return found
+
+    def readers(self) -> Readers:
+        """Open the files of the cached frames."""
+        character, spec = self.character, self.spec
+        body = read_frames(character.body.path, spec.pixel_format, spec.count)
+        crops = read_frames(character.crops.path, "bgr24", spec.count)
+        if not spec.recorded or character.recorded is None:
+            return body, crops, None
+        roi, masked = (read_frames(info.path, "bgr24", spec.count) for info in character.recorded)
+        return body, crops, (np.concatenate(pair, axis=2) for pair in zip(roi, masked, strict=True))

@@ -1,0 +1,158 @@
+"""Characters whose frames are kept where they are composited: loaded once, released when others need the room."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from gpupipe.colour import PixelFormat
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.engine.order import SessionOrder
+
+FramesT = TypeVar("FramesT")
+
+
+class ResidentKey(NamedTuple):
+    """What makes kept frames those of a character: its files as they are now, and how they are kept."""
+
+    files: tuple[tuple[str, int, int], ...]
+    pixel_format: PixelFormat
+    recorded: bool
+
+    @classmethod
+    def of(cls, order: SessionOrder) -> ResidentKey:
+        """The key of a session's cached frames: names, sizes and times of the files that they come from."""
+        found = []
+        for path in order.files():
+            stat = path.stat()
+            found.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+        return cls(tuple(found), order.spec.pixel_format, order.spec.recorded)
+
+
+@dataclass(eq=False)
+class Resident(Generic[FramesT]):
+    """A character's frames, kept or being loaded.
+
+    Attributes:
+        count: frames kept, from the first.
+        nbytes: what they take.
+        users: sessions that use them.
+        used: when they were last asked for or given back.
+    """
+
+    key: ResidentKey
+    count: int
+    nbytes: int
+    users: int = 0
+    used: float = 0.0
+    loaded: Future[FramesT] = field(default_factory=Future)
+
+    @property
+    def frames(self) -> FramesT:
+        """The frames, once they are loaded."""
+        return self.loaded.result()
+
+
+class Residents(Generic[FramesT]):
+    """Kept characters, the least recently used of which leave first.
+
+    Args:
+        free: releases frames.
+        budget: bytes that may be kept, those in use included; None: no bound but the memory there is.
+    """
+
+    def __init__(self, free: Callable[[FramesT], None], budget: int | None = None) -> None:
+        self._free, self.budget = free, budget
+        self._kept: dict[ResidentKey, Resident[FramesT]] = {}
+        self._retired: set[Resident[FramesT]] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        with self._lock:
+            return sum(each.nbytes for each in (*self._kept.values(), *self._retired))
+
+    def holds(self, key: ResidentKey, count: int) -> bool:
+        """Whether so many frames are kept, or being loaded."""
+        with self._lock:
+            found = self._kept.get(key)
+            return found is not None and found.count >= count
+
+    def acquire(self, key: ResidentKey, spec: FrameSpec, load: Callable[[], FramesT]) -> Resident[FramesT]:
+        """Frames for a user, loaded by `load` unless they are there. Waits for whoever is loading them already."""
+        with self._lock:
+            found = self._kept.get(key)
+            mine = found is None or found.count < spec.count
+            if found is None or found.count < spec.count:
+                if found is not None:
+                    self._retired.add(found)
+                found = self._kept[key] = Resident(key, spec.count, spec.cache_bytes)
+            found.users += 1
+            found.used = time.monotonic()
+            unused = self._unused_retired()
+        self._release_all(unused)
+        if mine:
+            try:
+                found.loaded.set_result(load())
+            except BaseException as error:
+                with self._lock:
+                    if self._kept.get(key) is found:
+                        del self._kept[key]
+                found.loaded.set_exception(error)
+                raise
+        found.loaded.result()
+        self._keep_to_budget()
+        return found
+
+    def give_back(self, resident: Resident[FramesT]) -> None:
+        """A user is done with frames."""
+        with self._lock:
+            resident.users -= 1
+            resident.used = time.monotonic()
+            unused = self._unused_retired()
+        self._release_all(unused)
+        self._keep_to_budget()
+
+    def make_room(self, wanted: Callable[[], bool]) -> None:
+        """Release unused frames, the least recently used first, for as long as more room is wanted."""
+        while wanted():
+            with self._lock:
+                oldest = self._pop_oldest()
+            if oldest is None:
+                return
+            self._free(oldest.frames)
+
+    def close(self) -> None:
+        """Release everything."""
+        with self._lock:
+            kept = [*self._kept.values(), *self._retired]
+            self._kept.clear()
+            self._retired.clear()
+        self._release_all(kept)
+
+    def _keep_to_budget(self) -> None:
+        budget = self.budget
+        if budget is not None:
+            self.make_room(lambda: self.nbytes > budget)
+
+    def _pop_oldest(self) -> Resident[FramesT] | None:
+        idle = [each for each in self._kept.values() if not each.users and each.loaded.done()]
+        if not idle:
+            return None
+        oldest = min(idle, key=lambda each: each.used)
+        return self._kept.pop(oldest.key)
+
+    def _unused_retired(self) -> list[Resident[FramesT]]:
+        unused = [each for each in self._retired if not each.users and each.loaded.done()]
+        self._retired.difference_update(unused)
+        return unused
+
+    def _release_all(self, residents: list[Resident[FramesT]]) -> None:
+        for each in residents:
+            if each.loaded.done() and each.loaded.exception() is None:
+                self._free(each.frames)

@@ -1,0 +1,209 @@
+"""One speech of one character on an engine: which frames are due, and the finished ones on their way to the sink."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from gpupipe.compose.protocol import Drawing
+from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.engine.lane import Lane
+from gpupipe.engine.surfaces import Memory
+from gpupipe.errors import Cancelled
+from gpupipe.geometry import SPEECH_RATE, speech_position
+from gpupipe.speech.rows import SpeechRows
+from gpupipe.trace import Trace
+
+POLL_SECONDS = 0.2
+"""How often a waiting consumer wakes, so that Ctrl-C is seen where a blocking wait cannot be interrupted (Windows)."""
+
+
+@dataclass(frozen=True)
+class FrameTask:
+    """One frame to be drawn, of one session."""
+
+    session: Session
+    index: int
+    drawing: Drawing[Any, Any]
+
+
+@dataclass(eq=False)
+class Session:
+    """One speech of one character. Iterating over it gives the finished frames in order, as surfaces.
+
+    Made by `EngineCore.open_session`. The scheduler starts a frame when its speech is there and one of the session's
+    surfaces is free, so that a taker who is slow holds back nobody else.
+
+    Attributes:
+        lane: where its frames go.
+        frames: the character's cached frames.
+        speech: what it says, on the host.
+        placed: the same, where the compositor reads it.
+        source: which cached frame an output frame shows.
+        fps: output frames a second.
+        total: output frames; None: until the speech is finished.
+        format: of its surfaces.
+        trace: where its share of the times goes.
+        memory: its surfaces that are free.
+        changed: told, in any thread, that more of its frames may be available.
+        ended: told once, when it is closed and nothing of it is under way any more.
+        notes: what was picked on its own, and why.
+        due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
+        started, finished: output frames so far.
+    """
+
+    lane: Lane
+    frames: Any
+    speech: SpeechRows
+    placed: Any
+    source: Callable[[int], int]
+    fps: Fraction
+    total: int | None
+    format: SurfaceFormat
+    trace: Trace
+    memory: list[Memory]
+    changed: Callable[[], None]
+    ended: Callable[[Session], None]
+    notes: tuple[str, ...] = ()
+    due: Callable[[int], float] | None = None
+    started: int = 0
+    finished: int = 0
+    _ready: deque[Surface] = field(default_factory=deque)
+    _lent: int = 0
+    _error: BaseException | None = None
+    _closed: bool = False
+    _settled: bool = False
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+
+    # What the scheduler sees.
+
+    @property
+    def available(self) -> int:
+        """Frames that can be drawn now: their speech is there, and so is a surface for each."""
+        with self._condition:
+            if self._closed or self._error is not None:
+                return 0
+            room = len(self.memory)
+        end = self._end()
+        count = min(room, end - self.started) if end is not None else room
+        while count > 0 and not self.speech.ready(*speech_position(self.started + count - 1, self.fps)):
+            count -= 1
+        return count
+
+    @property
+    def expects_more(self) -> bool:
+        """Whether more than the available frames will come."""
+        if self._closed or self._error is not None:
+            return False
+        end = self._end()
+        return end is None or self.started + self.available < end
+
+    def deadline(self, ahead: int) -> float:
+        """When the `ahead`-th available frame must be finished; infinity for no deadline."""
+        return math.inf if self.due is None else self.due(self.started + ahead)
+
+    def _end(self) -> int | None:
+        """Output frames in all, once that is known: a speech that grows lasts as long as its rows."""
+        if self.total is not None:
+            return self.total
+        if not self.speech.finished:
+            return None
+        return math.ceil(Fraction(self.speech.count) * self.fps / SPEECH_RATE)
+
+    # What the engine does with it.
+
+    def start(self) -> FrameTask | None:
+        """The next frame's task, with a surface to draw it on; None if the session has ended meanwhile."""
+        with self._condition:
+            if self._closed or self._error is not None or not self.memory:
+                return None
+            index, memory = self.started, self.memory.pop()
+            self.started += 1
+            self._lent += 1
+        surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
+        row, fraction = speech_position(index, self.fps)
+        return FrameTask(self, index, Drawing(self.frames, self.source(index), self.placed, row, fraction, surface))
+
+    def deliver(self, task: FrameTask, error: BaseException | None = None) -> None:
+        """A frame of this session is finished, or has failed: what comes after it is dropped then."""
+        with self._condition:
+            dropped = self._closed or self._error is not None
+            if error is not None and not dropped:
+                self._error = error
+            elif not dropped:
+                self._ready.append(task.drawing.surface)
+                self.finished += 1
+            self._condition.notify_all()
+        if dropped or error is not None:
+            task.drawing.surface.release()
+
+    def fail(self, error: BaseException) -> None:
+        """End the session; the frames finished before are still given out."""
+        with self._condition:
+            if not self._closed and self._error is None:
+                self._error = error
+            self._condition.notify_all()
+
+    # What the taker does.
+
+    def __iter__(self) -> Iterator[Surface]:
+        """Finished frames in order. Each must be released; the next ones are drawn meanwhile.
+
+        Raises:
+            GpupipeError: what ended the session, after the frames that were finished before.
+        """
+        while (surface := self.next()) is not None:
+            yield surface
+
+    def next(self) -> Surface | None:
+        """The next finished frame; None after the last."""
+        with self._condition:
+            while True:
+                if self._ready:
+                    return self._ready.popleft()
+                if self._error is not None:
+                    raise self._error
+                if self._closed:
+                    raise Cancelled("the session was closed")
+                if self.finished == self._end():
+                    return None
+                self._condition.wait(POLL_SECONDS)
+
+    def close(self) -> None:
+        """End the session, whatever is still to be drawn, and give everything back. More than once is allowed."""
+        with self._condition:
+            self._closed = True
+            waiting = list(self._ready)
+            self._ready.clear()
+            self._condition.notify_all()
+        for surface in waiting:
+            surface.release()
+        self._settle()
+
+    def __enter__(self) -> Session:
+        """Begin a with block, which ends the session."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the session."""
+        self.close()
+
+    def _given_back(self, memory: Memory) -> None:
+        with self._condition:
+            self._lent -= 1
+            self.memory.append(memory)
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._condition:
+            ending = self._closed and not self._lent and not self._settled
+            self._settled |= ending
+        if ending:
+            self.ended(self)
+        else:
+            self.changed()

@@ -1,0 +1,121 @@
+"""What stays open: opened once for all that use the same file in the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+CHUNK_BYTES = 1 << 20
+
+
+class Closable(Protocol):
+    """Something that is opened and closed."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+OpenT = TypeVar("OpenT", bound=Closable)
+
+
+@dataclass(eq=False)
+class _Entry(Generic[OpenT]):
+    opened: Future[OpenT] = field(default_factory=Future)
+    users: int = 0
+
+
+class Shelf(Generic[OpenT]):
+    """Opened things by key, of which a few are kept when nobody uses them.
+
+    Nobody waits for what another is opening, unless it is the same.
+
+    Args:
+        keep: how many that nobody uses stay open; the least recently used are closed first.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._entries: dict[Hashable, _Entry[OpenT]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, key: Hashable, opening: Callable[[], OpenT]) -> OpenT:
+        """The thing of that key, opened unless it is open already. Each `take` needs a `give_back`."""
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            mine = entry is None
+            entry = entry or _Entry()
+            self._entries[key] = entry  # at the end: the most recently used
+            entry.users += 1
+        if mine:
+            try:
+                entry.opened.set_result(opening())
+            except BaseException as error:
+                with self._lock:
+                    del self._entries[key]
+                entry.opened.set_exception(error)
+                raise
+        return entry.opened.result()
+
+    def give_back(self, key: Hashable) -> None:
+        """A user is done with it."""
+        with self._lock:
+            self._entries[key].users -= 1
+        self._close_unused(self._keep)
+
+    def holds(self, key: Hashable) -> bool:
+        """Whether it is open, or being opened."""
+        with self._lock:
+            return key in self._entries
+
+    def trim(self) -> None:
+        """Close what nobody uses."""
+        self._close_unused(0)
+
+    def close(self) -> None:
+        """Close everything; nobody may use any of it."""
+        with self._lock:
+            for entry in self._entries.values():
+                entry.users = 0
+        self._close_unused(0)
+
+    def _close_unused(self, keep: int) -> None:
+        with self._lock:
+            unused = [key for key, entry in self._entries.items() if not entry.users]
+            closing = [self._entries.pop(key) for key in unused[: max(0, len(unused) - keep)]]
+        for entry in closing:
+            entry.opened.result().close()
+
+
+class Digests:
+    """What a model file holds, told by its SHA-256, so that copies of one file in several characters are one model."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, int, int], Hashable] = {}
+
+    def of(self, path: Path) -> Hashable:
+        """A key of the file's content; of its path too where it may keep its weights in files beside it."""
+        path = path.resolve()
+        try:
+            stat = path.stat()
+            seen = (path, stat.st_size, stat.st_mtime_ns)
+            if seen not in self._known:
+                self._known[seen] = _content_key(path)
+            return self._known[seen]
+        except OSError:
+            return path  # opening it will say what is wrong
+
+
+def _content_key(path: Path) -> Hashable:
+    digest, external, tail = hashlib.sha256(), False, b""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            # The key of the entry that names a file with weights (onnx.proto, TensorProto.external_data).
+            external = external or b"location" in tail + chunk
+            tail = chunk[-8:]
+    return (digest.hexdigest(), path.parent if external else None)

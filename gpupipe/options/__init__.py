@@ -1,0 +1,54 @@
+"""What can be asked for, declared once: frozen dataclasses whose fields hold what every spelling of them needs.
+
+The command line's arguments, the lines of a job file, the keywords of Python functions, their checks and their help are
+all made from `EngineOptions`, `ModelOptions`, `SpeechOptions` and `OutputOptions`. Touches no device and no file.
+"""
+
+from gpupipe.options.declare import Option, declared, option, read_bytes
+from gpupipe.options.groups import (
+    MAX_BATCH,
+    EngineOptions,
+    ImageFormat,
+    ModelOptions,
+    OutputOptions,
+    ProviderChoice,
+    SpeechOptions,
+)
+from gpupipe.options.keywords import (
+    EngineKeywords,
+    FramesKeywords,
+    JobFramesKeywords,
+    JobKeywords,
+    ModelKeywords,
+    RenderKeywords,
+    divided,
+    documented,
+    from_json,
+    options_of,
+    split,
+)
+
+__all__ = [
+    "MAX_BATCH",
+    "EngineKeywords",
+    "EngineOptions",
+    "FramesKeywords",
+    "ImageFormat",
+    "JobFramesKeywords",
+    "JobKeywords",
+    "ModelKeywords",
+    "ModelOptions",
+    "Option",
+    "OutputOptions",
+    "ProviderChoice",
+    "RenderKeywords",
+    "SpeechOptions",
+    "declared",
+    "divided",
+    "documented",
+    "from_json",
+    "option",
+    "options_of",
+    "read_bytes",
+    "split",
+]

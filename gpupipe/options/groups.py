@@ -1,0 +1,127 @@
+"""Every option of a render: for the engine, for the model, for the speech and for the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from gpupipe import errors
+from gpupipe.colour import PixelFormat
+from gpupipe.options.declare import DEVICES, Checked, declared, option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
+"""What runs the model; "auto" takes the device's own."""
+
+ImageFormat = Literal["jpg", "png"]
+"""Of image files, by their suffixes."""
+
+MAX_BATCH: Final = 512
+"""Frames a batch may have: one bit each in 64 bytes of status."""
+
+MAX_THREADS: Final = 1024
+
+
+@dataclass(frozen=True)
+class EngineOptions(Checked):
+    """What lives as long as an engine."""
+
+    device: str = option("auto", "where frames are composited", kind="device", metavar=f"{{{','.join(DEVICES)}}}")
+    workers: int | None = option(
+        None,
+        "threads that composite on the CPU, and that encode images",
+        metavar="N",
+        least=1,
+        most=MAX_THREADS,
+        unset="one a core, 4 at most",
+    )
+    max_memory: int | None = option(
+        None,
+        "the most host memory that a job may take, such as 8G",
+        kind="bytes",
+        metavar="SIZE",
+        least=1,
+        unset="what is available",
+    )
+    cache: int | None = option(
+        None,
+        "characters that nobody uses are kept up to this size, such as 4G",
+        kind="bytes",
+        metavar="SIZE",
+        unset="half of what is free",
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions(Checked):
+    """What picks the opened model: jobs that agree in all of it, and in the character's own model, share one."""
+
+    model: Path | str | None = option(
+        None, "lip-sync model", kind="path", metavar="M.onnx", unset="the character's own"
+    )
+    provider: ProviderChoice = option("auto", "what runs the model", choices=get_args(ProviderChoice))
+    batch: int = option(
+        8, "frames in a batch; on the CPU no more than the model runs at a time", metavar="N", least=1, most=MAX_BATCH
+    )
+    inference_threads: int | None = option(
+        None, "CPU threads for the model", metavar="N", least=1, most=MAX_THREADS, unset="one a core"
+    )
+    tf32: bool = option(False, "let the CUDA provider round matrix products to TF32")
+    fp16: bool = option(False, "let TensorRT compute in float16")
+
+
+@dataclass(frozen=True)
+class SpeechOptions(Checked):
+    """What is said, and which frames say it."""
+
+    features: Path | str | NDArray[np.float32] | None = option(
+        None,
+        "speech features, float32 [N, 512]",
+        kind="features",
+        metavar="F.npy",
+        unset="made of --audio, or the character's own",
+    )
+    audio: Path | str | None = option(
+        None, "the speech: any sound or video file", kind="path", metavar="FILE", unset="the character's own"
+    )
+    audio_encoder: Path | str | None = option(
+        None, "makes features of --audio", kind="path", metavar="M.onnx", unset="the character's own"
+    )
+    frames: int | None = option(None, "the most frames to render", metavar="N", least=1, unset="all of the speech")
+    start_frame: int = option(0, "position in the ping-pong order to start at", metavar="K")
+    sound: bool = option(True, "leave the sound out of a video", flag="--no-audio")
+    masked_video: bool = option(False, "take the model's inputs from the recorded videos")
+
+
+@dataclass(frozen=True)
+class OutputOptions(Checked):
+    """How what is rendered is written."""
+
+    encoder: str = option("libx264", "video encoder; see `gpupipe doctor`")
+    crf: int | None = option(
+        None, "constant quality, lower is better", kind="number", metavar="Q", unset="20 for libx264"
+    )
+    preset: str | None = option(None, "encoding speed, by the encoder's names", unset="veryfast for libx264")
+    encoder_threads: int | None = option(
+        None, "encoder threads", metavar="N", least=1, most=MAX_THREADS, unset="4 on every machine"
+    )
+    segment_frames: int = option(250, "frames encoded on their own, from a keyframe", metavar="N", least=1)
+    pixel_format: PixelFormat | None = option(
+        None, "of finished frames", choices=get_args(PixelFormat), unset="nv12 for video, else bgr24"
+    )
+    image_format: ImageFormat = option("jpg", "of images", choices=get_args(ImageFormat))
+    jpeg_quality: int = option(95, "1 to 100, libjpeg's scale", metavar="Q", least=1, most=100)
+    overwrite: bool = option(False, "replace an existing output")
+
+
+GROUPS: Final = (EngineOptions, ModelOptions, SpeechOptions, OutputOptions)
+"""All there are, in the order in which `split` gives them."""
+
+for _group in GROUPS:
+    for _said in declared(_group).values():
+        errors.PYTHON_SPELLINGS.update(_said.python_spellings)

@@ -1,0 +1,197 @@
+"""The engine as people use it: characters in; videos, folders of images, or frames out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe.character.folder import Character
+from gpupipe.colour import PixelFormat
+from gpupipe.engine.core import EngineCore
+from gpupipe.engine.opening import open_backend, workers
+from gpupipe.options import (
+    EngineKeywords,
+    JobFramesKeywords,
+    JobKeywords,
+    ModelKeywords,
+    documented,
+    split,
+)
+from gpupipe.render.job import Job
+from gpupipe.render.plan import Plan, whole
+from gpupipe.render.stats import OnProgress, RenderStats
+from gpupipe.render.write import opened_session, write
+from gpupipe.trace import Trace
+
+AnyCharacter = Character | Path | str
+
+PARALLEL = 2
+"""Jobs at a time where no number is asked for: while one loads, or joins its parts, the other keeps the device busy."""
+
+
+class Engine(EngineCore):
+    """A device that lives, and renders for as many as ask.
+
+        with Engine(device="cuda:0") as engine:
+            anna = engine.load("anna/")
+            engine.render(anna, "a.mp4", audio="a.wav")
+            job = engine.submit(anna, "b.mp4", audio="b.wav")
+            for frame in engine.frames(anna, audio="c.wav"):
+                ...
+            job.result()
+
+    Characters, models and encoders stay open for the next who needs them. Every method may be called from any thread.
+    Leaving the with block waits for submitted jobs; leaving it by an error cancels them, and so does `close`.
+
+    Args:
+        parallel: submitted jobs under way at a time; None for 2. Their frames share batches.
+
+    Raises:
+        DeviceError: the GPU that was asked for cannot be used.
+    """
+
+    @documented(EngineKeywords)
+    def __init__(self, *, parallel: int | None = None, **options: Unpack[EngineKeywords]) -> None:
+        chosen, *_ = split(options, EngineKeywords, by="Engine()")
+        picked = open_backend(chosen)
+        self.notes = picked.notes
+        self._workers = workers(chosen)
+        self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
+        self._jobs: set[Job] = set()
+        self._jobs_lock = threading.Lock()
+        super().__init__(picked.backend, cache=chosen.cache)
+
+    @property
+    def device(self) -> str:
+        """Where frames are composited: "cpu", or "cuda:0" and the name of the GPU."""
+        return self.backend.name
+
+    @documented(ModelKeywords)
+    def load(
+        self,
+        character: AnyCharacter,
+        *,
+        pixel_format: PixelFormat = "nv12",
+        masked_video: bool = False,
+        **options: Unpack[ModelKeywords],
+    ) -> Character:
+        """Load a character ahead of its first render: decode and keep all its frames, and open its model if it has one.
+
+        Args:
+            character: the character, or its folder.
+            pixel_format: "nv12" as videos need them, "bgr24" as images do.
+            masked_video: take the model's inputs from the recorded videos.
+
+        Returns:
+            The character, for `render`, `submit` and `frames`.
+        """
+        _, model, *_ = split(options, ModelKeywords, by="Engine.load()")
+        loaded = self._loaded(character)
+        self.holdings.load(whole(loaded, pixel_format, model, masked_video=masked_video))
+        return loaded
+
+    @documented(JobKeywords)
+    def render(
+        self,
+        character: AnyCharacter,
+        output: Path | str,
+        *,
+        trace: Trace | None = None,
+        progress: OnProgress | None = None,
+        **options: Unpack[JobKeywords],
+    ) -> RenderStats:
+        """Render a character speaking, in the calling thread, into a video or a folder of images; see `gpupipe.render`.
+
+        Args:
+            character: the character, or its folder.
+            output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
+            trace: collects the times of every stage.
+            progress: called after each frame is written.
+        """
+        _, *chosen = split(options, JobKeywords, by="Engine.render()")
+        return self._write(character, output, tuple(chosen), trace=trace, progress=progress)
+
+    @documented(JobKeywords)
+    def submit(
+        self,
+        character: AnyCharacter,
+        output: Path | str,
+        *,
+        progress: OnProgress | None = None,
+        **options: Unpack[JobKeywords],
+    ) -> Job:
+        """Render like `render`, in another thread, beside other jobs.
+
+        Raises:
+            OptionError, TypeError: an option is wrong. All else is told by `Job.result`.
+        """
+        _, *chosen = split(options, JobKeywords, by="Engine.submit()")
+        self._raise_if_closed()
+        job = Job(
+            output,
+            self._executor,
+            lambda told, opened: self._write(character, output, tuple(chosen), progress=told, opened=opened),
+            progress,
+        )
+        with self._jobs_lock:
+            self._jobs.add(job)
+        job.when_done(self._forget)
+        return job
+
+    @documented(JobFramesKeywords)
+    def frames(
+        self, character: AnyCharacter, *, trace: Trace | None = None, **options: Unpack[JobFramesKeywords]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Render a character speaking, frame by frame; see `gpupipe.frames`."""
+        _, model, said, output = split(options, JobFramesKeywords, by="Engine.frames()")
+        return self._frames(character, output.pixel_format or "nv12", (model, said), trace)
+
+    def close(self) -> None:
+        """Cancel what is under way, and release everything."""
+        with self._jobs_lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.cancel()
+        self._executor.shutdown(cancel_futures=True)
+        super().close()
+
+    def __enter__(self) -> Engine:
+        """Begin a with block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the jobs, unless the block failed, and close."""
+        if kind is None:
+            self._executor.shutdown()
+        self.close()
+
+    def _frames(
+        self, character: AnyCharacter, pixel_format: PixelFormat, options: Any, trace: Trace | None
+    ) -> Iterator[NDArray[np.uint8]]:
+        plan = Plan.make(self._loaded(character), pixel_format, *options, sound=False)
+        with opened_session(self, plan, trace or Trace()) as session:
+            for surface in session:
+                assert surface.host is not None
+                frame = surface.host.copy()
+                surface.release()
+                yield frame
+
+    def _write(self, character: AnyCharacter, output: Path | str, options: Any, **more: Any) -> RenderStats:
+        loaded = self._loaded(character)
+        return write(self, loaded, output, options, workers=self._workers, notes=self.notes, **more)
+
+    def _loaded(self, character: AnyCharacter) -> Character:
+        return character if isinstance(character, Character) else Character.load(character)
+
+    def _forget(self, job: Job) -> None:
+        with self._jobs_lock:
+            self._jobs.discard(job)
