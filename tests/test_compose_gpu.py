@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from conftest import gives_back, on_softcuda
-from gpu_scene import Character, Shot, Speech, check_batch, features, new_surface, pixels, predictions, put
+from gpu_scene import Character, Shot, Speech, check_batch, features, new_surface, on_host, pixels, predictions, put
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -232,6 +233,36 @@ def test_batches_of_a_kind_are_the_same_launches(
     compositor.finish(slot)
     assert launches[-1][1] == (blocks, 4)  # fewer bytes to draw, and to copy, than `large`
     compositor.close()
+
+
+def test_a_batch_that_was_given_up_does_no_harm(device: Device) -> None:
+    """Its slot is prepared again while its table may still be on its way."""
+    rng, layout = np.random.default_rng(6), CropLayout(16)
+    character = Character(device, FrameSpec(layout, "bgr24", 30, 20, (Rect(3, 2, 27, 17),) * 3), seed=6)
+    compositor = compositor_for(device, kind(layout, "bgr24", 3), character)
+    slot, speech = compositor.new_slot(), Speech(device, features(rng, 9))
+    shots = [Shot(character, i, speech, i) for i in range(3)]
+    compositor.prepare(slot, [shot.drawing(device) for shot in shots])
+    check_batch(device, compositor, slot, [shots[2]], predictions(rng, 1, 16, np.float32))
+    check_batch(device, compositor, slot, shots, predictions(rng, 3, 16, np.float32))
+    compositor.close()
+
+
+@pytest.mark.parametrize("first", ["frames", "speech"])
+def test_what_is_closed_is_done_with(device: Device, first: str) -> None:
+    """Frames or a speech may be closed while a batch that was given up is queued."""
+    rng, layout, before = np.random.default_rng(7), CropLayout(16), device.free_bytes
+    character = Character(device, FrameSpec(layout, "bgr24", 30, 20, (Rect(3, 2, 27, 17),)), seed=7)
+    compositor, speech = compositor_for(device, kind(layout, "bgr24", 1), character), Speech(device, features(rng, 9))
+    slot = compositor.new_slot()
+    compositor.prepare(slot, [Shot(character, 0, speech, 0).drawing(device)])
+    (character.frames if first == "frames" else speech.device).close()
+    assert on_host(device, slot.visual)[0].tobytes() == character.visual(0).tobytes()
+    assert on_host(device, slot.audio)[0].tobytes() == reference.speech_window(speech.features, 0).tobytes()
+    compositor.close()
+    character.frames.close()
+    speech.device.close()
+    assert gives_back(before, device.free_bytes)
 
 
 def test_a_slot_knows_when_its_steps_ran(device: Device, silence: Speech) -> None:
