@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Final, Self
 
 _ABSENT = object()
 
@@ -14,6 +14,9 @@ PYTHON_SPELLINGS: dict[str, str] = {}
 
 `options`, which lies above, says it for its own; any other flag is its name in Python, `--start-frame` `start_frame`.
 """
+
+LONGEST_VALUE: Final = 400
+"""Characters of a wrong value that a message shows."""
 
 _FLAG = re.compile(r"`[^`]*`|(?<![\w-])--[a-z][a-z0-9-]*(?: [\w:]+)?")
 """An option in a text, with the word that follows; commands in backticks are left as they are."""
@@ -62,7 +65,7 @@ class GpupipeError(Exception):
         parts = self._parts
         named = None if parts["field"] is None else field(parts["field"])
         where = "".join(f"{part}: " for part in (self._file, named) if part is not None)
-        got = f" (got {parts['value']!r})" if "value" in parts else ""
+        got = f" (got {_short(repr(parts['value']))})" if "value" in parts else ""
         end = "" if parts["remedy"] is None else f"; {prose(parts['remedy'])}"
         return " ".join(f"{where}{prose(parts['what'])}{got}{end}".split())
 
@@ -134,6 +137,10 @@ class OutputError(GpupipeError):
     """The result cannot be written."""
 
 
+class JobFileError(GpupipeError):
+    """A list of jobs cannot be read, or one of its lines is no job."""
+
+
 class OptionError(GpupipeError, ValueError):
     """An option has a value that it cannot have."""
 
@@ -171,6 +178,10 @@ def _field_in_python(field: str) -> str:
     if not field.startswith("--"):
         return field
     return PYTHON_SPELLINGS.get(field, _name(field)).partition("=")[0]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 
 def _name(flag: str) -> str:

@@ -23,7 +23,6 @@ from gpupipe.cli import main
 from gpupipe.errors import DeviceError, OptionError, OutputError, PackageError
 from gpupipe.options import MAX_BATCH
 from gpupipe.render import output as output_room
-from gpupipe.render import plan as plan_room
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -305,7 +304,7 @@ def test_a_model_that_fails(folder: Path, refusal: Refusal) -> None:
     model = folder / "checkpoint" / "model_best.onnx"
     for output in ("talk.mp4", "images/"):
         message = refusal(output=output)
-        assert message.startswith(f"{model}: the model failed: ")
+        assert message.startswith(f"{model}: output frame 10: the model failed: ")
         assert message.endswith("; export it again")
 
 
@@ -430,10 +429,10 @@ def test_cuda_without_a_gpu(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_device_error_is_raised_in_python(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_device() -> None:
+    def no_device(index: int) -> None:
         raise DeviceError("there is no NVIDIA GPU in this machine")
 
-    monkeypatch.setattr("gpupipe.engine.backend.open_device", no_device)
+    monkeypatch.setattr("gpupipe.engine.opening.open_device", no_device)
     with pytest.raises(DeviceError, match="there is no NVIDIA GPU"):
         gpupipe.render(folder, tmp_path / "talk.mp4", device="cuda")
     stats = gpupipe.render(folder, tmp_path / "talk.mp4", device="auto")
@@ -613,7 +612,7 @@ def test_ctrl_c_while_loading(
                 signal.raise_signal(signal.SIGINT)
             yield frame
 
-    monkeypatch.setattr(plan_room, "read_frames", interrupted)
+    monkeypatch.setattr("gpupipe.engine.order.read_frames", interrupted)
     before, threads = small.files_in(tmp_path), running_threads()
     for output in ("talk.mp4", "images/"):
         assert main(["render", str(folder), "-o", f"{tmp_path}/{output}", "--device", "cpu"]) == 130

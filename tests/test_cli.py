@@ -19,7 +19,7 @@ from gpupipe import __version__
 from gpupipe.cli import main
 from gpupipe.cli.progress import LineProgress
 from gpupipe.options import RenderKeywords, options_of
-from gpupipe.render.render import Progress
+from gpupipe.render.stats import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = r"\(\d+\.\d\dms inf, \d+\.\d\dms comp, \d+\.\d\dms save\)"

@@ -20,6 +20,7 @@ from gpupipe.errors import DeviceError, GpupipeError, OptionError
 from gpupipe.media.encoders import DEFAULT_THREADS, EncoderOptions
 from gpupipe.options import EngineOptions, ModelOptions, OutputOptions, SpeechOptions, declared, from_json, split
 from gpupipe.options.groups import GROUPS
+from gpupipe.options.page import markdown
 
 EVERY = {name: option for group in GROUPS for name, option in declared(group).items()}
 TYPES = {entry.name: str(entry.type) for group in GROUPS for entry in dataclasses.fields(group)}
@@ -33,6 +34,7 @@ OUTPUT = set(declared(OutputOptions))
     ("keywords", "names"),
     [
         (options.EngineKeywords, ENGINE),
+        (options.ModelKeywords, set(declared(ModelOptions))),
         (options.RenderKeywords, set(EVERY) - {"cache"}),
         (options.FramesKeywords, set(EVERY) - {"cache", "sound"} - (OUTPUT - {"pixel_format"})),
         (options.JobKeywords, set(EVERY) - ENGINE),
@@ -242,12 +244,22 @@ def test_from_json() -> None:
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"start-frame": 1}, "start-frame: no such option; write start_frame"),
+        ({"start-frame": 1}, "'start-frame': no such option; write start_frame"),
         ({"overwrit": True}, "overwrit: no such option; write overwrite"),
         ({"no_audio": True}, "no_audio: no such option; write sound"),
         ({"device": "cpu"}, "device: is the same for all jobs (got 'cpu'); give it on the command line"),
         ({"cache": 1}, "cache: is the same for all jobs (got 1); give it on the command line"),
         ({"start_frame": 1.5}, "start_frame: not a whole number (got 1.5); give 0 or more"),
+        (
+            {"\x1b[31m": 1},
+            f"'\\x1b[31m': no such option; there are {', '.join(options.options_of(options.JobKeywords))}",
+        ),
+        (
+            {"batch_" * 100_000: 1},
+            f"'{('batch_' * 7)[:40]}': no such option; there are {', '.join(options.options_of(options.JobKeywords))}",
+        ),
+        ({"audio": "\ud800"}, "audio: not a path (got '\\ud800'); give the name of a file"),
+        ({"audio": "a" * 10_000 + "\0"}, f"audio: not a path (got '{'a' * 398}…); give the name of a file"),
         ({"sound": None}, "sound: neither true nor false (got None)"),
         ({"features": [0.0]}, "features: not a path (got [0.0]); give the name of a file"),
     ],
@@ -299,3 +311,9 @@ def test_an_error_spells_options_as_its_caller_does(error: GpupipeError, python:
     assert type(again) is type(error)
     assert (str(again), again.on_command_line()) == (python, command_line)
     assert str(error.naming("f")) == "f: " + python.removeprefix("--odd name: ")
+
+
+def test_the_documentation_is_that_of_the_declarations() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "options.md"
+    assert page.read_text("utf-8") == markdown()
+    assert all(f"`{option.flag}" in markdown() and f"| `{name}` |" in markdown() for name, option in EVERY.items())

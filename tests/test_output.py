@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import small
 
+from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.errors import OptionError, OutputError
-from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.images import image_name, write_image
 from gpupipe.media.video import VideoInfo, probe, read_frames
-from gpupipe.render.output import OutputOptions, is_video, open_output
+from gpupipe.options import OutputOptions
+from gpupipe.render.output import Output, is_video, open_output
 
-LOSSLESS = EncoderOptions(crf=0, preset="ultrafast")
+LOSSLESS: dict[str, Any] = {"crf": 0, "preset": "ultrafast"}
 
 
 @pytest.fixture
@@ -36,6 +37,23 @@ def nv12(count: int) -> list[small.Frame]:
 
 def bgr24(count: int) -> list[small.Frame]:
     return small.pictures(96, 64, count, seed=4)
+
+
+def write(sink: Output, frames: list[small.Frame]) -> None:
+    """Write frames as an engine hands them over: each on one surface, which is drawn on again once it is released."""
+    lent: list[int] = []
+    for number, frame in enumerate(frames):
+        height = frame.shape[0] if frame.ndim == 3 else frame.shape[0] * 2 // 3
+        format = SurfaceFormat("bgr24" if frame.ndim == 3 else "nv12", frame.shape[1], height)
+        pixels = frame.copy()
+
+        def back(surface: Surface, pixels: Any = pixels) -> None:
+            lent.remove(surface.index)
+            pixels[...] = 77
+
+        lent.append(number)
+        sink.write(Surface(format, pixels, index=number, _give_back=back))
+    assert len(lent) <= 3, "surfaces are released as they are written"
 
 
 def names(folder: Path) -> list[str]:
@@ -74,9 +92,8 @@ def test_a_video_holds_the_frames_that_were_written(
     body: VideoInfo, tmp_path: Path, name: str, segment_frames: int
 ) -> None:
     frames = nv12(9)
-    sink = open_output(tmp_path / name, body, "nv12", OutputOptions(LOSSLESS, segment_frames=segment_frames))
-    sink.write(np.stack(frames[:5]))
-    sink.write(np.stack(frames[5:]))
+    sink = open_output(tmp_path / name, body, "nv12", OutputOptions(**LOSSLESS, segment_frames=segment_frames))
+    write(sink, frames)
     assert not (tmp_path / name).exists()
     sink.commit()
     assert names(tmp_path) == sorted(["character", name])
@@ -89,8 +106,8 @@ def test_a_video_holds_the_frames_that_were_written(
 def test_a_video_appears_only_when_complete(body: VideoInfo, tmp_path: Path) -> None:
     path = tmp_path / "talk.mp4"
     path.write_bytes(b"mine")
-    sink = open_output(path, body, "nv12", OutputOptions(LOSSLESS, overwrite=True))
-    sink.write(np.stack(nv12(3)))
+    sink = open_output(path, body, "nv12", OutputOptions(**LOSSLESS, overwrite=True))
+    write(sink, nv12(3))
     assert path.read_bytes() == b"mine"
     sink.commit()
     assert small.frames_in(path) == 3
@@ -104,10 +121,9 @@ def test_aborting_leaves_nothing(body: VideoInfo, tmp_path: Path, output: str, w
     (tmp_path / "existing").mkdir()
     (tmp_path / "existing" / "frame_0000.jpg").write_bytes(b"mine")
     before = small.files_in(tmp_path)
-    options = OutputOptions(LOSSLESS, segment_frames=4, overwrite=True)
+    options = OutputOptions(**LOSSLESS, segment_frames=4, overwrite=True)
     sink = open_output(f"{tmp_path}/{output}", body, "bgr24", options)
-    for frame in bgr24(written):
-        sink.write(frame[None])
+    write(sink, bgr24(written))
     assert small.files_in(tmp_path) != before
     sink.abort()
     assert small.files_in(tmp_path) == before
@@ -116,9 +132,8 @@ def test_aborting_leaves_nothing(body: VideoInfo, tmp_path: Path, output: str, w
 
 def test_a_new_folder_of_images(body: VideoInfo, tmp_path: Path) -> None:
     frames = bgr24(12)
-    sink = open_output(f"{tmp_path}/bilder ü 影/", body, "bgr24", OutputOptions(image_format="png", image_workers=3))
-    sink.write(np.stack(frames[:7]))
-    sink.write(np.stack(frames[7:]))
+    sink = open_output(f"{tmp_path}/bilder ü 影/", body, "bgr24", OutputOptions(image_format="png"), workers=3)
+    write(sink, frames)
     folder = tmp_path / "bilder ü 影"
     assert not folder.exists()
     sink.commit()
@@ -139,7 +154,7 @@ def test_an_existing_folder_keeps_what_is_not_ours(body: VideoInfo, tmp_path: Pa
     with pytest.raises(OutputError, match="holds images already"):
         open_output(folder, body, "bgr24", OutputOptions())
     sink = open_output(folder, body, "bgr24", OutputOptions(overwrite=True))
-    sink.write(np.stack(bgr24(2)))
+    write(sink, bgr24(2))
     sink.commit()
     assert names(folder) == ["frame_0000.jpg", "frame_0001.jpg", "frame_1.jpg", "notes.txt"]
     assert (folder / "frame_0000.jpg").read_bytes()[:2] == b"\xff\xd8"
@@ -149,7 +164,7 @@ def test_an_existing_folder_keeps_what_is_not_ours(body: VideoInfo, tmp_path: Pa
 def test_an_empty_folder_needs_no_overwrite(body: VideoInfo, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     sink = open_output(tmp_path / "images", body, "bgr24", OutputOptions())
-    sink.write(np.stack(bgr24(2)))
+    write(sink, bgr24(2))
     sink.commit()
     assert names(tmp_path / "images") == ["frame_0000.jpg", "frame_0001.jpg"]
 
@@ -176,11 +191,11 @@ def test_an_image_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output", ["talk.mp4", "images/"])
 def test_a_work_folder_that_disappears(body: VideoInfo, tmp_path: Path, output: str) -> None:
     """As when somebody tidies up: what fails names the output."""
-    sink = open_output(f"{tmp_path}/{output}", body, "bgr24", OutputOptions(LOSSLESS, segment_frames=2))
+    sink = open_output(f"{tmp_path}/{output}", body, "bgr24", OutputOptions(**LOSSLESS, segment_frames=2))
     (work,) = tmp_path.glob("*.partial")
     shutil.rmtree(work)
     with pytest.raises(OutputError) as caught:
-        sink.write(np.stack(bgr24(6)))
+        write(sink, bgr24(6))
     assert str(caught.value).startswith(f"{tmp_path / output}: cannot be written: No such file or directory")
     sink.abort()
     assert names(tmp_path) == ["character"]
@@ -195,8 +210,8 @@ def test_other_encoders(body: VideoInfo, tmp_path: Path, encoder: str, codec: st
     if encoder not in av.codecs_available:
         pytest.skip(f"this PyAV has no {encoder}")
     path = tmp_path / f"talk{suffix}"
-    sink = open_output(path, body, "nv12", OutputOptions(EncoderOptions(encoder), segment_frames=4))
-    sink.write(np.stack(nv12(9)))
+    sink = open_output(path, body, "nv12", OutputOptions(encoder=encoder, segment_frames=4))
+    write(sink, nv12(9))
     sink.commit()
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.codec.canonical_name == codec
@@ -209,7 +224,6 @@ import os, sys
 from fractions import Fraction
 import numpy as np
 from gpupipe.media.encode import VideoWriter
-from gpupipe.media.encoders import EncoderOptions
 
 options = {"fps": Fraction(25), "pixel_format": "nv12", "options": EncoderOptions(sys.argv[2])}
 for width, height in ((64, 48), (640, 360)):  # SVT-AV1 has more to say about small pictures
@@ -246,7 +260,7 @@ def test_a_codec_that_the_file_cannot_hold(body: VideoInfo, tmp_path: Path) -> N
         ("utvideo", ".mkv", "use libx264"),
     ):
         with pytest.raises(OptionError) as caught:
-            open_output(tmp_path / f"talk{suffix}", body, "nv12", OutputOptions(EncoderOptions(encoder)))
+            open_output(tmp_path / f"talk{suffix}", body, "nv12", OutputOptions(encoder=encoder))
         assert str(caught.value) == f"encoder: does not go into {suffix} files (got {encoder!r}); {remedy}"
         assert small.files_in(tmp_path) == before
 
@@ -255,8 +269,8 @@ def test_an_encoders_other_name_has_the_same_defaults(body: VideoInfo, tmp_path:
     written: list[Any] = []
     for encoder in ("libx264", "h264"):
         path = tmp_path / f"{encoder}.mkv"
-        sink = open_output(path, body, "nv12", OutputOptions(EncoderOptions(encoder)))
-        sink.write(np.stack(nv12(3)))
+        sink = open_output(path, body, "nv12", OutputOptions(encoder=encoder))
+        write(sink, nv12(3))
         sink.commit()
         with av.open(str(path)) as container:
             written.append([bytes(packet) for packet in container.demux(video=0)])

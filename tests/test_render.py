@@ -18,7 +18,8 @@ from gpupipe.demo.mouth import tiny_reference
 from gpupipe.errors import OptionError
 from gpupipe.geometry import frame_order
 from gpupipe.media.video import probe, read_frames
-from gpupipe.render.render import Progress, frames, render
+from gpupipe.render.render import frames, render
+from gpupipe.render.stats import Progress
 from gpupipe.trace import Trace
 
 FRAMES = 14

@@ -13,17 +13,18 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import reference
 
-from gpupipe.character.folder import Character
+from gpupipe.character.folder import Character, GpupipeWarning
 from gpupipe.cli import main
 from gpupipe.demo import make_demo
-from gpupipe.demo.mouth import patch
+from gpupipe.demo.mouth import patch, tiny_reference
 from gpupipe.errors import InferenceError, MediaError
 from gpupipe.geometry import BORDER, frame_order, speech_position
 from gpupipe.media.video import read_frames
 from gpupipe.model.runtime import SessionOptions
 from gpupipe.render.render import frames, render
-from gpupipe.speech.encoder import encode_speech
+from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.mel import mel_spectrogram
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import open_speech
@@ -181,6 +182,10 @@ def test_speech_that_is_not_the_features_own_does_not_change_the_length(person: 
     assert abs(picture - heard) < 1 / character.body.fps  # the rest is silence
 
 
+def no_encoder(path: Path) -> AudioEncoder:
+    raise AssertionError(f"features that are given need no encoder: {path}")
+
+
 def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: Path) -> None:
     """A ramp of one a row: a frame at t seconds hears 25 t - 8 … 25 t + 7, and 0 outside the speech."""
     character = Character.load(person)
@@ -193,7 +198,7 @@ def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: P
         (open_speech(character, features=tmp_path / "ramp.npy", with_sound=False), ramp),
         (open_speech(character, with_sound=False), own),
     ):
-        rows = speech.rows(SessionOptions())
+        rows = speech.rows(no_encoder)
         np.testing.assert_array_equal(rows, wanted)
         assert (speech.frames - 1) / fps < Fraction(len(wanted), 25) <= speech.frames / fps
     heard = SpeechRows(ramp)
@@ -201,6 +206,43 @@ def test_rows_stay_25_a_second_whatever_the_bodys_rate(person: Path, tmp_path: P
         window = np.empty((16, 512), np.float32)
         heard.window(*speech_position(frame, fps), window)
         assert np.allclose(window[:, 0], float(25 * frame / fps) + 1 + np.arange(-8, 8), atol=1e-4)
+
+
+@pytest.mark.parametrize("fps", [*RATES.values(), Fraction(50), Fraction(24)])
+def test_frames_hear_rows_that_are_a_25th_of_a_second_apart(tmp_path: Path, fps: Fraction) -> None:
+    """Whole frames, by the plain algorithm, the model in NumPy, and rows between rows in float64."""
+    person = make_demo(tmp_path / "person", frames=8, size=(320, 192), model_size=160, fps=fps)
+    character = Character.load(person)
+    # The mouth opens and closes again within a few rows, and is open at the speech's end.
+    features = np.abs(np.sin(np.arange(20) * 0.9))[:, None].repeat(512, axis=1).astype(np.float32)
+    bodies, crops = (list(read_frames(info.path, "bgr24")) for info in (character.body, character.crops))
+    padded = np.pad(features.astype(np.float64), ((9, 9), (0, 0)))
+    got = list(frames(person, features=features, device="cpu", pixel_format="bgr24"))
+    assert len(got) == ceil(20 * fps / 25)
+    for number, (mine, source) in enumerate(zip(got, frame_order(len(got), 8), strict=True)):
+        times = [Fraction(25 * number) / fps + k - 8 + 9 for k in range(16)]
+        before = [int(time) for time in times]
+        rest = np.array([float(time - int(time)) for time in times])[:, None]
+        heard = (1 - rest) * padded[before] + rest * padded[[row + 1 for row in before]]
+        visual = reference.visual_input(crops[source], character.layout)[None]
+        prediction = tiny_reference(visual, heard.astype(np.float32).reshape(1, 32, 16, 16))[0]
+        wanted = reference.composite_bgr24(
+            prediction, crops[source], bodies[source], character.rects[source], character.layout
+        )
+        difference = np.abs(mine.astype(int) - wanted)
+        # The rest of a row is told in 16 bits, and the model's arithmetic is not NumPy's to the last bit.
+        assert difference.max() <= 2, f"frame {number}"
+        assert (difference > 0).mean() < 0.005
+
+
+def test_features_from_python_may_be_float64(talker_demo: Path) -> None:
+    features = np.random.default_rng(0).random((10, 512))
+    with pytest.warns(GpupipeWarning, match=r"^features: float64 converted to float32$"):
+        speech = open_speech(Character.load(talker_demo), features=features, with_sound=False)
+    assert speech.frames == 10
+    rows = speech.rows(no_encoder)
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, features.astype(np.float32))
 
 
 def test_speech_goes_back_and_forth_over_the_frames(person: Path, tmp_path: Path) -> None:
@@ -273,9 +315,9 @@ def test_too_short_a_sound(talker_demo: Path, tmp_path: Path) -> None:
 def test_what_is_no_audio_encoder_is_refused(talker_demo: Path, tmp_path: Path) -> None:
     model = talker_demo / "checkpoint" / "model_best.onnx"
     with pytest.raises(InferenceError, match="is no audio encoder"):
-        encode_speech(talker_demo / "aud.wav", model, SessionOptions())
+        AudioEncoder(model, SessionOptions())
     with pytest.raises(InferenceError, match="audio_encoder"):
-        encode_speech(talker_demo / "aud.wav", tmp_path / "none.onnx", SessionOptions())
+        AudioEncoder(tmp_path / "none.onnx", SessionOptions())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -293,10 +335,10 @@ import sys
 from pathlib import Path
 from gpupipe.machine import peak_rss_bytes
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.speech.encoder import encode_speech
+from gpupipe.speech.encoder import AudioEncoder, encode_speech
 sound, encoder = map(Path, sys.argv[1:])
 before = peak_rss_bytes()
-rows = encode_speech(sound, encoder, SessionOptions())
+rows = encode_speech(sound, AudioEncoder(encoder, SessionOptions()))
 print(len(rows), (peak_rss_bytes() - before) >> 20)
 """
     encoder = talker_demo / "checkpoint" / "audio_encoder.onnx"

@@ -30,7 +30,7 @@ from gpupipe.bench.sweep import SWEPT, sweep
 from gpupipe.bench.way import BenchStage, Way
 from gpupipe.character.folder import MODEL
 from gpupipe.errors import GpupipeError, OptionError
-from gpupipe.machine import cache_folder, cpu_count
+from gpupipe.machine import cache_folder, cpu_count, load
 from gpupipe.media.encoders import DEFAULTS
 
 SCHEMA = 1
@@ -111,7 +111,7 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
         "gpupipe": __version__,
         "character": _character(scene) | ({} if options.character else {"name": "demo"}),
         "settings": _settings(scene, runs, ways) | {"command": options.command(folder)},
-        "machine": machine | {"load_at_end": bench_machine.load()},
+        "machine": machine | {"load_at_end": load()},
         "ways": {
             way.name: {
                 "about": way.about,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from gpupipe.gpu import device
-from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
+from gpupipe.machine import PACKAGES, cpu_count, cpu_mhz, cpu_name, load, memory_total_bytes, package_version
 
 PACKAGES_TOO = (*PACKAGES, "torch", "onnx2torch")
 
@@ -21,8 +19,8 @@ def facts() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": cpu_count(),
-        "cpu_mhz": _cpu_mhz(),
-        "memory_bytes": _memory_bytes(),
+        "cpu_mhz": cpu_mhz(),
+        "memory_bytes": memory_total_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "load": load(),
@@ -30,31 +28,8 @@ def facts() -> dict[str, Any]:
         "gpu_problem": gpu["problem"],
         "cuda_driver": gpu["driver"],
         "gpu_clocks": _gpu_clocks(),
-        "packages": {
-            name: version for name in (*PACKAGES, "torch", "onnx2torch") if (version := package_version(name))
-        },
+        "packages": {name: version for name in PACKAGES_TOO if (version := package_version(name))},
     }
-
-
-def load() -> float | None:
-    """Processes that ran or wanted to over the last minute, on average."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _cpu_mhz() -> float | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return None
-    clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-    return round(max(clocks)) if clocks else None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _gpu_clocks() -> str | None:

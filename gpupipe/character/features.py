@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from gpupipe.character.folder import GpupipeWarning
-from gpupipe.errors import PackageError
+from gpupipe.errors import PackageError, reason
 from gpupipe.geometry import SPEECH_WIDTH
 
 Features = NDArray[np.float32]
@@ -48,7 +48,7 @@ def read_features(path: Path) -> Features:
         with path.open("rb") as file:
             features = _read(file, path)
     except OSError as error:
-        raise _wrong(f"cannot be read: {error.strerror}", path) from error
+        raise _wrong(f"cannot be read: {reason(error)}", path) from error
     return check_features(features, path)
 
 
@@ -109,7 +109,7 @@ def _read(file: BinaryIO, path: Path) -> NDArray[Any]:
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, by_columns, dtype = read(head)
     except Exception as error:  # the text of a header is Python's, and may fail in any of Python's ways
-        raise _wrong(f"is no NumPy array: {str(error)[:_SAID]}", path) from error
+        raise _wrong(f"is no NumPy array: {reason(error)[:_SAID]}", path) from error
     _check_kind(dtype, shape, path)
     promised, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - head.tell()
     if there < promised:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpupipe.character.folder import AUDIO_ENCODER
 from gpupipe.geometry import SPEECH_RATE
-from gpupipe.speech.speech import write_features
+from gpupipe.speech import write_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpupipe.errors import OutputError
+from gpupipe.errors import OutputError, reason
 
 
 def check_folders(*paths: Path | None) -> None:
@@ -34,7 +34,7 @@ def write_text(path: Path, content: str) -> None:
     try:
         path.write_text(content, "utf-8")
     except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", file=path, remedy="use another folder") from error
+        raise OutputError(f"cannot be written: {reason(error)}", file=path, remedy="use another folder") from error
 
 
 def lines(value: Any, indent: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import GpupipeError, reason
 from gpupipe.gpu.device import describe
 from gpupipe.machine import PACKAGES, cpu_count, cpu_name, package_version
 from gpupipe.media.encode import VideoWriter
@@ -55,7 +55,7 @@ def _encoder_problem(encoder: str) -> str | None:
                 options=EncoderOptions(encoder),
             )
         except GpupipeError as error:
-            return str(getattr(error.__cause__, "strerror", None) or error.on_command_line())
+            return error.on_command_line() if error.__cause__ is None else reason(error.__cause__)
         writer.abort()
     return None
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from os import PathLike, fspath
+from os import PathLike, fsencode, fspath
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
@@ -210,14 +210,19 @@ def _whole(value: object) -> int | None:
 
 
 def _path(value: object, spelled: str | None) -> Path | str:
-    if isinstance(value, PathLike):
-        value = fspath(value)
-        return Path(value) if isinstance(value, str) else _path(value, spelled)
-    if not isinstance(value, str):
+    path = fspath(value) if isinstance(value, PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path or not _can_be_named(path):
         raise OptionError("not a path", field=spelled, value=value, remedy="give the name of a file")
-    if not value or "\0" in value:
-        raise OptionError("not a path", field=spelled, value=value, remedy="give the name of a file")
-    return value
+    return path if isinstance(value, str) else Path(path)
+
+
+def _can_be_named(path: str) -> bool:
+    """Whether the file system's encoding has all of a path: it has no half of a surrogate pair, as JSON may hold."""
+    try:
+        fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def listed(choices: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError, in_python
@@ -27,6 +27,9 @@ from gpupipe.options.groups import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+LONGEST_NAME: Final = 40
+"""Letters that an error shows of a name that it does not know."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -144,21 +147,21 @@ def from_json(values: Mapping[str, object], folder: Path) -> JobKeywords:
     keywords = {}
     for name, value in values.items():
         if name in declared(EngineOptions):
-            raise OptionError(
-                "is the same for all jobs",
-                field=name,
-                value=value,
-                remedy="give it on the command line",
-            )
+            remedy = "give it on the command line"
+            raise OptionError("is the same for all jobs", field=name, value=value, remedy=remedy)
         if name not in known:
-            # Those who know the command line write its names.
-            names = {said.flag.lstrip("-").replace("-", "_"): said.name for said in known.values()}
-            names |= {known_name: known_name for known_name in known}
-            near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), names, n=1)
-            remedy = f"write {names[near[0]]}" if near else f"there are {', '.join(known)}"
-            raise OptionError("no such option", field=name, remedy=remedy)
+            shown = name if name.isidentifier() and len(name) <= LONGEST_NAME else repr(name[:LONGEST_NAME])
+            raise OptionError("no such option", field=shown, remedy=_nearest(name, known))
         keywords[name] = known[name].from_json(value, folder)
     return cast(JobKeywords, keywords)
+
+
+def _nearest(name: str, known: Mapping[str, Option]) -> str:
+    """What to write for a name that there is not. Those who know the command line write its names."""
+    names = {said.flag.lstrip("-").replace("-", "_"): said.name for said in known.values()}
+    names |= {own: own for own in known}
+    near = difflib.get_close_matches(name[:LONGEST_NAME].lstrip("-").replace("-", "_"), names, n=1)
+    return f"write {names[near[0]]}" if near else f"there are {', '.join(known)}"
 
 
 def documented(keywords: type) -> Callable[[F], F]:
@@ -175,14 +178,15 @@ def documented(keywords: type) -> Callable[[F], F]:
             for name, hint in keywords.__annotations__.items()
         ]
         function.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-        lines = [f"    {name}: {in_python(_meaning(said))}" for name, said in known.items()]
+        lines = [f"    {name}: {in_python(meaning(said))}" for name, said in known.items()]
         function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Options:", *lines])
         return function
 
     return document
 
 
-def _meaning(said: Option) -> str:
+def meaning(said: Option) -> str:
+    """What an option does, the values it can have and its default, in a line for people who write Python."""
     if said.kind == "switch":
         return said.help if said.default is False else f"False: {said.help}"
     values = DEVICES if said.kind == "device" else said.choices

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import InferenceError, OutputError
+from gpupipe.errors import InferenceError, OutputError, reason
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.machine import cpu_count
 from gpupipe.media.sound import read_pcm
@@ -69,9 +69,8 @@ class AudioEncoder:
         try:
             rows: Features = self._session.run(None, {self._input: windows})[0]
         except failures() as error:
-            reason = " ".join(str(error).split())
             raise InferenceError(
-                f"failed: {reason}", file=self.path, field="audio encoder", remedy="export it again"
+                f"failed: {reason(error)}", file=self.path, field="audio encoder", remedy="export it again"
             ) from error
         return rows
 
@@ -127,7 +126,7 @@ def write_features(
             np.save(file, features)
         part.replace(output)
     except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", file=output, remedy="use another folder") from error
+        raise OutputError(f"cannot be written: {reason(error)}", file=output, remedy="use another folder") from error
     finally:
         part.unlink(missing_ok=True)
     return len(features)
