@@ -256,7 +256,10 @@ def test_what_is_closed_is_done_with(device: Device, first: str) -> None:
     compositor, speech = compositor_for(device, kind(layout, "bgr24", 1), character), Speech(device, features(rng, 9))
     slot = compositor.new_slot()
     compositor.prepare(slot, [Shot(character, 0, speech, 0).drawing(device)])
+    queued = device.event()
+    device.record(queued, device.compute_stream)
     (character.frames if first == "frames" else speech.device).close()
+    assert queued.done
     assert on_host(device, slot.visual)[0].tobytes() == character.visual(0).tobytes()
     assert on_host(device, slot.audio)[0].tobytes() == reference.speech_window(speech.features, 0).tobytes()
     compositor.close()
