@@ -33,7 +33,7 @@ def test_bound_buffers_give_what_a_plain_run_gives(model_path: Path, threads: in
     bound = model.bind(visual, audio, prediction)
     for _ in range(2):
         visual[:] = rng.random(visual.shape, dtype=np.float32)
-        model.run(bound)
+        model.run(bound, batch)
         (wanted,) = onnxruntime.InferenceSession(str(model_path)).run(None, {"input": visual, "audio": audio})
         assert np.allclose(prediction, wanted, atol=1e-6)
     model.close()
