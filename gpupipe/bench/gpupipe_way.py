@@ -16,7 +16,7 @@ from gpupipe.bench.scene import Scene
 from gpupipe.bench.way import SWSCALE, Floats, Pixels, Save, Way
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
-from gpupipe.compose.cpu import CpuCompositor
+from gpupipe.compose.cpu import CpuCompositor, CpuSlot
 from gpupipe.compose.frames import HostFrames
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import Surface
@@ -38,19 +38,17 @@ class GpupipeWay(Way):
     ) -> None:
         super().__init__(name, about, scene)
         self.pixel_format, self.device, self.batch_size = pixel_format, device, scene.batch_size
-        self._engine: Engine | None = None
+        self.gpu_provider: str | None = None
         self._speech = SpeechRows(scene.features)
-
-    @property
-    def gpu_provider(self) -> str | None:
-        """What runs the model of a way that composites on a GPU; None for one that composites on the host."""
-        return None if self._gpu is None else self._parts.lane.model.provider
+        self._held: ExitStack | None = None
+        self._drawing_alone: tuple[CpuCompositor, CpuSlot] | None = None
 
     def open(self) -> None:
-        """Open an engine, and hold what a session needs: the character's frames, the model, a compositor, slots."""
+        """Open an engine, and have it load what a session needs: the character's frames, the model, slots."""
         scene = self.scene
         free = _free_bytes() if self.device == "cuda" else 0
         self._engine = engine = self.closing.enter_context(Engine(device=self.device, workers=scene.workers))
+        self.closing.callback(self._let_go)
         self._order = Plan.make(
             scene.character,
             self.pixel_format,
@@ -58,37 +56,31 @@ class GpupipeWay(Way):
             SpeechOptions(features=scene.features, frames=scene.frame_count),
             sound=False,
         ).order
-        held = self.closing.enter_context(ExitStack())
-        self._parts: Parts = engine.holdings.open(self._order, lambda _: self._speech, held)
-        lane = self._parts.lane
-        lane.compositor.admit(self._parts.frames)
         self._gpu: Any = engine.backend.gpu
-        self._compositor, self._slot = lane.compositor, lane.free[-1]  # nothing else is drawn while it is used here
-        self.batch_size, self.cache_bytes = lane.batch, self._order.spec.cache_bytes
+        parts = self._hold()
+        self.batch_size, self.cache_bytes = parts.lane.batch, self._order.spec.cache_bytes
         converted = (
             "no frame converted" if self.pixel_format == "nv12" else f"frames converted for the encoder by {SWSCALE}"
         )
-        self.notes = (converted, *engine.notes, *self._parts.notes)
+        self.notes = (converted, *engine.notes, *parts.notes)
         if self._gpu is None:
             # One thread against one thread; `parallel` and the sweep show what more of them do.
-            self.threads = {"compose": 1, "render": min(scene.workers, lane.batch)}
-            self._compositor = self._alone = CpuCompositor(lane.kind, workers=1)
-            self._alone.admit(self._parts.frames)
+            self.threads = {"compose": 1, "render": min(scene.workers, self.batch_size)}
         else:
+            self.gpu_provider = parts.lane.model.provider
             self.device_bytes = free - self._gpu.free_bytes
             if "softcuda" in self._gpu.name:
                 self.meaningless = f"{self._gpu.name} is a GPU in software, for tests of correctness"
 
     def compose(self, save: Save) -> float | None:
         """See `Way`; a GPU's seconds are from the first kernel of a batch to the end of its copy to the host."""
-        gpu, compositor = self._gpu, self._compositor
-        # On the host a slot of its own, for its predictions are put in the place of the model's.
-        slot = self._alone.new_slot() if gpu is None else self._slot.buffers
+        gpu, parts = self._gpu, self._hold()
+        compositor, slot = self._alone(parts) if gpu is None else (parts.lane.compositor, parts.lane.free[-1].buffers)
         begin, end = (None, None) if gpu is None else (gpu.event(timing=True), gpu.event(timing=True))
         if gpu is not None:
             self._fill_predictions(slot)
         seconds = 0.0
-        for drawings in self._batches():
+        for drawings in self._batches(parts):
             if gpu is None:
                 self._place_predictions(slot, drawings)
             else:
@@ -108,8 +100,9 @@ class GpupipeWay(Way):
 
     def infer(self) -> float | None:
         """See `Way`."""
-        model, bindings, gpu = self._parts.lane.model, self._slot.bindings, self._gpu
-        counts = [len(drawings) for drawings in self._batches()]
+        parts, gpu = self._hold(), self._gpu
+        model, bindings = parts.lane.model, parts.lane.free[-1].bindings
+        counts = [len(drawings) for drawings in self._batches(parts)]
         if self.gpu_provider in (None, "cpu"):
             for count in counts:
                 model.run(bindings, count)
@@ -125,13 +118,13 @@ class GpupipeWay(Way):
 
     def predicted(self) -> Floats:
         """See `Way`."""
-        lane, found, wanted = self._parts.lane, 0, len(self.scene.predictions)
-        predictions = []
-        for drawings in self._batches():
-            lane.compositor.prepare(self._slot.buffers, drawings)
-            lane.compositor.ready(self._slot.buffers)
-            lane.model.run(self._slot.bindings, len(drawings))
-            predictions.append(self._prediction(self._slot)[: len(drawings)])
+        parts, found, wanted = self._hold(), 0, len(self.scene.predictions)
+        lane, slot, predictions = parts.lane, parts.lane.free[-1], []
+        for drawings in self._batches(parts):
+            lane.compositor.prepare(slot.buffers, drawings)
+            lane.compositor.ready(slot.buffers)
+            lane.model.run(slot.bindings, len(drawings))
+            predictions.append(self._prediction(slot)[: len(drawings)])
             found += len(drawings)
             if found >= wanted:
                 break
@@ -139,7 +132,7 @@ class GpupipeWay(Way):
 
     def render(self, save: Save, trace: Trace, frame_count: int) -> None:
         """See `Way`: as `gpupipe render` does it, batches in flight, each frame saved while others are drawn."""
-        assert self._engine is not None
+        self._let_go()  # the session takes the same, and finds it all open
         order = replace(self._order, total=frame_count)
         with self._engine.open_session(order, lambda _: self._speech, trace=trace) as session:
             for surface in session:
@@ -147,9 +140,31 @@ class GpupipeWay(Way):
                     save(_on_host(surface))
                 surface.release()
 
-    def _batches(self) -> Iterator[list[Drawing[Any, Any]]]:
+    def _hold(self) -> Parts:
+        """What a session is given, for stages that are timed alone; nothing else is drawn meanwhile."""
+        if self._held is None:
+            self._held = held = ExitStack()
+            self._parts = self._engine.holdings.open(self._order, lambda _: self._speech, held)
+            self._parts.lane.compositor.admit(self._parts.frames)
+        return self._parts
+
+    def _let_go(self) -> None:
+        self._drawing_alone = None
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _alone(self, parts: Parts) -> tuple[CpuCompositor, CpuSlot]:
+        """A compositor with one thread, and a slot whose predictions are not the model's."""
+        if self._drawing_alone is None:
+            compositor = CpuCompositor(parts.lane.kind, workers=1)
+            compositor.admit(parts.frames)
+            self._drawing_alone = compositor, compositor.new_slot()
+        return self._drawing_alone
+
+    def _batches(self, parts: Parts) -> Iterator[list[Drawing[Any, Any]]]:
         """The frames of the scene, batch by batch, each batch on the same surfaces."""
-        parts, order, total = self._parts, self._order, self.scene.frame_count
+        order, total = self._order, self.scene.frame_count
         for start in range(0, total, self.batch_size):
             outputs = range(start, min(start + self.batch_size, total))
             yield [
