@@ -31,7 +31,7 @@ from gpupipe.bench.way import BenchStage, Way
 from gpupipe.character.folder import MODEL
 from gpupipe.errors import GpupipeError, OptionError
 from gpupipe.machine import cache_folder, cpu_count, load
-from gpupipe.media.encoders import DEFAULTS
+from gpupipe.media.encoders import DEFAULTS, EncoderOptions
 
 SCHEMA = 1
 """Of the JSON; a change that a reader of old files must know of raises it."""
@@ -187,7 +187,7 @@ def _character(scene: Scene) -> dict[str, Any]:
 
 
 def _settings(scene: Scene, runs: int, ways: Sequence[Way]) -> dict[str, Any]:
-    encoder = scene.output.encoder
+    encoder = EncoderOptions.of(scene.output)
     crf, preset = DEFAULTS[encoder.encoder]
     return {
         "frames": scene.frame_count,
