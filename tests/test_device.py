@@ -230,3 +230,35 @@ def test_a_fault_on_the_gpu_is_a_device_error(device: Device) -> None:
     cupy = pytest.importorskip("cupy")
     with pytest.raises(DeviceError, match=r"failed: cudaError.*see nvidia-smi"), device.use():
         raise cupy.cuda.runtime.CUDARuntimeError(700)
+
+
+class Switches:
+    """Stands for CuPy: which GPU a thread has made current, and whether it has used one."""
+
+    def __init__(self, current: int, *, used: bool) -> None:
+        self.now, self.made = current, [current] if used else []
+        self.cuda = self.runtime = self.driver = self
+
+    def getDevice(self) -> int:  # noqa: N802
+        return self.now
+
+    def setDevice(self, index: int) -> None:  # noqa: N802
+        self.now = index
+        self.made.append(index)  # since CUDA 12 this makes the context
+
+    def ctxGetCurrent(self) -> int:  # noqa: N802
+        return len(self.made)
+
+
+@pytest.mark.parametrize(
+    ("current", "used", "made", "afterwards"),
+    [(0, False, [1], 1), (0, True, [0, 1, 0], 0), (1, True, [1], 1), (1, False, [1], 1)],
+)
+def test_a_gpu_that_is_not_used_is_left_alone(current: int, used: bool, made: list[int], afterwards: int) -> None:
+    cupy: Any = Switches(current, used=used)
+    with room._current(cupy, 1):
+        assert cupy.now == 1
+    assert (cupy.made, cupy.now) == (made, afterwards)
+    with room._current(cupy, 1), room._current(cupy, 1):
+        assert cupy.now == 1
+    assert cupy.now == afterwards
