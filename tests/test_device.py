@@ -239,14 +239,14 @@ class Switches:
         self.now, self.made = current, [current] if used else []
         self.cuda = self.runtime = self.driver = self
 
-    def getDevice(self) -> int:  # noqa: N802
+    def getDevice(self) -> int:
         return self.now
 
-    def setDevice(self, index: int) -> None:  # noqa: N802
+    def setDevice(self, index: int) -> None:
         self.now = index
         self.made.append(index)  # since CUDA 12 this makes the context
 
-    def ctxGetCurrent(self) -> int:  # noqa: N802
+    def ctxGetCurrent(self) -> int:
         return len(self.made)
 
 
