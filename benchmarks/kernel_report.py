@@ -133,9 +133,8 @@ def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> N
     body = rng.integers(0, 256, spec.format.shape, dtype=np.uint8)
     crop = rng.integers(0, 256, (LAYOUT.crop_size, LAYOUT.crop_size, 3), dtype=np.uint8)
     frames = DeviceFrames.load(device, spec, [body] * len(rects), [crop] * len(rects))
-    speech = DeviceSpeech(
-        device, SpeechRows(rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32))
-    )
+    features = rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32)
+    speech = DeviceSpeech(device, SpeechRows(features))
     kind = BatchKind(LAYOUT, pixel_format, np.dtype(dtype), len(rects))
     compositor = GpuCompositor(device, kind, model_on_device=False)
     compositor.admit(frames)

@@ -75,7 +75,7 @@ struct Region {
     int first, end, top, bottom;
 };
 
-// The region of bytes left ... right - 1 in rows top ... bottom - 1 (`draw_threads` in gpupipe/gpu/launch.py counts it).
+// The region of bytes left ... right - 1 in rows top ... bottom - 1. `draw_threads` in gpupipe/gpu/launch.py counts it.
 static __device__ __forceinline__ Region region_of(int left, int right, int top, int bottom, int pitch) {
     if (left >= right || top >= bottom) return {0, 0, 0, 0};
     return {left >> 5 << 1, min((right + 31) >> 5 << 1, pitch >> 4), top, bottom};

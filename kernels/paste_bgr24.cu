@@ -13,8 +13,9 @@
 //   status      u32  [ceil(B / 32)]     bit b is set if prediction[b] holds a NaN anywhere; prepare has zeroed it
 //
 // Real is float32 or float16 (GPUPIPE_FLOAT16). S is a multiple of 4, every address of one of 16, except taps'; width,
-// height and rectangles are any. Grid (draw_blocks + scan_blocks + copy_blocks, B); see paste.cuh for the three kinds. A drawing thread makes four neighbouring bytes of a row, whatever pixels they belong to, from
-// sixteen values of the prediction, and stores them as one word; warps store whole sectors.
+// height and rectangles are any. Grid (draw_blocks + scan_blocks + copy_blocks, B); see paste.cuh for the three kinds.
+// A drawing thread makes four neighbouring bytes of a row, whatever pixels they belong to, from sixteen values of the
+// prediction, and stores them as one word; warps store whole sectors.
 //
 // Bytes a frame must move, each once, for a rectangle of w * h pixels inside the body:
 //   3 * W * H                     the frame
@@ -22,11 +23,11 @@
 //   3 * S * S * sizeof(Real)      the prediction, all of it, for NaN
 //   3 * (C * C - S * S)           the border of the crop
 //   8 * (w + h) + 64              taps, the table's row
-// 1280 x 720, w = h = 182, S = 320, C = 328: 6 677 532 bytes in float32, 6 063 132 in float16. Measured 1.005 times
+// 1280 x 720, w = h = 182, S = 320, C = 328: 6 677 556 bytes in float32, 6 063 156 in float16. Measured 1.005 times
 // that (sectors that the rectangle's edge or the crop's border cuts).
 //
 // Tried: a thread a pixel, byte by byte: 70 million instructions a frame and 3.0 times the sectors in stores; this
-// makes 14.7 million and 1.004. Tap positions and products as in the nv12 kernel's first version: 19.1 million. Four
+// makes 14.4 million and 1.004. Tap positions and products as in the nv12 kernel's first version: 19.1 million. Four
 // vectors in flight in a copying thread instead of eight: 17.0 million. Unpacked taps: 20 bytes spilled at 64
 // registers, and without a bound 80 registers on sm_75, where a fourth block then finds no room.
 #include "paste.cuh"

@@ -16,11 +16,11 @@
 //                                       colour.matrices
 //   status      u32  [ceil(B / 32)]     bit b is set if prediction[b] holds a NaN anywhere; prepare has zeroed it
 //
-// Real is float32 or float16 (GPUPIPE_FLOAT16). S is a multiple of 4, every address of one of 16, except taps'; width and
-// height are even; rectangles are any. Grid (draw_blocks + scan_blocks + copy_blocks, B); see paste.cuh for the three
-// kinds. A drawing thread makes a 2x2 block of pixels: four Y, one Cb and one Cr, from 48
-// values of the prediction, stored as three pairs of bytes; warps store whole sectors. Pixels of the block that the
-// rectangle does not cover keep their Y, and give the body's Cb and Cr to the mean.
+// Real is float32 or float16 (GPUPIPE_FLOAT16). S is a multiple of 4, every address of one of 16, except taps'; width
+// and height are even; rectangles are any. Grid (draw_blocks + scan_blocks + copy_blocks, B); see paste.cuh for the
+// three kinds. A drawing thread makes a 2x2 block of pixels: four Y, one Cb and one Cr, from 48 values of the
+// prediction, stored as three pairs of bytes; warps store whole sectors. Pixels of the block that the rectangle does
+// not cover keep their Y, and give the body's Cb and Cr to the mean.
 //
 // Bytes a frame must move, each once, for a rectangle of w * h pixels inside the body, on even coordinates:
 //   3/2 * W * H                   the frame
@@ -28,7 +28,7 @@
 //   3 * S * S * sizeof(Real)      the prediction, all of it, for NaN
 //   3 * (C * C - S * S)           the border of the crop
 //   8 * (w + h) + 64 + 48         taps, the table's row, the matrix
-// 1280 x 720, w = h = 182, S = 320, C = 328: 3 962 418 bytes in float32, 3 348 018 in float16. Measured 1.009 and 1.011
+// 1280 x 720, w = h = 182, S = 320, C = 328: 3 962 490 bytes in float32, 3 348 090 in float16. Measured 1.009 and 1.011
 // times that (sectors that the rectangle's edge or the crop's border cuts).
 //
 // Tried, in float32: registers, bytes spilled (ptxas, sm_75 to sm_120), instructions a frame (1280 x 720, w = h = 182):
@@ -38,6 +38,7 @@
 //   the same, the compiler kept from hoisting          12 to 44 bytes spilled              12.7 million
 //   a loop over planes and rows, 8 loads in flight     64 registers, none spilled          14.7 million
 //   the same, 8 vectors a copying thread, not 4        54 to 60 registers, none spilled    13.2 million
+//   the same, a table's row for what is a frame's own  55 to 64 registers, none spilled    12.2 million
 #include "paste.cuh"
 
 static __device__ __forceinline__ int sample(int4 row, int b, int g, int r) {

@@ -8,7 +8,8 @@
 
 typedef unsigned long long u64;
 
-// THREADS a block, and blocks that must fit on a multiprocessor at a time: 64 registers a thread (gpupipe/gpu/kernels.py).
+// THREADS a block, and how many blocks must fit on a multiprocessor at a time, which bounds a thread's registers: see
+// gpupipe/gpu/kernels.py.
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_A_MULTIPROCESSOR)
 
 // A row of the table. gpupipe/compose/table.py makes it and says what each field is.

@@ -1,4 +1,4 @@
-"""compose_cpu against the plain algorithm, bit for bit."""
+"""The compositor on the CPU against the plain algorithm, bit for bit."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from gpupipe.character.folder import Character
 from gpupipe.colour import Colour, PixelFormat
-from gpupipe.compose.cpu import CpuCompositor
+from gpupipe.compose.cpu import CpuCompositor, HostDrawing
 from gpupipe.compose.frames import FrameSpec, HostFrames
+from gpupipe.compose.protocol import BatchKind, Drawing
+from gpupipe.compose.surface import Surface
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import read_frames
+from gpupipe.speech.rows import SpeechRows
 
+FRACTIONS = (0, 1, 32768, 54613, 65535)
 COLOURS = st.builds(Colour, matrix=st.sampled_from([1, 2, 5, 6, 7, 9]), range=st.sampled_from([0, 1, 2]))
 
 
@@ -32,15 +36,55 @@ def scenes(draw: Any, even: bool) -> tuple[CropLayout, int, int, tuple[Rect, ...
     return CropLayout(draw(st.sampled_from([320, 160, 16]))), width, height, tuple(rects)
 
 
-def make(
-    spec: FrameSpec, batch: int, rng: np.random.Generator, dtype: Any = np.float32, workers: int = 1
-) -> tuple[CpuCompositor, HostFrames, list[np.ndarray], np.ndarray]:
-    """A compositor over random frames, the crops as bgr24, and random features."""
-    crops = list(rng.integers(0, 256, (spec.count, spec.layout.crop_size, spec.layout.crop_size, 3), dtype=np.uint8))
-    bodies = rng.integers(0, 256, (spec.count, *spec.format.shape), dtype=np.uint8)
-    frames = HostFrames.load(spec, bodies, crops)
-    features = rng.random((6, 512), dtype=np.float32)
-    return CpuCompositor(frames, features, batch=batch, dtype=dtype, workers=workers), frames, crops, features
+class Person:
+    """A character of noise, and a speech of noise."""
+
+    def __init__(self, spec: FrameSpec, rng: np.random.Generator, speech_rows: int = 6) -> None:
+        size = spec.layout.crop_size
+        self.spec = spec
+        self.crops = list(rng.integers(0, 256, (spec.count, size, size, 3), dtype=np.uint8))
+        recorded = None
+        if spec.recorded:
+            roi = spec.layout.model_size
+            recorded = self.recorded = rng.integers(0, 256, (spec.count, roi, roi, 6), dtype=np.uint8)
+        bodies = rng.integers(0, 256, (spec.count, *spec.format.shape), dtype=np.uint8)
+        self.frames = HostFrames.load(spec, bodies, self.crops, recorded)
+        self.features = rng.random((speech_rows, 512), dtype=np.float32)
+        self.speech = SpeechRows(self.features)
+
+    def drawing(self, source: int, row: int, fraction: int = 0) -> HostDrawing:
+        """A frame to be drawn on a surface of its own, which holds noise."""
+        format = self.spec.format
+        surface = Surface(format, np.full(format.shape, 77, np.uint8))
+        return Drawing(self.frames, source, self.speech, row, fraction, surface)
+
+    def inputs(self, source: int, dtype: Any) -> np.ndarray:
+        """What the model must see of a frame."""
+        if self.spec.recorded:
+            planes = self.recorded[source].transpose(2, 0, 1)
+            return (planes.astype(np.float32) / np.float32(255)).astype(dtype)
+        return reference.visual_input(self.crops[source], self.spec.layout).astype(dtype)
+
+    def finished(self, prediction: np.ndarray, source: int) -> np.ndarray:
+        """The finished frame."""
+        crop, body, rect = self.crops[source], self.frames.body[source], self.spec.rects[source]
+        if self.spec.pixel_format == "bgr24":
+            return reference.composite_bgr24(prediction, crop, body, rect, self.spec.layout)
+        return reference.composite_nv12(prediction, crop, body, rect, self.spec.layout, self.spec.colour)
+
+
+def compositor_of(people: list[Person], batch: int, dtype: Any = np.float32, workers: int = 1) -> CpuCompositor:
+    """A compositor that all of them, alike in layout and pixel format, are admitted to."""
+    spec = people[0].spec
+    compositor = CpuCompositor(BatchKind(spec.layout, spec.pixel_format, np.dtype(dtype), batch), workers=workers)
+    for person in people:
+        compositor.admit(person.frames)
+    return compositor
+
+
+def pixels(drawing: HostDrawing) -> np.ndarray:
+    assert drawing.surface.host is not None
+    return drawing.surface.host
 
 
 def wild(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -52,77 +96,76 @@ def wild(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.nda
 
 
 @settings(max_examples=60, deadline=None)
-@given(scenes(even=False), st.integers(1, 5), st.sampled_from([np.float32, np.float16]), st.integers(0, 2**32 - 1))
-def test_bgr24_is_the_plain_algorithm(scene: Any, batch: int, dtype: Any, seed: int) -> None:
+@given(
+    scenes(even=False), scenes(even=False), st.integers(1, 5), st.sampled_from([np.float32, np.float16]),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_bgr24_is_the_plain_algorithm(scene: Any, other: Any, batch: int, dtype: Any, seed: int) -> None:
     layout, width, height, rects = scene
-    check(FrameSpec(layout, "bgr24", width, height, rects), batch, dtype, seed)
+    specs = [FrameSpec(layout, "bgr24", width, height, rects), FrameSpec(layout, "bgr24", *other[1:])]
+    check(specs, batch, dtype, seed)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    scenes(even=True), COLOURS, st.integers(1, 5), st.sampled_from([np.float32, np.float16]), st.integers(0, 2**32 - 1)
-)
-def test_nv12_is_the_plain_algorithm(scene: Any, colour: Colour, batch: int, dtype: Any, seed: int) -> None:
+    scenes(even=True), scenes(even=True), COLOURS, COLOURS, st.integers(1, 5),
+    st.sampled_from([np.float32, np.float16]), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_nv12_is_the_plain_algorithm(
+    scene: Any, other: Any, colour: Colour, colour_too: Colour, batch: int, dtype: Any, seed: int
+) -> None:
     layout, width, height, rects = scene
-    check(FrameSpec(layout, "nv12", width, height, rects, colour), batch, dtype, seed)
+    specs = [
+        FrameSpec(layout, "nv12", width, height, rects, colour),
+        FrameSpec(layout, "nv12", *other[1:], colour_too, recorded=True),
+    ]
+    check(specs, batch, dtype, seed)
 
 
-def check(spec: FrameSpec, batch: int, dtype: Any, seed: int) -> None:
+def check(specs: list[FrameSpec], batch: int, dtype: Any, seed: int) -> None:
+    """Batches of several people's frames: each frame is what it is alone, whatever lay in the slot before."""
     rng = np.random.default_rng(seed)
-    compositor, frames, crops, features = make(spec, batch, rng, dtype, workers=int(rng.integers(1, 3)))
+    people = [Person(spec, rng) for spec in specs]
+    compositor = compositor_of(people, batch, dtype, workers=int(rng.integers(1, 3)))
     slot = compositor.new_slot()
     try:
         for _ in range(2):  # a slot is used again and again
-            source = rng.integers(0, spec.count, batch).astype(np.int32)
-            speech = rng.integers(0, len(features), batch).astype(np.int32)
-            compositor.prepare(slot, source, speech)
+            who = [people[number] for number in rng.integers(0, len(people), int(rng.integers(1, batch + 1)))]
+            drawings = [
+                person.drawing(
+                    int(rng.integers(person.spec.count)), int(rng.integers(-9, 15)), int(rng.choice(FRACTIONS))
+                )
+                for person in who
+            ]
+            compositor.prepare(slot, drawings)
             compositor.ready(slot)
             slot.prediction[:] = wild(rng, slot.prediction.shape, dtype)
             compositor.paste(slot)
-            assert not compositor.finish(slot).any()
-            for b, s in enumerate(source.tolist()):
-                wanted = reference.visual_input(crops[s], spec.layout).astype(dtype)
-                assert np.array_equal(slot.visual[b], wanted)
-                assert np.array_equal(slot.audio[b], reference.speech_window(features, int(speech[b])).astype(dtype))
-                assert np.array_equal(slot.frames[b], expected(spec, slot.prediction[b], crops[s], frames.body[s], s))
+            assert compositor.finish(slot).tolist() == [False] * len(drawings)
+            for b, (person, drawing) in enumerate(zip(who, drawings, strict=True)):
+                assert np.array_equal(slot.visual[b], person.inputs(drawing.source, dtype))
+                heard = reference.speech_window(person.features, drawing.row, drawing.fraction)
+                assert np.array_equal(slot.audio[b], heard.astype(dtype))
+                assert np.array_equal(pixels(drawing), person.finished(slot.prediction[b], drawing.source))
     finally:
         compositor.close()
-
-
-def expected(spec: FrameSpec, prediction: np.ndarray, crop: np.ndarray, body: np.ndarray, source: int) -> np.ndarray:
-    rect = spec.rects[source]
-    if spec.pixel_format == "bgr24":
-        return reference.composite_bgr24(prediction, crop, body, rect, spec.layout)
-    return reference.composite_nv12(prediction, crop, body, rect, spec.layout, spec.colour)
 
 
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 def test_nan_is_told_and_drawn_black_and_infinity_is_clipped(pixel_format: PixelFormat, value: float) -> None:
     spec = FrameSpec(CropLayout(16), pixel_format, 32, 32, (Rect(3, 3, 27, 27),))
-    compositor, frames, crops, _ = make(spec, 3, np.random.default_rng(0))
+    person = Person(spec, np.random.default_rng(0))
+    compositor = compositor_of([person], 4)
     slot = compositor.new_slot()
-    zeros = np.zeros(3, np.int32)
-    compositor.prepare(slot, zeros, zeros)
+    drawings = [person.drawing(0, 0) for _ in range(3)]
+    compositor.prepare(slot, drawings)
     slot.prediction[:] = 0.5
     slot.prediction[1, 2, 15, 15] = value
     compositor.paste(slot)
     assert compositor.finish(slot).tolist() == [False, bool(np.isnan(value)), False]
-    for b in range(3):
-        assert np.array_equal(slot.frames[b], expected(spec, slot.prediction[b], crops[0], frames.body[0], 0))
-
-
-def test_recorded_inputs_are_taken_as_they_are() -> None:
-    rng = np.random.default_rng(1)
-    spec = FrameSpec(CropLayout(16), "bgr24", 32, 32, (Rect(3, 3, 27, 27),) * 2, recorded=True)
-    recorded = rng.integers(0, 256, (2, 16, 16, 6), dtype=np.uint8)
-    crops = rng.integers(0, 256, (2, 24, 24, 3), dtype=np.uint8)
-    bodies = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    compositor = CpuCompositor(HostFrames.load(spec, bodies, crops, recorded), np.ones((1, 512), np.float32), batch=2)
-    slot = compositor.new_slot()
-    compositor.prepare(slot, np.array([1, 0], np.int32), np.zeros(2, np.int32))
-    wanted = recorded[::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    assert np.array_equal(slot.visual, wanted)
+    for b, drawing in enumerate(drawings):
+        assert np.array_equal(pixels(drawing), person.finished(slot.prediction[b], 0))
 
 
 @pytest.mark.talker
@@ -131,17 +174,18 @@ def test_the_filmed_character(talker: Path, pixel_format: PixelFormat) -> None:
     character = Character.load(talker)
     count = 48
     spec = FrameSpec(character.layout, pixel_format, 1280, 720, character.rects[:count], character.body.colour)
-    crops = list(read_frames(character.crops.path, "bgr24", count))
-    frames = HostFrames.load(spec, read_frames(character.body.path, pixel_format, count), crops)
-    compositor = CpuCompositor(frames, np.load(character.features_path), batch=8, workers=2)
+    person = Person(spec, np.random.default_rng(1))
+    person.crops = list(read_frames(character.crops.path, "bgr24", count))
+    person.frames = HostFrames.load(spec, read_frames(character.body.path, pixel_format, count), person.crops)
+    compositor = compositor_of([person], 8, workers=2)
     slot = compositor.new_slot()
     rng = np.random.default_rng(2)
     for start in range(0, count, 8):
-        source = np.arange(start, start + 8, dtype=np.int32)
-        compositor.prepare(slot, source, source)
+        drawings = [person.drawing(source, source) for source in range(start, start + 8)]
+        compositor.prepare(slot, drawings)
         slot.prediction[:] = wild(rng, slot.prediction.shape, np.float32)
         compositor.paste(slot)
-        for b, s in enumerate(source.tolist()):
-            wanted = expected(spec, slot.prediction[b], crops[s], frames.body[s], s)
-            assert np.array_equal(slot.frames[b], wanted), f"frame {s}"
+        for b, drawing in enumerate(drawings):
+            wanted = person.finished(slot.prediction[b], drawing.source)
+            assert np.array_equal(pixels(drawing), wanted), f"frame {drawing.source}"
     compositor.close()

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from conftest import gives_back, on_softcuda
-from gpu_scene import Character, Shot, Speech, check_batch, features, new_surface, pixels, predictions, put
+from gpu_scene import Character, Shot, Speech, check_batch, features, new_surface, on_host, pixels, predictions, put
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from gpupipe.compose.gpu import GpuCompositor, GpuSlot
 from gpupipe.compose.protocol import BatchKind, Compositor
 from gpupipe.errors import DeviceMemoryError
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.gpu import kernels, launch
 from gpupipe.gpu.device import Device, open_device
 
 pytestmark = pytest.mark.cuda
@@ -196,6 +198,74 @@ def test_slots_in_flight_do_not_mix(device: Device, silence: Speech) -> None:
                 want = character.finished(drawing.source, each)
                 assert np.array_equal(pixels(device, drawing.surface), want)
     compositor.close()
+
+
+def test_batches_of_a_kind_are_the_same_launches(
+    device: Device, silence: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is in a batch, and however many: as a CUDA graph would want it. The most demanding frame that has been
+    admitted says how many blocks there are."""
+    layout = CropLayout(16)
+    launches: list[tuple[Any, ...]] = []
+
+    def loaded(name: str, dtype: Any) -> Any:
+        def called(grid: Any, block: Any, args: Any, *, stream: Any) -> None:
+            launches.append((name, grid, *(int(a) if isinstance(a, np.int32) else a.data.ptr for a in args)))
+            kernels.load(name, dtype)(grid, block, args, stream=stream)
+
+        return called
+
+    monkeypatch.setattr(launch, "load", loaded)
+    sizes = [(400, 300, Rect(10, 20, 330, 290)), (16, 8, Rect(0, 0, 5, 5)), (64, 640, Rect(-2, 5, 20, 9))]
+    specs = [FrameSpec(layout, "bgr24", width, height, (rect,)) for width, height, rect in sizes]
+    large, small, tall = (Character(device, spec, seed=1) for spec in specs)
+    compositor = compositor_for(device, kind(layout, "bgr24", 4), large, small)
+    slot = compositor.new_slot()
+    for shown in ([large, small], [small], [small, small, small, large], [large]):
+        compositor.prepare(slot, [Shot(each, 0, silence, 0).drawing(device) for each in shown])
+        compositor.paste(slot)
+        compositor.finish(slot)
+    assert launches == launches[:2] * 4
+    blocks = launches[1][1][0]
+    compositor.admit(tall.frames)
+    compositor.prepare(slot, [Shot(small, 0, silence, 0).drawing(device)])
+    compositor.paste(slot)
+    compositor.finish(slot)
+    assert launches[-1][1] == (blocks, 4)  # fewer bytes to draw, and to copy, than `large`
+    compositor.close()
+
+
+def test_a_batch_that_was_given_up_does_no_harm(device: Device) -> None:
+    """Its slot is prepared again while its table may still be on its way."""
+    rng, layout = np.random.default_rng(6), CropLayout(16)
+    character = Character(device, FrameSpec(layout, "bgr24", 30, 20, (Rect(3, 2, 27, 17),) * 3), seed=6)
+    compositor = compositor_for(device, kind(layout, "bgr24", 3), character)
+    slot, speech = compositor.new_slot(), Speech(device, features(rng, 9))
+    shots = [Shot(character, i, speech, i) for i in range(3)]
+    compositor.prepare(slot, [shot.drawing(device) for shot in shots])
+    check_batch(device, compositor, slot, [shots[2]], predictions(rng, 1, 16, np.float32))
+    check_batch(device, compositor, slot, shots, predictions(rng, 3, 16, np.float32))
+    compositor.close()
+
+
+@pytest.mark.parametrize("first", ["frames", "speech"])
+def test_what_is_closed_is_done_with(device: Device, first: str) -> None:
+    """Frames or a speech may be closed while a batch that was given up is queued."""
+    rng, layout, before = np.random.default_rng(7), CropLayout(16), device.free_bytes
+    character = Character(device, FrameSpec(layout, "bgr24", 30, 20, (Rect(3, 2, 27, 17),)), seed=7)
+    compositor, speech = compositor_for(device, kind(layout, "bgr24", 1), character), Speech(device, features(rng, 9))
+    slot = compositor.new_slot()
+    compositor.prepare(slot, [Shot(character, 0, speech, 0).drawing(device)])
+    queued = device.event()
+    device.record(queued, device.compute_stream)
+    (character.frames if first == "frames" else speech.device).close()
+    assert queued.done
+    assert on_host(device, slot.visual)[0].tobytes() == character.visual(0).tobytes()
+    assert on_host(device, slot.audio)[0].tobytes() == reference.speech_window(speech.features, 0).tobytes()
+    compositor.close()
+    character.frames.close()
+    speech.device.close()
+    assert gives_back(before, device.free_bytes)
 
 
 def test_a_slot_knows_when_its_steps_ran(device: Device, silence: Speech) -> None:

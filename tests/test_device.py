@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from conftest import gives_back, on_softcuda
 
 from gpupipe.errors import DeviceError, DeviceMemoryError
+from gpupipe.gpu import clock
 from gpupipe.gpu import device as room
 from gpupipe.gpu.device import Device, describe, open_device
 from gpupipe.gpu.types import PitchedRows
@@ -262,3 +264,24 @@ def test_a_gpu_that_is_not_used_is_left_alone(current: int, used: bool, made: li
     with room._current(cupy, 1), room._current(cupy, 1):
         assert cupy.now == 1
     assert cupy.now == afterwards
+
+
+@cuda
+def test_marks_are_timed_across_a_new_zero(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's times stay in order, and on the host's clock, when the clock has taken a new zero meanwhile."""
+    monkeypatch.setattr(clock, "RESTART_SECONDS", 0.0)
+    gpu_clock = clock.GpuClock(device)
+    early, late = gpu_clock.marks(), gpu_clock.marks()
+    before = time.perf_counter()
+    for marks in (early, late):
+        marks.begin("infer")
+        marks.end("infer")
+    device.synchronize()
+    after = time.perf_counter()
+    (first,) = early.collect()  # takes a new zero, behind the other's events
+    (second,) = late.collect()
+    for step in (first, second):
+        assert step.name == "infer"
+        assert before - 0.1 <= step.start <= step.end <= after + 0.1
+    assert first.end <= second.start + 0.1
+    assert early.collect() == late.collect() == []

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from conftest import gives_back, on_softcuda
-from gpu_scene import Character, Shot, Speech, check_batch, features, predictions
+from gpu_scene import Character, Shot, Speech, check_batch, features, on_host, predictions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -32,8 +33,9 @@ def device() -> Device:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 40 rows, uploaded 3 at a time."""
+    """Blocks of 40 rows, uploaded 3 at a time, and 10 before they are needed."""
     monkeypatch.setattr(device_speech, "BLOCK", 40)
+    monkeypatch.setattr(device_speech, "AHEAD", 10)
     monkeypatch.setattr(device_speech, "PIECE", 3)
 
 
@@ -60,7 +62,6 @@ def expected(rows: NDArray[np.float32], row: int) -> NDArray[np.float32]:
 def test_every_window_of_a_whole_speech(device: Device, count: int) -> None:
     rows = features(np.random.default_rng(count), count)
     speech = DeviceSpeech(device, SpeechRows(rows))
-    assert speech.count == count
     for row in [*range(-40, count + 40), -(10**9), 10**9]:
         assert np.array_equal(window_at(device, speech.window(row)), expected(rows, row)), row
     speech.close()
@@ -71,33 +72,34 @@ def test_every_window_of_a_whole_speech(device: Device, count: int) -> None:
 def test_every_window_of_a_growing_speech(
     device: Device, small_blocks: None, steps: list[tuple[int, int]], late: int
 ) -> None:
-    """Rows come in any number, those before the first update too; rows behind are let go of."""
+    """Rows come in any number, before the first window too; frames follow, near or far behind, and rows behind them
+    are let go of."""
     rng = np.random.default_rng(late)
     rows, have, forgotten = SpeechRows(), features(rng, late), -100
     rows.append(have)
     speech = DeviceSpeech(device, rows)
-    for more, behind in steps:
+    shown = 0
+    for more, further in steps:
         new = features(rng, more)
         rows.append(new)
-        before = have
         have = np.concatenate([have, new])
-        row = len(before) - behind
-        if row >= forgotten:  # what was there before is there until `update`, and the same after
-            assert np.array_equal(window_at(device, speech.window(row)), expected(before, row))
-        speech.update()
-        assert speech.count == len(have)
-        forgotten = max(forgotten, len(have) - 30)
+        shown += abs(further)
+        for row in (shown, shown - 20 + further, shown + 1):
+            if row >= forgotten:
+                assert np.array_equal(window_at(device, speech.window(row)), expected(have, row)), row
+        forgotten = max(forgotten, shown - 30)
         speech.forget(forgotten)
-        for row in range(forgotten, len(have) + 20):
-            assert np.array_equal(window_at(device, speech.window(row)), expected(have, row)), row
-    rows.finish()
+        assert np.array_equal(window_at(device, speech.window(forgotten)), expected(have, forgotten))
     speech.update()
-    assert np.array_equal(window_at(device, speech.window(len(have) + 8)), np.zeros((17, 512)))
+    rows.finish()
+    for row in range(max(forgotten, len(have) - 20), len(have) + 20):
+        assert np.array_equal(window_at(device, speech.window(row)), expected(have, row)), row
     speech.close()
 
 
 def test_what_is_forgotten_is_gone(device: Device, small_blocks: None) -> None:
     speech = Speech(device, features(np.random.default_rng(0), 200), growing=True).device
+    assert speech.window(100)
     speech.forget(100)
     assert speech.window(100)
     with pytest.raises(IndexError, match="row 20 of the speech has been forgotten; 100 is the first one kept"):
@@ -106,33 +108,33 @@ def test_what_is_forgotten_is_gone(device: Device, small_blocks: None) -> None:
 
 
 def test_memory_is_bounded_however_long_the_speech(device: Device, softcuda_counters: Callable[[], Any]) -> None:
-    """An hour: allocations while the first blocks are made, and then none; 2048 bytes up a row, and no wait."""
-    import cupy
-
-    cupy.cuda.runtime.deviceSynchronize()
-    rng, before = np.random.default_rng(0), device.free_bytes
-    rows = SpeechRows()
-    speech = DeviceSpeech(device, rows)
-    steady: dict[str, Any] = {}
-    new = features(rng, 25)
-    for second in range(200):
-        rows.append(new)
-        speech.update()
-        speech.window(rows.count - 8)
-        speech.forget(rows.count - 30)
-        device.compute_stream.synchronize()  # as each batch does in the end
-        if second == 60:
-            steady = softcuda_counters()
-    counted = softcuda_counters()
-    assert counted["mallocs"] == steady["mallocs"]
-    assert counted["pinned_allocs"] == steady["pinned_allocs"]
-    assert counted["syncs"] - steady["syncs"] == 139
-    assert counted["pageable_async_copies"] == steady["pageable_async_copies"]
-    up = counted["h2d_bytes"] - steady["h2d_bytes"]
-    assert 139 * 25 * 2048 <= up <= 139 * 25 * 2048 * 1.04
-    assert before - device.free_bytes <= sum(DeviceSpeech.bytes_wanted(SpeechRows()).values())
-    speech.close()
-    assert gives_back(before, device.free_bytes)
+    """Allocations while the first blocks are made, and then none; 2048 bytes up a row, and no wait. All rows have come
+    before the first frame, or a second's at a time."""
+    new = features(np.random.default_rng(0), 25)
+    for ready in (0, 200):
+        before, rows = device.free_bytes, SpeechRows()
+        for _ in range(ready):
+            rows.append(new)
+        speech = DeviceSpeech(device, rows)
+        steady: dict[str, Any] = {}
+        for second in range(200):
+            if not ready:
+                rows.append(new)
+            speech.window(25 * second + 8)
+            speech.forget(25 * second - 250)
+            device.compute_stream.synchronize()  # as each batch does in the end
+            if second == 100:
+                steady = softcuda_counters()
+        counted = softcuda_counters()
+        assert counted["mallocs"] == steady["mallocs"]
+        assert counted["pinned_allocs"] == steady["pinned_allocs"]
+        assert counted["syncs"] - steady["syncs"] == 99
+        assert counted["pageable_async_copies"] == steady["pageable_async_copies"]
+        up = counted["h2d_bytes"] - steady["h2d_bytes"]
+        assert up <= 99 * 25 * 2048 * 1.04 + (512 + 96) * 2048
+        assert before - device.free_bytes <= sum(DeviceSpeech.bytes_wanted(SpeechRows()).values())
+        speech.close()
+        assert gives_back(before, device.free_bytes)
 
 
 def test_a_speech_takes_what_it_says(device: Device) -> None:
@@ -163,3 +165,22 @@ def test_batches_of_speeches_that_grow_meanwhile(device: Device, small_blocks: N
         for shot in shots:
             shot.speech.device.forget(shot.row)
     compositor.close()
+
+
+def test_a_block_is_filled_anew_only_when_it_has_been_read(device: Device, small_blocks: None) -> None:
+    """A batch is queued, not waited for, and the block that it reads is let go of and taken by other rows."""
+    layout, rng = CropLayout(16), np.random.default_rng(2)
+    character = Character(device, FrameSpec(layout, "bgr24", 8, 8, (Rect(0, 0, 8, 8),)), seed=0)
+    compositor = GpuCompositor(device, BatchKind(layout, "bgr24", np.dtype(np.float32), 1))
+    compositor.admit(character.frames)
+    slot, speech = compositor.new_slot(), Speech(device, features(rng, 30), growing=True)
+    compositor.prepare(slot, [Shot(character, 0, speech, 12).drawing(device)])
+    speech.grow(features(rng, 90))
+    for row in (60, 110):
+        speech.device.forget(row)
+        speech.device.window(row)
+    device.wait_for_queued(device.upload_stream)
+    window = on_host(device, slot.audio)[0]
+    assert window.tobytes() == reference.speech_window(speech.features, 12).tobytes()
+    compositor.close()
+    speech.device.close()

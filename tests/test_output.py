@@ -224,6 +224,7 @@ import os, sys
 from fractions import Fraction
 import numpy as np
 from gpupipe.media.encode import VideoWriter
+from gpupipe.media.encoders import EncoderOptions
 
 options = {"fps": Fraction(25), "pixel_format": "nv12", "options": EncoderOptions(sys.argv[2])}
 for width, height in ((64, 48), (640, 360)):  # SVT-AV1 has more to say about small pictures
@@ -283,6 +284,7 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from gpupipe.media.encode import VideoWriter
+from gpupipe.media.encoders import EncoderOptions
 
 folder, pixel_format = Path(sys.argv[1]), sys.argv[2]
 for width, height in itertools.product((2, 16, 18, 48, 98, 642), (16, 18)):

@@ -47,7 +47,7 @@ def test_images_are_those_of_the_cpu(demo: Path, tmp_path: Path, batch: int, mas
     options: dict[str, Any] = {"image_format": "png", "batch": batch, "masked_video": masked_video, "start_frame": 3}
     render(demo, f"{tmp_path}/cpu/", device="cpu", **options)
     stats = render(demo, f"{tmp_path}/gpu/", **GPU, **options)
-    assert stats.device.startswith("cuda (")
+    assert stats.device.startswith("cuda:0 (")
     assert stats.provider == "cpu"
     same_files(tmp_path / "cpu", tmp_path / "gpu")
 
@@ -202,11 +202,11 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     runs: list[int] = []
     run = inference.Model.run
 
-    def waiting(model: inference.Model, bindings: Any) -> None:
+    def waiting(model: inference.Model, bindings: Any, frames: int) -> None:
         if model.provider == "cuda":
             cupy.cuda.runtime.streamSynchronize(model.options.stream)
             runs.append(open_device().free_bytes)
-        run(model, bindings)
+        run(model, bindings, frames)
 
     def place(array: Any) -> Any:
         address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from gpupipe.errors import OptionError
@@ -27,19 +27,20 @@ class Help(argparse.HelpFormatter):
         return f"{action.help} [default: %(default)s]"
 
 
-def add_options(parser: argparse.ArgumentParser, keywords: type) -> None:
-    """Add the options that a TypedDict of keywords names, a group of arguments for each dataclass."""
-    wanted = options_of(keywords)
+def add_options(parser: argparse.ArgumentParser, keywords: type, *, but: Collection[str] = ()) -> None:
+    """Add the options that a TypedDict of keywords names, `but` for some, a group of arguments for each dataclass."""
+    wanted = options_of(keywords).keys() - set(but)
     for group, title in TITLES.items():
-        arguments = parser.add_argument_group(title)
-        for name, option in declared(group).items():
-            if name in wanted:
-                _add(arguments, option)
+        mine = [option for name, option in declared(group).items() if name in wanted]
+        arguments = parser.add_argument_group(title) if mine else None
+        for option in mine:
+            assert arguments is not None
+            _add(arguments, option)
 
 
-def given(options: argparse.Namespace, keywords: type) -> dict[str, Any]:
+def given(options: argparse.Namespace, keywords: type, *, but: Collection[str] = ()) -> dict[str, Any]:
     """The keywords that `add_options` added, as they were given."""
-    return {name: getattr(options, name) for name in options_of(keywords)}
+    return {name: getattr(options, name) for name in options_of(keywords) if name not in but}
 
 
 def _add(arguments: argparse._ArgumentGroup, option: Option) -> None:

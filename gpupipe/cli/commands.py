@@ -21,6 +21,7 @@ INTERRUPTED: Final = 130
 
 COMMANDS: Final = {
     "render": "render a character speaking into a video or a folder of images",
+    "batch": "render many jobs, listed in a file",
     "features": "compute the speech features of a sound",
     "demo": "make a small character from nothing",
     "inspect": "tell what is in a character folder, and every fault in it",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from gpupipe.render.jobfile import JobLine
 from gpupipe.render.stats import Progress as Done
 
 LINE_EVERY = 20
@@ -64,3 +66,43 @@ class TerminalProgress:
 
 def _times(done: Done) -> str:
     return f"{done.inference_ms:.2f}ms inf, {done.composite_ms:.2f}ms comp, {done.save_ms:.2f}ms save"
+
+
+class JobsProgress:
+    """A bar for each job under way, on standard error; a context manager.
+
+    Args:
+        show: whether there is a terminal to show bars on.
+    """
+
+    def __init__(self, *, show: bool) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not show,
+        )
+        self._tasks: dict[int, TaskID] = {}
+
+    def __call__(self, job: JobLine, done: Done) -> None:
+        """Move a job's bar."""
+        if job.line not in self._tasks:
+            self._tasks[job.line] = self._bars.add_task(Path(job.output).name, total=done.total)
+        self._bars.update(self._tasks[job.line], completed=done.done)
+
+    def end(self, job: JobLine) -> None:
+        """Take a job's bar away."""
+        if (task := self._tasks.pop(job.line, None)) is not None:
+            self._bars.remove_task(task)
+
+    def __enter__(self) -> JobsProgress:
+        """Begin to show bars."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take them away."""
+        self._bars.stop()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from gpupipe.compose.frames import Frame, FrameSpec
 from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables
+from gpupipe.errors import DeviceError
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import check_layout, copy_blocks, draw_blocks, draw_threads
 from gpupipe.gpu.types import DeviceArray, PitchedRows
@@ -89,7 +91,10 @@ class DeviceFrames:
         return frames
 
     def close(self) -> None:
-        """Release the device memory. What has been queued with the frames must have been waited for."""
+        """Release the device memory, once what has been queued with it is done."""
+        # A GPU that has failed has said so where its result was waited for: that error is the one to show.
+        with suppress(DeviceError):
+            self.device.wait_for_queued(self.device.compute_stream)
         for name in ("_body", "_crops", "_taps"):
             vars(self).pop(name, None)
 
@@ -129,5 +134,4 @@ def _upload(
             device.record(copied, stream)
     finally:
         # The staging must outlive the copies from it.
-        with device.use():
-            stream.synchronize()
+        device.wait_for_queued(stream)

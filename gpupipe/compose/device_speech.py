@@ -27,8 +27,10 @@ WINDOW: Final = SPEECH_ROWS + 1
 """Rows that a kernel may read from a window's first row on."""
 BLOCK: Final = 512
 """Rows of a block of a speech that grows: 20 seconds."""
+AHEAD: Final = 96
+"""Rows of a speech that grows that are uploaded before a window needs them, if they have come."""
 PIECE: Final = 64
-"""Rows of a piece of the page-locked staging; there are two."""
+"""Rows of a piece of the page-locked staging. There are two, so that `AHEAD` rows go without a wait."""
 
 _ROW_BYTES = SPEECH_WIDTH * np.dtype(np.float32).itemsize
 
@@ -42,14 +44,15 @@ class _Piece:
 
 
 class DeviceSpeech:
-    """Rows of speech features on a device. Used by one thread: the one that queues the device's work.
+    """Rows of speech features on a device. Used by one thread at a time: the one that queues the device's work.
 
-    A speech that is finished when it is given takes one block of its own size. Of one that grows, `update` uploads
-    what has come, and blocks that `forget` has let go of are used again.
+    A speech that is finished when it is given takes one block of its own size, and is uploaded at once. Of one that
+    grows, rows are uploaded as windows are asked for, and blocks that `forget` has let go of are used again, so that
+    it takes three blocks however long it is.
 
     Args:
         device: where to.
-        rows: the speech; rows that come later are uploaded by `update`.
+        rows: the speech.
 
     Raises:
         DeviceMemoryError: the memory does not suffice.
@@ -69,33 +72,31 @@ class DeviceSpeech:
         self._turn = 0
         self._reserve(0)
         self._hand_over()
-        self.update()
+        if rows.finished:
+            self.update()
 
     @staticmethod
     def bytes_wanted(rows: SpeechRows) -> dict[str, int]:
-        """Bytes of device memory that a speech takes, by name; of one that grows, as long as it is forgotten in time:
-        three blocks."""
+        """Bytes of device memory that a speech takes, by name."""
         blocks = 1 if rows.finished else 3
         return {"speech": blocks * _block_rows(rows) * _ROW_BYTES}
 
-    @property
-    def count(self) -> int:
-        """Rows that are on the device, or on their way."""
-        return self._uploaded
-
-    def update(self) -> None:
+    def update(self, until: int | None = None) -> None:
         """Queue the upload of the rows that have come since. What is queued on the compute stream later sees them.
 
         The host waits only if it is two pieces of staging ahead of the copies.
+
+        Args:
+            until: the first row that need not be there yet; None: all that have come.
         """
-        count = self.rows.count
-        if count == self._uploaded:
+        target = self.rows.count if until is None else min(until, self.rows.count)
+        if target <= self._uploaded:
             return
         # The zeros behind the speech are a window's too.
-        for number in range(self._number(self._uploaded), self._number(count) + 1):
+        for number in range(self._number(self._uploaded), self._number(target) + 1):
             self._reserve(number)
-        while self._uploaded < count:
-            begin, end = self._uploaded, min(count, self._uploaded + PIECE)
+        while self._uploaded < target:
+            begin, end = self._uploaded, min(target, self._uploaded + PIECE)
             self._upload(begin, self.rows.view(begin, end))
             self._uploaded = end
         self._hand_over()
@@ -103,11 +104,14 @@ class DeviceSpeech:
     def window(self, row: int) -> int:
         """The address of the first row of the window around `row`: float32 `[17, 512]`, rows `row` - 8 and on.
 
-        Rows that are not there are zeros.
+        What is queued on the compute stream from now on finds there the rows that have come by now, and zeros for
+        those that have not.
 
         Raises:
             IndexError: `forget` has let go of the row.
         """
+        if row + SPEECH_ROWS > self._uploaded and self._uploaded < self.rows.count:
+            self.update(row + SPEECH_ROWS + AHEAD)
         first = min(max(row - SPEECH_BEFORE, -WINDOW), self._uploaded)
         number = self._number(first)
         block = self._blocks.get(number)
@@ -118,8 +122,10 @@ class DeviceSpeech:
     def forget(self, before_row: int) -> None:
         """Let go of what only windows around rows before `before_row` need. Those that were asked for stay good until
         the work queued by now is done; none may be asked for any more."""
-        self._forgotten = max(self._forgotten, before_row)
-        number = self._number(min(max(self._forgotten - SPEECH_BEFORE, -WINDOW), self._uploaded))
+        if before_row <= self._forgotten:
+            return
+        self._forgotten = before_row
+        number = self._number(min(max(before_row - SPEECH_BEFORE, -WINDOW), self._uploaded))
         old = [block for block in self._blocks if block < number]
         if old:
             self._free += map(self._blocks.pop, old)
@@ -127,11 +133,11 @@ class DeviceSpeech:
             self.device.record(self._used, self.device.compute_stream)
 
     def close(self) -> None:
-        """Release the memory. What has been queued with the windows must have been waited for."""
+        """Release the memory, once what has been queued with it is done."""
         # A GPU that has failed has said so where its result was waited for: that error is the one to show.
         with suppress(DeviceError):
-            for piece in self._pieces:
-                self.device.wait(piece.copied)
+            self.device.wait_for_queued(self.device.compute_stream)
+            self.device.wait_for_queued(self.device.upload_stream)
         self._blocks.clear()
         self._free.clear()
         self._pieces.clear()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 import numpy as np
@@ -34,8 +34,12 @@ from gpupipe.gpu.device import Device
 from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows
 from gpupipe.model.signature import model_shapes
 from gpupipe.options import MAX_BATCH
+from gpupipe.trace import PASTE, PREPARE
 
 GpuDrawing = Drawing[DeviceFrames, DeviceSpeech]
+
+KEPT_ROWS: Final = 250
+"""Rows of a growing speech that stay behind its latest frame: 10 seconds. A batch that failed may be drawn again."""
 
 
 @dataclass
@@ -45,8 +49,8 @@ class GpuSlot:
     Attributes:
         visual: a CuPy array where the model runs on the device, else a NumPy array in page-locked memory that the
             kernels address in place; like `audio` and `prediction`.
-        marks: when its steps ran: "prepare" and "paste", which the compositor marks, and "infer", for who runs the
-            model to mark if it runs on the compute stream.
+        marks: when its steps ran: those that the compositor marks, and the model's, for who runs it to mark if it
+            runs on the compute stream.
 
     The names with an underscore are the compositor's: what the kernels are given, the batch under way, and the events
     between its steps.
@@ -68,13 +72,14 @@ class GpuSlot:
     _copied: Event
     _frames: tuple[GpuDrawing, ...] = ()
     _filled: int = 0
+    _under_way: bool = False
 
 
 class GpuCompositor:
     """Draws finished frames on a GPU; a `protocol.Compositor[GpuSlot, DeviceFrames, DeviceSpeech]`.
 
     Surfaces must have a device side, uint8 `device_shape(format)`; what has a host side too is copied there. `prepare`
-    uploads the rows that the speeches of its frames have gained.
+    uploads the rows that the speeches of its frames have gained, and lets go of those `KEPT_ROWS` behind them.
 
     Args:
         device: where to draw.
@@ -167,18 +172,20 @@ class GpuCompositor:
             ValueError: a batch of no frames or too many, frames that were not admitted, or a surface that does not fit.
         """
         device, stream, count = self.device, self.device.compute_stream, len(frames)
+        if slot._under_way:
+            # The batch before was given up; its table may still be on its way.
+            device.wait(slot._prepared)
         self._fill(slot._rows, frames)
         # Places that the last batch had and this one has not must become empty.
         slot._rows[count : slot._filled] = 0
         upload = max(count, slot._filled)
-        slot._frames, slot._filled = tuple(frames), count
+        slot._frames, slot._filled, slot._under_way = tuple(frames), count, True
         with device.use():
-            slot.marks.begin("prepare")
+            slot.marks.begin(PREPARE)
             device.copy(slot._table[:upload], slot._host_table[:upload], stream)
             launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
-            slot.marks.end("prepare")
-            if not self.model_on_device:
-                device.record(slot._prepared, stream)
+            slot.marks.end(PREPARE)
+            device.record(slot._prepared, stream)
 
     def ready(self, slot: GpuSlot) -> None:
         """Wait for the inputs where the model runs on the host; on the device its stream keeps the order."""
@@ -189,7 +196,7 @@ class GpuCompositor:
         """Queue the drawing of the predictions, and the copy to the host of the frames that are wanted there."""
         device, stream = self.device, self.device.copy_stream
         with device.use():
-            slot.marks.begin("paste")
+            slot.marks.begin(PASTE)
             launch.paste(
                 slot._prediction,
                 slot._table,
@@ -202,7 +209,7 @@ class GpuCompositor:
                 stream=device.compute_stream,
             )
             # The mark is what the copies wait for: a later event could still be to come when they have arrived.
-            device.stream_waits_for(stream, slot.marks.end("paste"))
+            device.stream_waits_for(stream, slot.marks.end(PASTE))
             for frame in slot._frames:
                 surface = frame.surface
                 if surface.host is not None and surface.device is not None:
@@ -214,7 +221,7 @@ class GpuCompositor:
         """Wait for the copies to the host, the last thing queued for the slot: the one wait of a batch."""
         self.device.wait(slot._copied)
         bits = np.unpackbits(slot._host_status.view(np.uint8), count=len(slot._frames), bitorder="little")
-        slot._frames = ()
+        slot._frames, slot._under_way = (), False
         return bits.astype(np.bool_)
 
     def close(self) -> None:
@@ -232,6 +239,7 @@ class GpuCompositor:
         if not 1 <= len(frames) <= self.kind.batch:
             raise ValueError(f"a batch has 1 to {self.kind.batch} frames (got {len(frames)})")
         outputs, speeches, fractions = [], [], []
+        behind: dict[DeviceSpeech, int] = {}
         for place, (cached, source, speech, row, fraction, surface) in enumerate(frames):
             if cached not in self._admitted:
                 raise ValueError("a character's frames must be admitted before they are drawn")
@@ -241,12 +249,14 @@ class GpuCompositor:
             if surface.device is None or surface.format != cached.format:
                 raise ValueError(f"a surface must be on the device, and {cached.format} (got {surface})")
             rows[place] = cached.rows[source]
-            speech.update()
             outputs.append(surface.device.data.ptr)
             speeches.append(speech.window(row))
             fractions.append(fraction)
+            behind[speech] = min(row, behind.get(speech, row))
         count = len(frames)
         rows["output"][:count], rows["speech"][:count], rows["fraction"][:count] = outputs, speeches, fractions
+        for speech, row in behind.items():
+            speech.forget(row - KEPT_ROWS)
 
     def _model_buffer(self, shape: tuple[int, ...]) -> tuple[Array, DeviceArray]:
         """A buffer of zeros, as the model addresses it and as the kernels do."""

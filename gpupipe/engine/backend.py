@@ -72,6 +72,10 @@ class Backend(Protocol):
     def unplace(self, placed: Any) -> None:
         """Release it."""
 
+    def cache_bytes(self) -> int | None:
+        """How much of its memory may be taken by characters that nobody uses, where no number is given: half of what
+        is free now."""
+
     def fits(self, wanted: Mapping[str, int]) -> bool:
         """Whether so much memory is free."""
 
@@ -149,6 +153,11 @@ class HostBackend:
 
     def unplace(self, placed: SpeechRows) -> None:
         """Nothing."""
+
+    def cache_bytes(self) -> int | None:
+        """See `Backend`; None where the system does not say."""
+        available = self._available()
+        return None if available is None else available // 2
 
     def fits(self, wanted: Mapping[str, int]) -> bool:
         """See `Backend`."""

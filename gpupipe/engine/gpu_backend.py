@@ -134,6 +134,10 @@ class GpuBackend:
         """See `Backend`."""
         placed.close()
 
+    def cache_bytes(self) -> int:
+        """See `Backend`."""
+        return self.gpu.free_bytes // 2
+
     def fits(self, wanted: Mapping[str, int]) -> bool:
         """See `Backend`."""
         return sum(wanted.values()) + SPARE_BYTES <= self.gpu.free_bytes

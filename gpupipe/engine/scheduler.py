@@ -123,7 +123,7 @@ class Scheduler(Generic[LaneT, SourceT]):
         return self._patient({lane: lanes[lane] for lane in others}, now, deadline, idle)
 
     def _urgent(self, lanes: dict[LaneT, list[SourceT]]) -> list[tuple[LaneT, float]]:
-        """Lanes with deadlines, the earliest first, and when each must start if it and those after it are to be on time."""
+        """Lanes with deadlines, the earliest first, and when each must start so that none of them is late."""
         earliest = {lane: min(source.deadline(0) for source in sources) for lane, sources in lanes.items()}
         ordered = sorted((lane for lane in lanes if earliest[lane] < math.inf), key=lambda lane: earliest[lane])
         found: list[tuple[LaneT, float]] = []

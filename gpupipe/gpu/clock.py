@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.types import Event
+from gpupipe.trace import Stage
 
 RESTART_SECONDS = 600.0
 """How long one zero serves: CUDA gives the time between two events in float32 milliseconds, here then to 0.06 ms."""
@@ -16,7 +17,7 @@ RESTART_SECONDS = 600.0
 class Step(NamedTuple):
     """One step of a batch: its name, and when it began and ended, in seconds on `time.perf_counter`'s clock."""
 
-    name: str
+    name: Stage
     start: float
     end: float
 
@@ -77,18 +78,18 @@ class Marks:
 
     def __init__(self, clock: GpuClock) -> None:
         self._clock = clock
-        self._events: dict[str, tuple[Event, Event]] = {}
-        self._begun: dict[str, int] = {}
-        self._ended: dict[str, int] = {}
+        self._events: dict[Stage, tuple[Event, Event]] = {}
+        self._begun: dict[Stage, int] = {}
+        self._ended: dict[Stage, int] = {}
 
-    def begin(self, step: str) -> None:
+    def begin(self, step: Stage) -> None:
         """Mark the beginning of a step, after all that is queued on the compute stream."""
         if step not in self._events:
             device = self._clock.device
             self._events[step] = (device.event(timing=True), device.event(timing=True))
         self._begun[step] = self._clock.record(self._events[step][0])
 
-    def end(self, step: str) -> Event:
+    def end(self, step: Stage) -> Event:
         """Mark the end of a step that has begun.
 
         Returns:

@@ -250,8 +250,7 @@ class Device:
         staging[...] = host
         array = self.empty(host.shape, host.dtype, what)
         self.copy(array, staging, self.upload_stream)
-        with self.use():
-            self.upload_stream.synchronize()
+        self.wait_for_queued(self.upload_stream)
         return array
 
     def event(self, *, timing: bool = False) -> Event:
@@ -286,11 +285,16 @@ class Device:
         with self.use():
             event.synchronize()
 
+    def wait_for_queued(self, stream: Stream) -> None:
+        """Wait, on the host, for what has been queued on `stream` by now, and not for what others queue meanwhile."""
+        mark = self.event()
+        self.record(mark, stream)
+        self.wait(mark)
+
     def synchronize(self) -> None:
         """Wait, on the host, for everything queued on the streams."""
-        with self.use():
-            for stream in (self.upload_stream, self.copy_stream, self.compute_stream):
-                stream.synchronize()
+        for stream in (self.upload_stream, self.copy_stream, self.compute_stream):
+            self.wait_for_queued(stream)
 
 
 @contextmanager

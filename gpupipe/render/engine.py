@@ -66,7 +66,8 @@ class Engine(EngineCore):
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
         self._jobs: set[Job] = set()
         self._jobs_lock = threading.Lock()
-        super().__init__(picked.backend, cache=chosen.cache)
+        cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
+        super().__init__(picked.backend, cache=cache)
 
     @property
     def device(self) -> str:

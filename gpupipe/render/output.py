@@ -44,6 +44,13 @@ class Output(Protocol):
         """Remove everything that was written. Does nothing after `commit`."""
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder that were written by a render; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if re.fullmatch(r"frame_\d{4,}\.(jpg|png)", path.name)]
+
+
 def is_video(output: Path | str) -> bool:
     """Whether an output path names a video; any other names a folder of images.
 
@@ -223,7 +230,7 @@ class ImageOutput:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
-        if self._old() and not options.overwrite:
+        if images_in(self.folder) and not options.overwrite:
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
             )
@@ -257,7 +264,7 @@ class ImageOutput:
                 self._work.rmdir()
                 return
             names = [image_name(number, self._format) for number in range(self._next)]
-            old = {path.name for path in self._old()}
+            old = {path.name for path in images_in(self.folder)}
             for name in names:
                 (self._images / name).replace(self.folder / name)
             for name in old.difference(names):
@@ -280,8 +287,3 @@ class ImageOutput:
     def _finish_oldest(self) -> None:
         with _naming(self.folder):
             self._writing.popleft()[0].result()
-
-    def _old(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return [path for path in self.folder.iterdir() if re.fullmatch(r"frame_\d{4,}\.(jpg|png)", path.name)]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpupipe.character.folder import Character
+from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
 from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
@@ -52,7 +53,7 @@ def write(
     trace = trace or Trace()
     model, said, writing = options
     video = is_video(output)
-    pixel_format = writing.pixel_format or ("nv12" if video else "bgr24")
+    pixel_format = pixel_format_of(writing, video=video)
     plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)
     gpu = engine.backend.gpu
     sink = open_output(
@@ -80,6 +81,11 @@ def write(
         sink.abort()
         raise
     return stats_of(plan, session, output, engine.backend.name, workers, notes, time.perf_counter() - began)
+
+
+def pixel_format_of(options: OutputOptions, *, video: bool) -> PixelFormat:
+    """The pixel format of finished frames: what was asked for, else nv12 for a video and bgr24 for images."""
+    return options.pixel_format or ("nv12" if video else "bgr24")
 
 
 @contextmanager

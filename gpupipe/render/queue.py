@@ -1,0 +1,198 @@
+"""Many jobs: given to engines as they become free, each told of on its own, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gpupipe.character.folder import Character
+from gpupipe.engine.session import POLL_SECONDS
+from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError, MediaError
+from gpupipe.media.video import probe
+from gpupipe.options import EngineKeywords, JobKeywords, split
+from gpupipe.render.engine import PARALLEL, Engine
+from gpupipe.render.jobfile import JobLine
+from gpupipe.render.output import images_in, is_video
+from gpupipe.render.plan import Plan
+from gpupipe.render.stats import Progress, RenderStats
+from gpupipe.render.write import pixel_format_of
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What became of a job.
+
+    Attributes:
+        job: which.
+        status: "done"; "skipped", as its output was complete; or "failed".
+        error: why it failed.
+        stats: what was done.
+    """
+
+    job: JobLine
+    status: Status
+    error: GpupipeError | None = None
+    stats: RenderStats | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {
+            "line": self.job.line,
+            "output": self.job.output,
+            "status": self.status,
+            "error": None if self.error is None else str(self.error),
+            "stats": None if self.stats is None else self.stats.as_dict(),
+        }
+
+
+Told = Callable[[JobReport], None]
+OnJobProgress = Callable[[JobLine, Progress], None]
+
+
+def run_jobs(
+    jobs: Sequence[JobLine],
+    devices: Sequence[str],
+    engine: EngineKeywords,
+    *,
+    parallel: int | None = None,
+    overwrite: bool = False,
+    told: Told,
+    progress: OnJobProgress | None = None,
+) -> None:
+    """Render jobs on one engine a device. Returns when every job has been told of.
+
+    A free engine takes the first job whose character it holds already, or else the first that is left.
+
+    Args:
+        jobs: in order.
+        devices: "cpu", "cuda:0", …: an engine for each.
+        engine: the engines' other options.
+        parallel: jobs at a time on each engine; None for 2.
+        overwrite: replace outputs; else those that are complete are skipped.
+        told: given each job's report, one at a time, in any thread.
+        progress: given each job's progress, in any thread.
+
+    Raises:
+        GpupipeError: an engine cannot be opened; no job has begun then.
+    """
+    queue = _Queue(jobs, overwrite, told, progress)
+    threads: list[threading.Thread] = []
+    try:
+        with ExitStack() as closing:
+            engines = [closing.enter_context(Engine(**engine | {"device": device})) for device in devices]
+            threads += [
+                threading.Thread(target=queue.serve, args=(each,), name="job", daemon=True)
+                for each in engines
+                for _ in range(parallel or PARALLEL)
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    while thread.is_alive():  # in steps: Ctrl-C is not seen by a join everywhere (Windows)
+                        thread.join(POLL_SECONDS)
+            except BaseException:
+                queue.stop()  # before the engines are closed, which ends what is under way
+                raise
+        queue.fail_the_rest()
+    finally:
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+class _Queue:
+    """Jobs that wait, and who takes them."""
+
+    def __init__(self, jobs: Iterable[JobLine], overwrite: bool, told: Told, progress: OnJobProgress | None) -> None:
+        self._waiting = list(jobs)
+        self._overwrite, self._told, self._progress = overwrite, told, progress
+        self._held: dict[Engine, set[Path]] = {}
+        self._characters: dict[Path, Character] = {}
+        self._broken: GpupipeError | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def serve(self, engine: Engine) -> None:
+        """Do jobs on an engine until none is left, or its device has failed."""
+        while (job := self._take(engine)) is not None:
+            report = self._done(engine, job)
+            with self._lock:
+                if self._stopped:
+                    return
+                self._told(report)
+            error = report.error
+            if isinstance(error, (DeviceError, EngineClosed)) and not isinstance(error, DeviceMemoryError):
+                self._broken = error
+                return
+
+    def stop(self) -> None:
+        """Take no more jobs, and tell of none."""
+        with self._lock:
+            self._stopped = True
+            self._waiting.clear()
+
+    def fail_the_rest(self) -> None:
+        """Tell of the jobs that no engine is left for."""
+        for job in self._waiting:
+            self._told(JobReport(job, "failed", self._broken))
+
+    def _take(self, engine: Engine) -> JobLine | None:
+        with self._lock:
+            held = self._held.setdefault(engine, set())
+            here = next((job for job in self._waiting if job.character in held), None)
+            job = here or next(iter(self._waiting), None)
+            if job is not None:
+                self._waiting.remove(job)
+                held.add(job.character)
+            return job
+
+    def _done(self, engine: Engine, job: JobLine) -> JobReport:
+        options: JobKeywords = job.options | {"overwrite": self._overwrite or job.options.get("overwrite", False)}
+        try:
+            character = self._character(job.character)
+            if not options["overwrite"] and is_complete(character, job.output, options):
+                return JobReport(job, "skipped")
+            stats = engine.render(character, job.output, progress=lambda progress: self._tell(job, progress), **options)
+            return JobReport(job, "done", stats=stats)
+        except GpupipeError as error:
+            return JobReport(job, "failed", error)
+        except OSError as error:
+            return JobReport(job, "failed", GpupipeError(str(error), file=error.filename, remedy="give another path"))
+        except MemoryError as error:
+            return JobReport(job, "failed", GpupipeError(f"out of memory: {error}", remedy="use a smaller --parallel"))
+
+    def _tell(self, job: JobLine, progress: Progress) -> None:
+        if self._progress is not None:
+            self._progress(job, progress)
+
+    def _character(self, folder: Path) -> Character:
+        """A character, looked at once, so that what is odd about it is said once."""
+        with self._lock:
+            if folder not in self._characters:
+                self._characters[folder] = Character.load(folder)
+            return self._characters[folder]
+
+
+def is_complete(character: Character, output: Path | str, options: JobKeywords) -> bool:
+    """Whether an output holds every frame that a job with these options would write, in the character's size."""
+    path = Path(output)
+    if not path.exists():
+        return False
+    _, model, said, writing = split(options, JobKeywords, by="a job")
+    video = is_video(output)
+    plan = Plan.make(character, pixel_format_of(writing, video=video), model, said, sound=said.sound and video)
+    if not video:
+        return len(images_in(path)) == plan.total
+    try:
+        found = probe(path)
+    except MediaError:
+        return False
+    size = (plan.order.spec.width, plan.order.spec.height)
+    return found.frames == plan.total and (found.width, found.height) == size
