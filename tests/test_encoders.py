@@ -11,14 +11,16 @@ import pytest
 import small
 
 from gpupipe.errors import OptionError
+from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import QUALITY_OPTION, EncoderOptions
 from gpupipe.options import OutputOptions
-from gpupipe.render import output as room
 from gpupipe.render.render import render
 
 
 def told(options: EncoderOptions) -> dict[str, str]:
-    return options.codec_options(av.VideoCodecContext.create(options.encoder, "w"))
+    context = av.VideoCodecContext.create(options.encoder, "w")
+    assert isinstance(context, av.VideoCodecContext)
+    return options.codec_options(context)
 
 
 @pytest.mark.parametrize(("encoder", "most"), [("h264_nvenc", 51), ("hevc_nvenc", 51), ("av1_nvenc", 63)])
@@ -43,13 +45,12 @@ def test_nvenc_encodes_on_the_gpu_that_composites(encoder: str) -> None:
 @pytest.mark.cuda
 def test_a_render_tells_its_encoder_where_it_composites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int | None] = []
-    opening = room.VideoWriter
 
     def opened(*arguments: Any, options: EncoderOptions, **more: Any) -> Any:
         seen.append(options.gpu)
-        return opening(*arguments, options=options, **more)
+        return VideoWriter(*arguments, options=options, **more)
 
-    monkeypatch.setattr(room, "VideoWriter", opened)
+    monkeypatch.setattr("gpupipe.render.output.VideoWriter", opened)
     folder = small.small_character(tmp_path / "small")
     for device in ("cpu", "cuda"):
         render(folder, tmp_path / f"{device}.mp4", device=device, provider="cpu", frames=3)
