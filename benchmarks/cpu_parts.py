@@ -18,7 +18,6 @@ import numpy as np
 
 from gpupipe import Character
 from gpupipe.bench.algorithm import composite_bgr24, visual_input
-from gpupipe.bench.floor import host_rates
 from gpupipe.bench.gpupipe_way import HostSteps
 from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.measure import in_turn, spread
@@ -26,6 +25,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.machine import cpu_name
 from gpupipe.media.handover import HandOver
 from gpupipe.media.video import read_frames
+from gpupipe.model.rates import host_rates
 
 BATCH = 8
 

@@ -343,7 +343,8 @@ def test_features_that_a_float16_model_cannot_hold(folder: Path, refusal: Refusa
             "--preset: libx264 has no such preset (got 'p4'); give one of ultrafast, superfast, veryfast, faster, "
             "fast, medium, slow, slower, veryslow, placebo",
         ),
-        (["--encoder", "h264_nvenc", "--crf", "60"], "--crf: out of range (got 60); give 0 to 51"),
+        (["--encoder", "h264_nvenc", "--crf", "60"], "--crf: out of range (got 60); give 1 to 51"),
+        (["--encoder", "hevc_nvenc", "--crf", "0"], "--crf: out of range (got 0); give 1 to 51"),
         (
             ["--encoder", "av1_nvenc", "--preset", "placebo"],
             "--preset: av1_nvenc has no such preset (got 'placebo'); give one of default, slow, medium, fast, "
@@ -416,7 +417,7 @@ def test_cuda_without_a_gpu(folder: Path, tmp_path: Path) -> None:
         (
             ["--encoder", "h264_nvenc", "--device", "cpu"],
             "error: --encoder: cannot be opened: ",
-            " (got 'h264_nvenc'); it needs an NVIDIA GPU and its driver; "
+            " (got 'h264_nvenc'); it needs an NVIDIA GPU that encodes, and its driver, 570 or later; "
             "see `gpupipe doctor` for the encoders that open here",
         ),
     ):

@@ -49,6 +49,8 @@ from gpupipe.colour import Colour, PixelFormat
 from gpupipe.errors import InferenceError, OptionError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.machine import cpu_count
+from gpupipe.model import rates
+from gpupipe.model.cost import model_cost
 from gpupipe.trace import Trace
 
 Pixels = NDArray[np.uint8]
@@ -73,8 +75,8 @@ class FakeClock:
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little is copied and multiplied to measure the machine; OpenCV's threads, which a run sets, are set back."""
-    monkeypatch.setattr(bench_floor, "COPY_BYTES", 1 << 20)
-    monkeypatch.setattr(bench_floor, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(rates, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(rates, "MATRIX_SIDE", 64)
     threads = cv2.getNumThreads()
     yield
     cv2.setNumThreads(threads)
@@ -411,7 +413,7 @@ def test_a_models_multiply_adds_are_counted(tmp_path: Path) -> None:
         [weights, zero],
         TensorProto.FLOAT,
     )
-    cost = bench_floor.model_cost(path, CropLayout(32))
+    cost = model_cost(path, CropLayout(32))
     assert cost == {"macs": 6 * 3 * 32 * 32, "weight_bytes": path.stat().st_size}
 
 

@@ -234,6 +234,38 @@ def test_a_fault_on_the_gpu_is_a_device_error(device: Device) -> None:
         raise cupy.cuda.runtime.CUDARuntimeError(700)
 
 
+class Switches:
+    """Stands for CuPy: which GPU a thread has made current, and whether it has used one."""
+
+    def __init__(self, current: int, *, used: bool) -> None:
+        self.now, self.made = current, [current] if used else []
+        self.cuda = self.runtime = self.driver = self
+
+    def getDevice(self) -> int:
+        return self.now
+
+    def setDevice(self, index: int) -> None:
+        self.now = index
+        self.made.append(index)  # since CUDA 12 this makes the context
+
+    def ctxGetCurrent(self) -> int:
+        return len(self.made)
+
+
+@pytest.mark.parametrize(
+    ("current", "used", "made", "afterwards"),
+    [(0, False, [1], 1), (0, True, [0, 1, 0], 0), (1, True, [1], 1), (1, False, [1], 1)],
+)
+def test_a_gpu_that_is_not_used_is_left_alone(current: int, used: bool, made: list[int], afterwards: int) -> None:
+    cupy: Any = Switches(current, used=used)
+    with room._current(cupy, 1):
+        assert cupy.now == 1
+    assert (cupy.made, cupy.now) == (made, afterwards)
+    with room._current(cupy, 1), room._current(cupy, 1):
+        assert cupy.now == 1
+    assert cupy.now == afterwards
+
+
 @cuda
 def test_marks_are_timed_across_a_new_zero(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's times stay in order, and on the host's clock, when the clock has taken a new zero meanwhile."""

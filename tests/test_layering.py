@@ -13,7 +13,7 @@ ROOMS = Path(gpupipe.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"geometry", "colour", "trace", "machine"},
+    {"geometry", "colour", "trace", "machine", "filelock"},
     {"options"},
     {"media"},
     {"gpu"},

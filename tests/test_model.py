@@ -4,6 +4,8 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -11,6 +13,7 @@ import pytest
 
 from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError, ProviderError
+from gpupipe.model import model as inference
 from gpupipe.model import runtime as session
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import SessionOptions, probe_provider, raise_if_out_of_memory
@@ -94,7 +97,7 @@ def test_options_have_the_values_that_providers_take(tmp_path: Path) -> None:
         assert tensorrt[f"trt_profile_{end}_shapes"] == "a:8x6x32x32,b:8x2"
     assert cuda["device_id"] == tensorrt["device_id"] == "1"
     assert cuda["user_compute_stream"] == tensorrt["user_compute_stream"] == "1234"
-    assert (cuda["use_tf32"], cuda["cudnn_conv_use_max_workspace"]) == ("0", "1")
+    assert (cuda["use_tf32"], cuda["cudnn_conv_algo_search"]) == ("0", "HEURISTIC")
 
 
 @pytest.fixture
@@ -156,3 +159,81 @@ def test_a_batch_that_a_static_model_does_not_take(tmp_path: Path) -> None:
     opened = Model(tmp_path / "three.onnx", SessionOptions(threads=2), batch=6)
     assert opened.chunk == 3
     opened.close()
+
+
+class Recorder:
+    """A session that notes the options of each run, and gives what ONNX Runtime tells of its nodes."""
+
+    def __init__(self, session: Any, nodes: dict[str, int]) -> None:
+        self.session, self.nodes = session, nodes
+        self.waits: list[bool] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        entry = "disable_synchronize_execution_providers"
+        try:
+            self.waits.append(options.get_run_config_entry(entry) != "1")
+        except RuntimeError:  # there is no such entry
+            self.waits.append(True)
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda count=count: [None] * count)
+            for name, count in self.nodes.items()
+        ]
+
+
+def test_one_run_of_many_waits_so_that_buffers_are_given_back(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Recorder(onnxruntime.InferenceSession(str(model_path)), {"CUDAExecutionProvider": 5})
+    monkeypatch.setattr(inference, "open_session", lambda *_, **__: made)
+    model = Model(model_path, SessionOptions("cuda"), batch=2)
+    buffers = [np.zeros(shape, np.float32) for shape in ((2, 6, 32, 32), (2, 32, 16, 16), (2, 3, 32, 32))]
+    bound = model.bind(*buffers)
+    for _ in range(2 * inference.SETTLING_RUNS + 1):
+        model.run(bound, 2)
+    waited = [number for number, waits in enumerate(made.waits, 1) if waits]
+    assert waited == [inference.SETTLING_RUNS, 2 * inference.SETTLING_RUNS]
+    assert model.nodes == {"CUDAExecutionProvider": 5}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ({"CUDAExecutionProvider": 7, "CPUExecutionProvider": 1}, "took no node of the model: CUDAExecutionProvider, "),
+        ({"CUDAExecutionProvider": 3, "TensorrtExecutionProvider": 4}, None),
+        ({}, None),  # an ONNX Runtime that does not tell
+    ],
+)
+def test_a_provider_that_takes_no_node_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, model_path: Path, nodes: dict[str, int], message: str | None
+) -> None:
+    class Opened(Recorder):
+        def get_providers(self) -> list[str]:
+            return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    entries = []
+
+    def opened(_: object, settings: Any, **__: object) -> Opened:
+        entries.append(settings.get_session_config_entry("session.record_ep_graph_assignment_info"))
+        return Opened(None, nodes)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    if message is None:
+        assert session.assigned_nodes(session.open_session(model_path, SessionOptions("tensorrt"))) == nodes
+    else:
+        with pytest.raises(ProviderError, match=message):
+            session.open_session(model_path, SessionOptions("tensorrt"))
+    assert entries == ["1"]
+
+
+def test_onnx_runtime_tells_which_provider_runs_a_node() -> None:
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry(session.RECORD_ASSIGNMENT, "1")
+    opened = onnxruntime.InferenceSession(session.IDENTITY, settings, providers=["CPUExecutionProvider"])
+    assert session.assigned_nodes(opened) == {"CPUExecutionProvider": 1}

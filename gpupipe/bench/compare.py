@@ -30,8 +30,11 @@ from gpupipe.bench.sweep import SWEPT, sweep
 from gpupipe.bench.way import BenchStage, Way
 from gpupipe.character.folder import MODEL
 from gpupipe.errors import GpupipeError, OptionError
+from gpupipe.gpu.device import open_device
 from gpupipe.machine import cache_folder, cpu_count, load
 from gpupipe.media.encoders import DEFAULTS, EncoderOptions
+from gpupipe.model.cost import model_cost
+from gpupipe.model.rates import device_rates, host_rates
 
 SCHEMA = 1
 """Of the JSON; a change that a reader of old files must know of raises it."""
@@ -151,11 +154,11 @@ def _picked(scene: Scene, families: Sequence[str] | None) -> tuple[list[Way], di
 
 def _floor(scene: Scene, ways: Sequence[Way], timed: dict[BenchStage, dict[str, Any]]) -> dict[str, Any]:
     """Measure what the machine can do, and add the floors to the rows."""
-    cost = bench_floor.model_cost(scene.options.model, scene.layout)
-    host = bench_floor.host_rates(scene.threads)
+    cost = model_cost(scene.options.model, scene.layout)
+    host = host_rates(scene.threads)
     ours = {way.name: way.gpu_provider for way in ways if isinstance(way, GpupipeWay)}
     on_gpu = {name: provider for name, provider in ours.items() if provider is not None}
-    gpu = bench_floor.device_rates(next(iter(on_gpu.values()))) if on_gpu else None
+    gpu = device_rates(open_device(), next(iter(on_gpu.values()))) if on_gpu else None
     floors = {
         way.name: bench_floor.floors(scene, way.pixel_format, host, gpu if way.name in on_gpu else None, cost["macs"])
         for way in ways

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from gpupipe.errors import ProviderError
 from gpupipe.gpu.device import Device
 from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.model.model import Model
-from gpupipe.model.runtime import Provider, SessionOptions
+from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions
 from gpupipe.model.signature import model_shapes
 from gpupipe.options import ModelOptions
 from gpupipe.speech.rows import SpeechRows
@@ -49,16 +51,27 @@ class GpuBackend:
                 stream=int(self.gpu.compute_stream.ptr),
                 tf32=options.tf32,
                 fp16=options.fp16,
-                engine_cache=cache_folder() / "tensorrt",
+                engine_cache=cache_folder() / "tensorrt" / _folder_name(self.gpu),
             )
             return Model(path, settings, batch=options.batch)
 
         if options.provider != "auto":
-            return Opened(opened(options.provider), ())
+            model = opened(options.provider)
+            return Opened(model, (*_elsewhere(model), *self._tf32_notes(options)))
         try:
-            return Opened(opened("cuda"), ())
+            model = opened("cuda")
+            return Opened(model, _elsewhere(model))
         except ProviderError as error:
             return Opened(opened("cpu"), (f"running the model on the CPU: {error}",))
+
+    def _tf32_notes(self, options: ModelOptions) -> tuple[str, ...]:
+        if options.provider != "tensorrt" or options.tf32 or options.fp16 or self.gpu.compute_capability < (8, 0):
+            return ()
+        if os.environ.get(TF32_OVERRIDE) == "0":
+            return ()
+        return (
+            f"TensorRT computes in TF32 here, with or without --tf32; {TF32_OVERRIDE}=0 in the environment forbids it",
+        )
 
     def warm_up(self, model: Model, kind: BatchKind) -> None:
         """Run a model that runs on the device, so that the memory that it works in is no longer counted as free.
@@ -144,3 +157,22 @@ class GpuBackend:
     def close(self) -> None:
         """Wait for what is queued."""
         self.gpu.synchronize()
+
+
+def _folder_name(gpu: Device) -> str:
+    """A name for what belongs to one kind of GPU: "nvidia-geforce-rtx-4090-8-9-24"."""
+    told = f"{gpu.name} {gpu.compute_capability} {round(gpu.total_bytes / (1 << 30))}"
+    return re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-")
+
+
+def _elsewhere(model: Model) -> tuple[str, ...]:
+    """What to say of a model that does not run where it was asked to, or not all of it."""
+    total, own = sum(model.nodes.values()), model.nodes.get(PROVIDER_NAMES[model.provider], 0)
+    others = ", ".join(
+        f"{count} by {name}" for name, count in model.nodes.items() if name != PROVIDER_NAMES[model.provider]
+    )
+    return (
+        (f"of {total} nodes of the model {own} are run by {PROVIDER_NAMES[model.provider]}, {others}",)
+        if others
+        else ()
+    )

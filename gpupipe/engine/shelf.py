@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-CHUNK_BYTES = 1 << 20
+from gpupipe.model.digest import digest
 
 
 class Closable(Protocol):
@@ -104,18 +103,7 @@ class Digests:
             stat = path.stat()
             seen = (path, stat.st_size, stat.st_mtime_ns)
             if seen not in self._known:
-                self._known[seen] = _content_key(path)
+                self._known[seen] = digest(path)
             return self._known[seen]
         except OSError:
             return path  # opening it will say what is wrong
-
-
-def _content_key(path: Path) -> Hashable:
-    digest, external, tail = hashlib.sha256(), False, b""
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            # The key of the entry that names a file with weights (onnx.proto, TensorProto.external_data).
-            external = external or b"location" in tail + chunk
-            tail = chunk[-8:]
-    return (digest.hexdigest(), path.parent if external else None)

@@ -42,8 +42,7 @@ def open_device(index: int | None = None) -> Device:
     if not 0 <= number < count:
         raise DeviceError("no such GPU", field="GPU index", value=index, remedy=f"choose one of 0 to {count - 1}")
     try:
-        with cupy.cuda.Device(number):
-            return Device(cupy, number)
+        return Device(cupy, number)
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise DeviceError(
             f"GPU {number} cannot be opened: {error}", remedy="see nvidia-smi, or use --device cpu"
@@ -111,19 +110,22 @@ class Device:
         self.total_bytes = int(properties["totalGlobalMem"])
         self.driver_version = int(self._runtime.driverGetVersion())
         self.runtime_version = int(self._runtime.runtimeGetVersion())
-        self.compute_stream: Stream = cupy.cuda.Stream(non_blocking=True)
-        self.copy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
-        self.upload_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+        with _current(cupy, index):
+            self.compute_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+            self.copy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+            self.upload_stream: Stream = cupy.cuda.Stream(non_blocking=True)
 
     @contextmanager
     def use(self) -> Iterator[None]:
         """Make this GPU the calling thread's current one.
 
+        Afterwards the one before is current again; but a thread that had used none stays on this one.
+
         Raises:
             DeviceError: what is done inside fails on the GPU (a fault, a GPU that has gone).
         """
         try:
-            with self._cupy.cuda.Device(self.index):
+            with _current(self._cupy, self.index):
                 yield
         except self._runtime.CUDARuntimeError as error:
             raise self._failure(error) from error
@@ -293,6 +295,25 @@ class Device:
         """Wait, on the host, for everything queued on the streams."""
         for stream in (self.upload_stream, self.copy_stream, self.compute_stream):
             self.wait_for_queued(stream)
+
+
+@contextmanager
+def _current(cupy: ModuleType, index: int) -> Iterator[None]:
+    """Make a GPU the calling thread's current one, and go back only to a GPU that the thread has used.
+
+    `cupy.cuda.Device` always goes back (its `__exit__`, CuPy 14.2.0), and setting a device makes its context since
+    CUDA 12 (`cudaSetDevice`): a job on GPU 1 would take hundreds of MB on GPU 0, which a thread has by default.
+    """
+    runtime = cupy.cuda.runtime
+    used = bool(cupy.cuda.driver.ctxGetCurrent())
+    before = runtime.getDevice()
+    if before != index or not used:  # the driver's own calls, a kernel's launch among them, need a context
+        runtime.setDevice(index)
+    try:
+        yield
+    finally:
+        if before != index and used:
+            runtime.setDevice(before)
 
 
 def _address(array: Array) -> int:

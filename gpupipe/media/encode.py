@@ -12,7 +12,7 @@ import av
 
 from gpupipe.colour import Colour, PixelFormat
 from gpupipe.errors import OptionError, OutputError, reason
-from gpupipe.media.encoders import EncoderOptions, encoder_name, silence
+from gpupipe.media.encoders import NVENC_DRIVER, QUALITY_OPTION, EncoderOptions, encoder_name, silence
 from gpupipe.media.handover import Frame, HandOver
 from gpupipe.media.video import media_url, require_even
 
@@ -85,7 +85,9 @@ class VideoWriter:
             try:
                 context.open()
             except (av.FFmpegError, OSError) as error:
-                needs = "it needs an NVIDIA GPU and its driver; " if options.encoder.endswith("_nvenc") else ""
+                needs = ""
+                if options.encoder in QUALITY_OPTION:
+                    needs = f"it needs an NVIDIA GPU that encodes, and its driver, {NVENC_DRIVER} or later; "
                 raise OptionError(
                     f"cannot be opened: {reason(error)}",
                     field="--encoder",

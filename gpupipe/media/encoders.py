@@ -15,7 +15,12 @@ COPIES_INPUT = frozenset({"libx264", "libx265"})
 """Encoders that have copied a frame's pixels when `encode` returns, so that its buffer may be handed over as it is."""
 
 QUALITY_OPTION = {"h264_nvenc": "cq", "hevc_nvenc": "cq", "av1_nvenc": "cq"}
-"""The option that holds the constant quality of encoders that do not call it `crf`."""
+"""The option that holds the constant quality of encoders that do not call it `crf`: those of NVENC. To them 0 means
+automatic, a variable bit rate (libavcodec/nvenc.c, FFmpeg 8.1: `nvenc_setup_rate_control`), which is not what is asked
+for."""
+
+NVENC_DRIVER = "570"
+"""The oldest NVIDIA driver that the PyAV 18.1 wheel's FFmpeg encodes with: it is built with NVENC 13.0."""
 
 DEFAULTS: dict[str, tuple[int, str]] = {
     "libx264": (20, "veryfast"),
@@ -58,18 +63,21 @@ class EncoderOptions:
         crf: constant quality, lower is better; None for the default (20 for libx264).
         preset: speed against size, by the encoder's own names; None for the default (veryfast for libx264).
         threads: encoder threads.
+        gpu: the GPU that NVENC encodes on, as CUDA numbers the visible ones; None: the first that can. Other encoders
+            have no use for it.
     """
 
     encoder: str = "libx264"
     crf: int | None = None
     preset: str | None = None
     threads: int = DEFAULT_THREADS
+    gpu: int | None = None
 
     @classmethod
-    def of(cls, options: OutputOptions) -> EncoderOptions:
-        """What the options of an output say of its encoder."""
+    def of(cls, options: OutputOptions, gpu: int | None = None) -> EncoderOptions:
+        """What the options of an output say of its encoder, for frames that a GPU composites, or the CPU (None)."""
         threads = DEFAULT_THREADS if options.encoder_threads is None else options.encoder_threads
-        return cls(options.encoder, options.crf, options.preset, threads)
+        return cls(options.encoder, options.crf, options.preset, threads, gpu)
 
     def codec_options(self, context: av.VideoCodecContext) -> dict[str, str]:
         """The options in the encoder's own names.
@@ -89,8 +97,7 @@ class EncoderOptions:
                 )
             # x264 and x265 state no limit, and take what is above 51 for 51.
             highest = min(int(own[name].max), 51 if self.encoder in X264_FAMILY else 255)
-            if not 0 <= crf <= highest:
-                raise OptionError("out of range", field="--crf", value=crf, remedy=f"give 0 to {highest}")
+            OptionError.unless_within("--crf", crf, 1 if self.encoder in QUALITY_OPTION else 0, highest)
             chosen[name] = str(crf)
         if preset is not None:
             if "preset" not in own:
@@ -107,6 +114,9 @@ class EncoderOptions:
                 )
             chosen["preset"] = preset
         chosen |= FIXED.get(self.encoder, {})
+        if self.gpu is not None and self.encoder in QUALITY_OPTION:
+            # Left to itself it takes the first GPU that can encode (libavcodec/nvenc.c: `nvenc_setup_device`).
+            chosen["gpu"] = str(self.gpu)
         return chosen
 
 

@@ -11,11 +11,24 @@ from typing import Any
 import numpy as np
 
 from gpupipe.errors import InferenceError, OptionError, reason
-from gpupipe.model.runtime import SessionOptions, failures, open_session, raise_if_out_of_memory, runtime
+from gpupipe.model.runtime import (
+    SessionOptions,
+    assigned_nodes,
+    failures,
+    open_session,
+    raise_if_out_of_memory,
+    runtime,
+)
 from gpupipe.model.signature import Signature
 
 Bindings = Sequence[Any]
 """What `Model.bind` gives and `Model.run` takes: ONNX Runtime's bindings of one slot's buffers, a run each."""
+
+
+SETTLING_RUNS = 256
+"""On a GPU one of so many runs waits for its end: only then does ONNX Runtime give back page-locked buffers whose
+release some operators (Concat and Split of unequal parts, ScatterND, batched MatMul, recurrent layers) put off
+(`DeviceStreamCollectionImpl::CleanUp`, device_stream_collection.cc, 0896ef2)."""
 
 
 class Model:
@@ -36,6 +49,7 @@ class Model:
         options: how it is run.
         provider: the execution provider in use.
         runs: frames run at a time.
+        nodes: how many nodes of its graph each provider runs, by ONNX Runtime's names; nothing where it does not tell.
 
     Raises:
         InferenceError: the file cannot be opened, or has other inputs or outputs than a lip-sync model.
@@ -62,11 +76,14 @@ class Model:
                 remedy=f"use a multiple of {self.chunk}",
             )
         self._pool = ThreadPoolExecutor(self.runs, "infer") if self.runs > 1 else None
-        self._run_options = runtime().RunOptions()
-        self._run_options.log_severity_level = 4  # what fails is raised, and told once
+        self.nodes = {} if on_cpu else assigned_nodes(self._session)
+        self._waiting, self._queueing = (runtime().RunOptions() for _ in range(2))
+        for settings in (self._waiting, self._queueing):
+            settings.log_severity_level = 4  # what fails is raised, and told once
         if not on_cpu:
             # The stream is ours and the caller waits for it: a wait inside every run would stop the overlap.
-            self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            self._queueing.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._runs_done = 0
 
     def bind(self, visual: Any, audio: Any, prediction: Any) -> Bindings:
         """Bind a slot's buffers, which must outlive the binding.
@@ -90,7 +107,8 @@ class Model:
         return bindings
 
     def run(self, bindings: Bindings, frames: int) -> None:
-        """Run the model on bound buffers; on a GPU this queues the work on the stream and does not wait.
+        """Run the model on bound buffers; on a GPU this queues the work on the stream and does not wait, but for one
+        run of `SETTLING_RUNS`.
 
         Args:
             bindings: of a slot.
@@ -105,9 +123,11 @@ class Model:
         try:
             if self._pool is None or len(needed) == 1:
                 for binding in needed:
-                    self._session.run_with_iobinding(binding, self._run_options)
-            else:
-                list(self._pool.map(lambda b: self._session.run_with_iobinding(b, self._run_options), needed))
+                    self._runs_done += 1
+                    settling = self._runs_done % SETTLING_RUNS == 0
+                    self._session.run_with_iobinding(binding, self._waiting if settling else self._queueing)
+            else:  # on the CPU, where a run is done when it returns
+                list(self._pool.map(lambda b: self._session.run_with_iobinding(b, self._queueing), needed))
         except failures() as error:
             raise_if_out_of_memory(error, self.options, self.path)
             raise InferenceError(

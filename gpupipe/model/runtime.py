@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError, reason
 from gpupipe.machine import package_version
+from gpupipe.model.engines import engine_folder, with_engines
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -32,6 +34,13 @@ IDENTITY = (
 )
 """An ONNX model (IR version 8, opset 13) that copies one float: the least that shows whether a provider opens."""
 
+
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""The environment variable that, set to 0 before any of NVIDIA's libraries is loaded, forbids TF32 to all of them."""
+
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+"""The session entry that lets `get_provider_graph_assignment_info` tell which provider got each node (in the wheels
+1.24.1 and 1.26.0)."""
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -53,9 +62,12 @@ class SessionOptions:
         threads: CPU threads for one run.
         device_id: which GPU.
         stream: handle of the CUDA stream to run on, or None.
-        tf32: let the CUDA provider round float32 inputs of matrix products to 10 bits (faster, less exact).
+        tf32: let the CUDA provider round float32 inputs of matrix products to 10 bits (faster, less exact). TensorRT
+            is not told: its provider has no such option, and it uses TF32 from compute capability 8.0 on
+            (https://github.com/microsoft/onnxruntime/issues/26029); see `TF32_OVERRIDE`.
         fp16: let TensorRT compute in float16 where it is faster.
-        engine_cache: folder in which TensorRT keeps built engines.
+        engine_cache: folder in which TensorRT keeps built engines, of this kind of GPU; each model and batch has a
+            folder of its own in it.
         profile: for TensorRT, the one shape of each input.
     """
 
@@ -106,12 +118,14 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     """Open a model.
 
     Returns:
-        An `onnxruntime.InferenceSession` whose first provider is the one that was asked for.
+        An `onnxruntime.InferenceSession` whose first provider is the one that was asked for, and has got at least one
+        node.
 
     Raises:
         InferenceError: the file is missing or is no model.
         ProviderError: the provider cannot be had.
         DeviceMemoryError: the GPU's memory does not suffice.
+        OutputError: TensorRT's engines cannot be kept where they should be.
     """
     ort = runtime()
     file = None if isinstance(path, bytes) else path
@@ -133,11 +147,21 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     settings.enable_mem_pattern = False
     if options.provider != "cpu":
         _preload_libraries(options.provider)
-    try:
+        settings.add_session_config_entry(RECORD_ASSIGNMENT, "1")
+
+    def opened() -> Any:
         # Unless told not to, it goes on with other providers after an error, and says so on standard output only.
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             path if file is None else str(file), settings, providers=_providers(options), enable_fallback=0
         )
+
+    try:
+        if options.provider == "tensorrt" and options.engine_cache is not None and file is not None:
+            options = replace(options, engine_cache=engine_folder(options.engine_cache, file, options.profile))
+            assert options.engine_cache is not None
+            session = with_engines(options.engine_cache, opened, failures())
+        else:
+            session = opened()
     except failures() as error:
         raise_if_out_of_memory(error, options, file)
         if options.provider != "cpu" and (file is None or probe_provider(options.provider)):
@@ -160,7 +184,32 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
             value=options.provider,
             remedy="see `gpupipe doctor` for what is missing, or use --provider cpu",
         )
+    nodes = assigned_nodes(session) if options.provider != "cpu" else {}
+    if nodes and name not in nodes:  # the first provider is the first registered, which may have taken no node
+        raise ProviderError(
+            f"{name} opened, but took no node of the model: {', '.join(nodes)} would run it",
+            file=file,
+            field="--provider",
+            value=options.provider,
+            remedy="use --provider cuda or cpu" if options.provider == "tensorrt" else "use --provider cpu",
+        )
     return session
+
+
+def assigned_nodes(session: Any) -> dict[str, int]:
+    """How many nodes of its model each provider runs, by ONNX Runtime's names of providers.
+
+    Args:
+        session: that `open_session` opened with another provider than the CPU's.
+
+    Returns:
+        Nothing where ONNX Runtime does not tell.
+    """
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    found: Counter[str] = Counter()
+    for part in tell() if tell is not None else ():
+        found[part.ep_name] += len(part.get_nodes())
+    return dict(found)
 
 
 def raise_if_out_of_memory(error: Exception, options: SessionOptions, file: Path | None) -> None:
@@ -200,9 +249,11 @@ def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
     if options.stream is not None:
         shared |= {"user_compute_stream": str(options.stream)}
     cuda = shared | {
-        # Exhaustive search costs seconds at the first run of every shape.
+        # Since 1.20 the words are modes of cuDNN's heuristics, none of which tries algorithms out: HEURISTIC is mode A,
+        # EXHAUSTIVE mode B, many times slower to plan, DEFAULT the slow fallback
+        # (https://github.com/microsoft/onnxruntime/issues/22705, https://github.com/microsoft/onnxruntime/pull/19470).
+        # A plan always gets the workspace that it wants (conv.cc, CreateCudnnFeExecutionPlan).
         "cudnn_conv_algo_search": "HEURISTIC",
-        "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": str(int(options.tf32)),
     }
@@ -216,7 +267,6 @@ def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
             ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"), shapes
         )
     if options.engine_cache is not None:
-        options.engine_cache.mkdir(parents=True, exist_ok=True)
         tensorrt |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(options.engine_cache)}
         tensorrt |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(options.engine_cache)}
     return [(PROVIDER_NAMES["tensorrt"], tensorrt), (PROVIDER_NAMES["cuda"], cuda)]

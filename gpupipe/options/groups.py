@@ -71,7 +71,7 @@ class ModelOptions(Checked):
     inference_threads: int | None = option(
         None, "CPU threads for the model", metavar="N", least=1, most=MAX_THREADS, unset="one a core"
     )
-    tf32: bool = option(False, "let the CUDA provider round matrix products to TF32")
+    tf32: bool = option(False, "let the CUDA provider round matrix products to TF32; TensorRT does anyway")
     fp16: bool = option(False, "let TensorRT compute in float16")
 
 

@@ -79,6 +79,7 @@ def open_output(
     *,
     workers: int = 1,
     sound: Path | None = None,
+    gpu: int | None = None,
 ) -> Output:
     """Open a video or a folder of images for the finished frames of a character.
 
@@ -89,13 +90,14 @@ def open_output(
         options: how.
         workers: images encoded at a time.
         sound: the file whose sound goes into a video.
+        gpu: the number of the GPU that composites, on which NVENC is to encode too; None: the CPU composites.
 
     Raises:
         OutputError: it exists already, or cannot be written.
         OptionError: an option is out of range, or the encoder does not have it.
     """
     if is_video(output):
-        return VideoOutput(Path(output), body, pixel_format, options, sound)
+        return VideoOutput(Path(output), body, pixel_format, EncoderOptions.of(options, gpu), options, sound)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
     return ImageOutput(Path(output), options, workers)
@@ -147,7 +149,13 @@ class VideoOutput:
     """A video, encoded segment by segment and then joined without encoding again; see `open_output`."""
 
     def __init__(
-        self, path: Path, body: VideoInfo, pixel_format: PixelFormat, options: OutputOptions, sound: Path | None
+        self,
+        path: Path,
+        body: VideoInfo,
+        pixel_format: PixelFormat,
+        encoding: EncoderOptions,
+        options: OutputOptions,
+        sound: Path | None,
     ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
@@ -156,7 +164,6 @@ class VideoOutput:
         self.fps = body.fps
         self._sound = sound
         self._segment_frames = options.segment_frames
-        encoding = EncoderOptions.of(options)
         self._suffix = part_suffix(encoding.encoder, path.suffix)
         self._work = _work_folder(path)
         self._segments: list[Path] = []

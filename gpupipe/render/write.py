@@ -55,7 +55,16 @@ def write(
     video = is_video(output)
     pixel_format = pixel_format_of(writing, video=video)
     plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)
-    sink = open_output(output, character.body, pixel_format, writing, workers=workers, sound=plan.speech.sound)
+    gpu = engine.backend.gpu
+    sink = open_output(
+        output,
+        character.body,
+        pixel_format,
+        writing,
+        workers=workers,
+        sound=plan.speech.sound,
+        gpu=None if gpu is None else gpu.index,
+    )
     try:
         with opened_session(engine, plan, trace) as session:
             if opened is not None:

@@ -1,0 +1,85 @@
+"""What the machine and its GPU can do: bytes a second of a copy, operations a second of a matrix product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpupipe.gpu.device import Device
+from gpupipe.model.runtime import Provider, SessionOptions, open_session, runtime
+
+COPY_BYTES = 128 << 20
+"""Bytes copied to measure a bandwidth: more than a core's own caches hold."""
+MATRIX_SIDE = 1536
+
+MATMUL = (
+    b"\x08\x08\x12\x00:[\n\x11\n\x01a\n\x01b\x12\x01c\x22\x06MatMul\x12\x01g"
+    b"Z\x15\n\x01a\x12\x10\n\x0e\x08\x01\x12\n\n\x03\x12\x01m\n\x03\x12\x01m"
+    b"Z\x15\n\x01b\x12\x10\n\x0e\x08\x01\x12\n\n\x03\x12\x01m\n\x03\x12\x01m"
+    b"b\x15\n\x01c\x12\x10\n\x0e\x08\x01\x12\n\n\x03\x12\x01m\n\x03\x12\x01mB\x04\n\x00\x10\r"
+)
+"""An ONNX model (IR version 8, opset 13) that multiplies two float32 matrices `[m, m]`."""
+
+
+def host_rates(threads: int) -> dict[str, float]:
+    """Of this machine: bytes a second of a copy (read and written bytes together), by one thread, and float32
+    operations a second of a matrix product in ONNX Runtime, by `threads` threads."""
+    source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
+    copy_seconds = _best(lambda: np.copyto(target, source))
+    return {"copy_bytes_per_second": 2 * COPY_BYTES / copy_seconds, "flops_per_second": _matrix_rate("cpu", threads)}
+
+
+def device_rates(gpu: Device, provider: str) -> dict[str, float | None]:
+    """Of a GPU: bytes a second of a copy within it (read and written together) and of a copy to page-locked host
+    memory, and float32 operations a second of ONNX Runtime there (None if the model runs on the CPU)."""
+    first, second = (gpu.empty((COPY_BYTES,), np.uint8, "measuring") for _ in range(2))
+    host = gpu.pinned((COPY_BYTES,), np.uint8, "measuring")
+    host[:] = 1
+    gpu.copy(first, host, gpu.copy_stream)
+    gpu.synchronize()
+    return {
+        "copy_bytes_per_second": 2 * COPY_BYTES / _copy_seconds(gpu, second, first),
+        "to_host_bytes_per_second": COPY_BYTES / _copy_seconds(gpu, host, first),
+        "flops_per_second": _matrix_rate("cuda", 1, gpu.index) if provider == "cuda" else None,
+    }
+
+
+def _best(work: Callable[[], object], times: int = 5) -> float:
+    """Seconds of the fastest of several calls: a floor is what the machine can do, not what it did while disturbed."""
+    seconds = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def _copy_seconds(gpu: Device, target: Any, source: Any) -> float:
+    begin, end = gpu.event(timing=True), gpu.event(timing=True)
+    seconds = []
+    for _ in range(4):
+        gpu.record(begin, gpu.copy_stream)
+        gpu.copy(target, source, gpu.copy_stream)
+        gpu.record(end, gpu.copy_stream)
+        gpu.wait(end)
+        seconds.append(gpu.elapsed_seconds(begin, end))
+    return min(seconds[1:])
+
+
+def _matrix_rate(provider: Provider, threads: int, gpu: int = 0) -> float:
+    session = open_session(MATMUL, SessionOptions(provider, threads=threads, device_id=gpu))
+    matrix = np.random.default_rng(0).random((MATRIX_SIDE, MATRIX_SIDE), np.float32)
+    binding = session.io_binding()
+    kind = "cpu" if provider == "cpu" else "cuda"
+    for name in ("a", "b"):
+        binding.bind_ortvalue_input(name, runtime().OrtValue.ortvalue_from_numpy(matrix, kind, gpu))
+    binding.bind_output("c", kind, gpu)
+
+    def work() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return 2 * MATRIX_SIDE**3 / _best(work)
