@@ -42,6 +42,7 @@ class Person:
     def __init__(self, spec: FrameSpec, rng: np.random.Generator, speech_rows: int = 6) -> None:
         size = spec.layout.crop_size
         self.spec = spec
+        self.recorded = np.zeros(0, np.uint8)
         self.crops = list(rng.integers(0, 256, (spec.count, size, size, 3), dtype=np.uint8))
         recorded = None
         if spec.recorded:
@@ -62,7 +63,7 @@ class Person:
         """What the model must see of a frame."""
         if self.spec.recorded:
             planes = self.recorded[source].transpose(2, 0, 1)
-            return np.divide(planes, np.float32(255), dtype=np.float32).astype(dtype)
+            return np.asarray(np.divide(planes, np.float32(255), dtype=np.float32), dtype)
         return reference.visual_input(self.crops[source], self.spec.layout).astype(dtype)
 
     def finished(self, prediction: np.ndarray, source: int) -> np.ndarray:

@@ -182,7 +182,7 @@ def test_speech_that_is_not_the_features_own_does_not_change_the_length(person: 
     assert abs(picture - heard) < 1 / character.body.fps  # the rest is silence
 
 
-def no_encoder(path: Path) -> AudioEncoder:
+def no_encoder(path: Path, batch: int) -> AudioEncoder:
     raise AssertionError(f"features that are given need no encoder: {path}")
 
 

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,8 +20,8 @@ from gpupipe.engine.pipeline import Pipeline
 from gpupipe.engine.scheduler import Choice, Scheduler
 from gpupipe.engine.session import Session
 from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError
-from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import Trace
 
 T = TypeVar("T")
@@ -59,7 +58,7 @@ class EngineCore:
     def open_session(
         self,
         order: SessionOrder,
-        speech: Callable[[Callable[[Path], AudioEncoder]], SpeechRows],
+        speech: Callable[[OpenEncoder], SpeechRows],
         *,
         trace: Trace | None = None,
         due: Callable[[int], float] | None = None,

@@ -14,7 +14,7 @@ from gpupipe.character.features import check_features, read_features
 from gpupipe.character.folder import Character
 from gpupipe.geometry import SPEECH_RATE
 from gpupipe.media.sound import probe_sound
-from gpupipe.speech.encoder import AudioEncoder, encode_speech
+from gpupipe.speech.encoder import ENCODER_BATCH, AudioEncoder, encode_speech
 from gpupipe.speech.windows import frame_count, frames_of_rows
 
 ROWS_SHORT = 2
@@ -22,7 +22,8 @@ ROWS_SHORT = 2
 down, for T mel columns, which are 80 a second and one more."""
 
 Features = NDArray[np.float32]
-OpenEncoder = Callable[[Path], AudioEncoder]
+OpenEncoder = Callable[[Path, int], AudioEncoder]
+"""Opens the audio encoder in a file, for so many windows at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def open_speech(
         source = Path(audio)
         lasting = frame_count(probe_sound(source).end_seconds, fps)
         return Speech(
-            lasting, lambda open_encoder: encode_speech(source, open_encoder(encoder)), source if with_sound else None
+            lasting,
+            lambda open_encoder: encode_speech(source, open_encoder(encoder, ENCODER_BATCH)),
+            source if with_sound else None,
         )
     rows = load_features(character, features)
     lasting = frames_of_rows(len(rows), fps)
