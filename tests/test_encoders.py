@@ -14,6 +14,7 @@ from gpupipe.errors import OptionError
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import QUALITY_OPTION, EncoderOptions
 from gpupipe.options import OutputOptions
+from gpupipe.render import output as room
 from gpupipe.render.render import render
 
 
@@ -50,7 +51,7 @@ def test_a_render_tells_its_encoder_where_it_composites(tmp_path: Path, monkeypa
         seen.append(options.gpu)
         return VideoWriter(*arguments, options=options, **more)
 
-    monkeypatch.setattr("gpupipe.render.output.VideoWriter", opened)
+    monkeypatch.setattr(room, "VideoWriter", opened)
     folder = small.small_character(tmp_path / "small")
     for device in ("cpu", "cuda"):
         render(folder, tmp_path / f"{device}.mp4", device=device, provider="cpu", frames=3)

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "demo": "make a small character from nothing",
     "inspect": "tell what is in a character folder, and every fault in it",
     "doctor": "tell what this machine can do, and what is missing",
+    "selftest": "check on a GPU that everything works as it should",
     "bench": "compare the ways to render on this machine",
     "report": "show and compare what `gpupipe bench --json` wrote",
 }

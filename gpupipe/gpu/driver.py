@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from types import ModuleType
 
 from gpupipe.errors import DeviceError
@@ -62,3 +63,19 @@ def device_count(cupy: ModuleType) -> int:
             remedy="see the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
         )
     return count
+
+
+def current_gpu() -> int:
+    """The number of the GPU that is the calling thread's current one."""
+    return int(load_cupy().cuda.runtime.getDevice())
+
+
+def make_current(index: int) -> None:
+    """Make a GPU the calling thread's current one, as a program does that uses CuPy itself."""
+    load_cupy().cuda.runtime.setDevice(index)
+
+
+def unique_id(index: int) -> str:
+    """How NVIDIA's tools call a GPU: "GPU-8-4-4-4-12" hexadecimal digits. Uses no GPU."""
+    found = bytes(load_cupy().cuda.runtime.getDeviceProperties(index)["uuid"])
+    return f"GPU-{uuid.UUID(bytes=found[:16])}"

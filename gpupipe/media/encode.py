@@ -32,6 +32,7 @@ class VideoWriter:
         options: how to encode.
         colour: written as the stream's tags; bgr24 frames are converted with its matrix and range.
         sample_aspect_ratio: width of a pixel over its height.
+        copies_input: whether the encoder is trusted to have copied a frame when `write` returns; None: as it is known.
 
     Raises:
         OptionError: the encoder or an option of it does not exist, or the encoder cannot be opened here.
@@ -49,6 +50,7 @@ class VideoWriter:
         options: EncoderOptions | None = None,
         colour: Colour | None = None,
         sample_aspect_ratio: Fraction = Fraction(1),
+        copies_input: bool | None = None,
     ) -> None:
         options = options or EncoderOptions()
         options = replace(options, encoder=encoder_name(options.encoder))
@@ -57,7 +59,7 @@ class VideoWriter:
         self.path = Path(path)
         self._next = 0
         self._last_dts: int | None = None
-        self._hand_over = HandOver(pixel_format, colour, options.encoder)
+        self._hand_over = HandOver(pixel_format, colour, options.encoder, copies_input=copies_input)
         self._time_base = 1 / fps
         try:
             self._container = av.open(media_url(path), "w")

@@ -25,12 +25,15 @@ class HandOver:
         pixel_format: of the frames.
         colour: of the stream.
         encoder: FFmpeg's own name of the encoder.
+        copies_input: whether the encoder has copied a frame when `encode` returns; None: what is known of it.
 
     Raises:
         OptionError: the encoder takes neither nv12 nor yuv420p, or there is no such encoder.
     """
 
-    def __init__(self, pixel_format: PixelFormat, colour: Colour, encoder: str) -> None:
+    def __init__(
+        self, pixel_format: PixelFormat, colour: Colour, encoder: str, *, copies_input: bool | None = None
+    ) -> None:
         formats = encoder_formats(encoder)
         takes = next((name for name in ("nv12", "yuv420p") if name in formats), None)
         if takes is None:
@@ -38,7 +41,7 @@ class HandOver:
         self.encoder_format = takes
         """The pixel format of the pictures."""
         self._pixel_format, self._colour = pixel_format, colour
-        self._copies_input = encoder in COPIES_INPUT
+        self._copies_input = encoder in COPIES_INPUT if copies_input is None else copies_input
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: Frame) -> av.VideoFrame:
