@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -52,6 +52,7 @@ class EngineCore:
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
+        self._lanes: Counter[Lane] = Counter()
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
 
@@ -99,6 +100,7 @@ class EngineCore:
                 self._raise_if_closed()
                 parts.lane.compositor.admit(parts.frames)
                 self._sessions[session] = held.pop_all()
+                self._lanes[session.lane] += 1
                 self._scheduler.add(session)
                 self._condition.notify_all()
         return session
@@ -146,6 +148,9 @@ class EngineCore:
 
     def _depart(self) -> Flight | None:
         """A batch that leaves now; or None, after waiting until something may have changed."""
+        if not any(lane.free for lane in self._lanes):  # whatever else has changed, nothing can leave
+            self._condition.wait()
+            return None
         now = time.monotonic()
         choice = self._scheduler.choose(now, free=lambda lane: bool(lane.free), idle=not self._under_way)
         if not isinstance(choice, Choice):
@@ -185,6 +190,8 @@ class EngineCore:
         with self._condition:
             self._scheduler.remove(session)
             held = self._sessions.pop(session)
+            self._lanes[session.lane] -= 1
+            self._lanes += Counter()  # drops lanes without sessions
             self._condition.notify_all()
         held.close()
 
