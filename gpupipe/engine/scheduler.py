@@ -85,8 +85,8 @@ class Wait:
 class _Seen:
     """A session as it was when it was last looked at.
 
-    `served` counts its frames that had no deadline. It is lifted when the session has been without frames for a while,
-    so that nobody makes up for turns that he could not take (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+    `served` counts its frames that had no deadline. It is lifted when the session has been without frames, so that
+    nobody makes up for turns that he could not take (start-time fair queueing: Goyal, Vin and Cheng, 1996).
     """
 
     served: float
@@ -111,11 +111,6 @@ class Scheduler(Generic[LaneT, SourceT]):
         self._changed: dict[SourceT, None] = {}
         self._level = 0.0
 
-    @property
-    def sources(self) -> Iterable[SourceT]:
-        """The sessions."""
-        return self._seen.keys()
-
     def add(self, source: SourceT) -> None:
         """Take a session in. It is served like the others from now on, and makes up for nothing that went before."""
         self._seen[source] = _Seen(self._level)
@@ -134,7 +129,7 @@ class Scheduler(Generic[LaneT, SourceT]):
             self._ready.pop(source.lane, None)
 
     def changed(self, source: SourceT) -> None:
-        """Look at a session again: only what is told here, and what was chosen, is."""
+        """Look at a session again; nobody is looked at unasked but those that were chosen."""
         if source in self._seen:
             self._changed[source] = None
 
@@ -159,6 +154,8 @@ class Scheduler(Generic[LaneT, SourceT]):
         urgent = self._urgent(lanes, start)
         for number, (lane, latest) in enumerate(urgent):
             picked, full = self._fill(lane, lanes[lane], start)
+            if start < latest and not self._may_go_early(lane, picked, busy):
+                continue
             if full or start >= latest or not self._more_may_come(lane):
                 # It may go before an earlier one that still waits only if it makes that no later; else that one goes.
                 if number and start + self._allowed(lane) > urgent[0][1]:
@@ -167,7 +164,7 @@ class Scheduler(Generic[LaneT, SourceT]):
                 return self._chosen(lane, picked)
         if any(self._earliest(ready) < math.inf for lane, ready in self._ready.items() if ready and lane not in lanes):
             return Wait(urgent[0][1] if urgent else math.inf)  # the device is behind as it is
-        return self._patient(lanes, urgent, start, idle)
+        return self._patient(lanes, urgent, start, busy, idle)
 
     def _look(self) -> None:
         """Look at what has changed."""
@@ -219,19 +216,20 @@ class Scheduler(Generic[LaneT, SourceT]):
         lanes: dict[LaneT, list[SourceT]],
         urgent: Sequence[tuple[LaneT, float]],
         start: float,
+        busy: float,
         idle: bool,
     ) -> Choice[LaneT, SourceT] | Wait:
         """A batch of a lane without deadlines, if it makes no other late."""
-        waiting = urgent[0][1] if urgent else math.inf
-        with_deadlines = {lane for lane, _ in urgent}
-        others = [lane for lane in lanes if lane not in with_deadlines]
+        until = waiting = urgent[0][1] if urgent else math.inf
+        others = [lane for lane in lanes if lane not in dict(urgent)]
         others.sort(key=lambda lane: self._least(lanes[lane]))
-        until = waiting
         for lane, following in zip(others, [*others[1:], None], strict=False):
             picked, full = self._fill(lane, lanes[lane], start)
             # One that the others have gone past by a whole batch need not be full any more.
             behind = following is not None and self._least(lanes[following]) - self._least(picked) >= lane.batch
             if not (full or idle or behind or not any(self._seen[source].expects_more for source in picked)):
+                continue
+            if not self._may_go_early(lane, picked, busy):
                 continue
             done = start + self._allowed(lane)
             if done > waiting:
@@ -242,6 +240,18 @@ class Scheduler(Generic[LaneT, SourceT]):
                 continue
             return self._chosen(lane, picked)
         return Wait(until)
+
+    def _may_go_early(self, lane: LaneT, picked: Sequence[SourceT], busy: float) -> bool:
+        """Whether a batch may leave before it must.
+
+        While there are sessions with deadlines, one that has other frames too waits for all but one before it: whoever
+        comes next has to wait for both.
+        """
+        return (
+            busy <= self._service(lane)
+            or not any(self._seen[source].deadline == math.inf for source in picked)
+            or not any(seen.deadline < math.inf for seen in self._seen.values())
+        )
 
     def _coming(self, start: float) -> float:
         """When the device must be free for frames that are not there yet, the first that can still be on time."""
