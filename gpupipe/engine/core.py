@@ -51,7 +51,7 @@ class EngineCore:
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
-        self._steps = Steps(self.trace, backend.forget)
+        self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
 
     def open_session(

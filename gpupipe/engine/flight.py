@@ -47,22 +47,14 @@ class Steps:
 
     Args:
         trace: the engine's; each session's own gets its share.
-        forget: lets go of what only earlier rows of a placed speech need.
     """
 
-    def __init__(self, trace: Trace, forget: Callable[[Any, int], None]) -> None:
-        self._trace, self._forget = trace, forget
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
 
     def prepare(self, flight: Flight) -> None:
         """Fill the model's inputs."""
-
-        def prepare() -> None:
-            self._prepare(flight, flight.tasks)
-            # Batches are prepared in order, and these frames may be prepared again: earlier ones never are.
-            for task in reversed({task.session: task for task in reversed(flight.tasks)}.values()):
-                self._forget(task.session.placed, task.drawing.row)
-
-        self._step(PREPARE, flight, prepare)
+        self._step(PREPARE, flight, lambda: self._prepare(flight, flight.tasks))
 
     def infer(self, flight: Flight) -> None:
         """Run the model. If it fails for a batch, `paste` draws each frame alone."""
