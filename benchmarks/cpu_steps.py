@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from gpupipe import Character
 from gpupipe.bench.algorithm import composite_bgr24, visual_input
 from gpupipe.bench.gpupipe_way import HostSteps
-from gpupipe.bench.handover import HandOver
 from gpupipe.machine import cpu_name
+from gpupipe.media.handover import HandOver
 from gpupipe.media.video import read_frames
 
 BATCH = 8

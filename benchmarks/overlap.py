@@ -38,7 +38,7 @@ def alone_seconds(path: Path, size: int, frame_count: int) -> float:
     bound = model.bind(visual, audio, prediction)
     began = time.perf_counter()
     for _ in range(-(-frame_count // BATCH)):
-        model.run(bound)
+        model.run(bound, BATCH)
     seconds = time.perf_counter() - began
     model.close()
     return seconds

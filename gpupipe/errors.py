@@ -69,6 +69,12 @@ class GpupipeError(Exception):
         end = "" if parts["remedy"] is None else f"; {prose(parts['remedy'])}"
         return " ".join(f"{where}{prose(parts['what'])}{got}{end}".split())
 
+    def brief(self) -> str:
+        """What is wrong, without where and the remedy, for where something else was done about it."""
+        return type(self)(**{name: self._parts[name] for name in ("what", "value") if name in self._parts})._message(
+            str, str
+        )
+
     def naming(self, file: str | PathLike[str]) -> Self:
         """The same error about another file: the one that the user knows, if this was about a part of it."""
         return type(self)(**self._parts, file=file)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import small
 import gpupipe
 from gpupipe.cli import main
 from gpupipe.errors import DeviceError, OptionError, OutputError, PackageError
+from gpupipe.filelock import FileLock
 from gpupipe.options import MAX_BATCH
 from gpupipe.render import output as output_room
 
@@ -722,3 +724,80 @@ def test_an_error_can_name_another_file() -> None:
     error = OutputError("cannot be written", file="part", field="frame", value=3, remedy="free some space")
     assert str(error.naming("whole.mp4")) == "whole.mp4: frame: cannot be written (got 3); free some space"
     assert type(error.naming("whole.mp4")) is OutputError
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills another process by a signal")
+@pytest.mark.parametrize("output", ["talk.mp4", "images/", "existing/"])
+def test_what_a_killed_render_leaves_is_removed_by_the_next(folder: Path, tmp_path: Path, output: str) -> None:
+    (tmp_path / "existing").mkdir()
+    np.save(folder / "aud_ave.npy", small.features(4000))
+    where = tmp_path / "existing" if output == "existing/" else tmp_path
+    slow = ("--preset", "placebo", "--encoder-threads", "1", "--device", "cpu")
+    arguments = ("render", str(folder), "-o", f"{tmp_path}/{output}", *slow)
+    killed, living = gpupipe_process(*arguments), gpupipe_process(*arguments)
+    try:
+        wait_until(lambda: len(list(where.glob(".*.partial/lock"))) == 2)
+        wait_until(lambda: all(len(list(each.iterdir())) > 1 for each in where.glob(".*.partial")))
+        killed.kill()
+        killed.wait()
+        assert len(list(where.glob(".*.partial"))) == 2
+        gpupipe.render(folder, f"{tmp_path}/{output}", frames=3, device="cpu")
+        (left,) = where.glob(".*.partial")
+        assert living.poll() is None, "the other render goes on in the folder that is left"
+        assert FileLock(left / "lock").holder == living.pid
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.communicate()
+    gpupipe.render(folder, f"{tmp_path}/{output}", frames=3, device="cpu", overwrite=True)
+    assert not list(where.glob(".*.partial"))
+
+
+def test_a_folder_that_looks_like_ours_but_is_young_is_left(folder: Path, tmp_path: Path) -> None:
+    """Its process may be about to lock it. An old one without a lock is nobody's."""
+    for name in (".talk.mp4.abc.partial", ".talk.mp4.old.partial", ".talk2.mp4.abc.partial"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".talk.mp4.old.partial", (1e9, 1e9))
+    os.utime(tmp_path / ".talk2.mp4.abc.partial", (1e9, 1e9))
+    gpupipe.render(folder, tmp_path / "talk.mp4", device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".partial") == [
+        ".talk.mp4.abc.partial",
+        ".talk2.mp4.abc.partial",
+    ]
+
+
+def test_host_memory_is_counted_before_anything_is_decoded(
+    folder: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames, the resizing of the largest rectangle, and the buffers."""
+    rects = [small.rectangle(frame) for frame in range(12)]
+    rects[5] = [-2000, -2000, 2000, 1900]
+    small.write_rectangles(folder, rects)
+
+    def decoded(*_: Any) -> Iterator[Any]:
+        raise AssertionError("a frame was decoded")
+
+    monkeypatch.setattr("gpupipe.engine.order.read_frames", decoded)
+    message = refusal("--max-memory", "100M", "--workers", "1")
+    assert message.startswith("--max-memory: the job wants ")
+    assert "resizing 483.6 MB" in message  # 4000 x 3900 pixels of 31 bytes
+    assert "104.9 MB are available" in message
+    for way_out in ("nv12", "--frames", "--workers", "--max-memory"):
+        assert way_out in message
+    monkeypatch.setattr("gpupipe.engine.backend.memory_available_bytes", lambda: 200_000_000)
+    message = refusal()
+    assert message.startswith("the job wants ")
+    assert "200.0 MB are available" in message
+
+
+def test_a_job_that_fits_is_rendered(folder: Path, tmp_path: Path) -> None:
+    gpupipe.render(folder, tmp_path / "talk.mp4", device="cpu", max_memory=50_000_000)
+    assert small.frames_in(tmp_path / "talk.mp4") == 12
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for what another process does."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)

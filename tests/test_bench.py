@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +259,11 @@ def test_the_benchs_algorithm_is_the_plain_one(data: st.DataObject, seed: int, s
     np.testing.assert_array_equal(algorithm.visual_input(crop, layout), reference.visual_input(crop, layout))
 
 
-def test_the_benchs_speech_is_the_plain_one() -> None:
+@given(st.integers(-20, 40), st.sampled_from([0, 1, 21845, 32768, 65535]))
+def test_the_benchs_speech_is_the_plain_one(row: int, fraction: int) -> None:
     features = small.features(20)
-    for frame in (0, 3, 10, 19):
-        np.testing.assert_array_equal(
-            algorithm.speech_window(features, frame), reference.speech_window(features, frame)
-        )
+    got, wanted = (room.speech_window(features, row, fraction) for room in (algorithm, reference))
+    np.testing.assert_array_equal(got, wanted)
 
 
 def opened(scene: Scene, name: str) -> Way:
@@ -573,6 +573,21 @@ def test_without_a_way_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest
     assert set(result["ways"]) == set(result["stages"]["infer"]) == {*PLAIN, *OURS}
     with pytest.raises(InferenceError, match="cannot convert it"):
         run(BenchOptions(folder, frames=4, runs=1, stage="infer", ways=("sequential", "pytorch")))
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OURS])
+def test_a_body_at_50_frames_a_second(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second frame hears a window between two rows of speech, of which there are half as many as frames."""
+    folder = small.small_character(tmp_path / "talker")
+    monkeypatch.setattr(small, "FPS", Fraction(50))
+    small.write_video(folder / "full_body_video.mp4", small.pictures(small.WIDTH, small.HEIGHT, small.FRAMES))
+    model = folder / "checkpoint" / "model_best.onnx"
+    way = opened(Scene(SceneOptions(folder, model, frame_count=24, batch_size=4, workers=1)), name)
+    found = check(way, ("compose", "infer", "render"))
+    way.close()
+    assert all(entry.within(EXACT) for entry in found.values())
+    with pytest.raises(OptionError, match="speaks for 24 frames only"):
+        Scene(SceneOptions(folder, model, frame_count=25, batch_size=4, workers=1))
 
 
 @pytest.mark.parametrize("name", ["sequential", "gpupipe-cpu-nv12"])

@@ -42,6 +42,7 @@ class Person:
     def __init__(self, spec: FrameSpec, rng: np.random.Generator, speech_rows: int = 6) -> None:
         size = spec.layout.crop_size
         self.spec = spec
+        self.recorded = np.zeros(0, np.uint8)
         self.crops = list(rng.integers(0, 256, (spec.count, size, size, 3), dtype=np.uint8))
         recorded = None
         if spec.recorded:
@@ -62,7 +63,7 @@ class Person:
         """What the model must see of a frame."""
         if self.spec.recorded:
             planes = self.recorded[source].transpose(2, 0, 1)
-            return (planes.astype(np.float32) / np.float32(255)).astype(dtype)
+            return np.asarray(np.divide(planes, np.float32(255), dtype=np.float32), dtype)
         return reference.visual_input(self.crops[source], self.spec.layout).astype(dtype)
 
     def finished(self, prediction: np.ndarray, source: int) -> np.ndarray:
@@ -83,8 +84,9 @@ def compositor_of(people: list[Person], batch: int, dtype: Any = np.float32, wor
 
 
 def pixels(drawing: HostDrawing) -> np.ndarray:
-    assert drawing.surface.host is not None
-    return drawing.surface.host
+    host = drawing.surface.host
+    assert host is not None
+    return host
 
 
 def wild(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -117,7 +119,7 @@ def test_nv12_is_the_plain_algorithm(
     layout, width, height, rects = scene
     specs = [
         FrameSpec(layout, "nv12", width, height, rects, colour),
-        FrameSpec(layout, "nv12", *other[1:], colour_too, recorded=True),
+        FrameSpec(layout, "nv12", other[1], other[2], other[3], colour_too, recorded=True),
     ]
     check(specs, batch, dtype, seed)
 

@@ -14,7 +14,7 @@ from gpupipe.errors import OptionError
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import QUALITY_OPTION, EncoderOptions
 from gpupipe.options import OutputOptions
-from gpupipe.render import output as room
+from gpupipe.render import video_output as room
 from gpupipe.render.render import render
 
 

@@ -38,7 +38,7 @@ def test_jobs(file: Path) -> None:
     )
     here = file.parent
     jobs, faults = read_jobs(file)
-    assert faults == []
+    assert faults == {}
     assert jobs == [
         JobLine(
             1,
@@ -63,13 +63,13 @@ def test_a_file_as_windows_writes_it(file: Path) -> None:
     job = {"character": "anna", "output": "a.mp4"}
     write(file, b"\xef\xbb\xbf" + json.dumps(job).encode(), {**job, "output": "b.mp4"}, end=b"\r\n")
     jobs, faults = read_jobs(file)
-    assert ([job.line for job in jobs], faults) == ([1, 2], [])
+    assert ([job.line for job in jobs], faults) == ([1, 2], {})
     assert jobs[1].output == str(file.parent / "b.mp4")
 
 
 def test_no_jobs(file: Path) -> None:
-    assert read_jobs(write(file)) == ([], [])
-    assert read_jobs(write(file, "", "\t")) == ([], [])
+    assert read_jobs(write(file)) == ([], {})
+    assert read_jobs(write(file, "", "\t")) == ([], {})
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_line_that_is_no_job(file: Path, line: Any, said: str) -> None:
     good = [{"character": "c", "output": name} for name in ("1.mp4", "2.mp4")]
     jobs, faults = read_jobs(write(file, good[0], line, good[1]))
     assert [job.line for job in jobs] == [1, 3]
-    (fault,) = faults
+    (fault,) = faults.values()
     assert str(fault) == fault.on_command_line() == f"{file}:2: {said}"
 
 
@@ -144,7 +144,7 @@ def test_an_output_of_two_jobs(file: Path) -> None:
     (file.parent / "b").mkdir(parents=True)
     jobs, faults = read_jobs(write(file, *({"character": "c", "output": name} for name in names)))
     assert [job.line for job in jobs] == [1, 2, 6]
-    assert [str(fault) for fault in faults] == [
+    assert [str(fault) for fault in faults.values()] == [
         f"{file}:{line}: output: is that of line {first} too (got {str(file.parent / name)!r}); give each job its own"
         for line, first, name in ((3, 1, "../jobs/a.mp4"), (4, 2, "b"), (5, 1, "a.mp4"))
     ]
@@ -174,9 +174,9 @@ def test_whatever_is_in_a_line_it_is_a_job_or_a_line_of_error(file: Path, lines:
     numbers = [number for number, text in enumerate(content, 1) if text.strip()]
     if content and content[0].startswith(b"\xef\xbb\xbf"):
         return
-    told = [int(str(fault).removeprefix(f"{file}:").split(":")[0]) for fault in faults]
+    told = [int(str(fault).removeprefix(f"{file}:").split(":")[0]) for fault in faults.values()]
     assert sorted([*told, *(job.line for job in jobs)]) == numbers
-    assert all("\n" not in str(fault) for fault in faults)
+    assert all("\n" not in str(fault) for fault in faults.values())
     for job in jobs:
         split(job.options, JobKeywords)
         assert json.loads(content[job.line - 1])["character"]

@@ -182,7 +182,7 @@ def test_speech_that_is_not_the_features_own_does_not_change_the_length(person: 
     assert abs(picture - heard) < 1 / character.body.fps  # the rest is silence
 
 
-def no_encoder(path: Path) -> AudioEncoder:
+def no_encoder(path: Path, batch: int) -> AudioEncoder:
     raise AssertionError(f"features that are given need no encoder: {path}")
 
 
@@ -351,3 +351,17 @@ print(len(rows), (peak_rss_bytes() - before) >> 20)
     rows, grown = map(int, done.stdout.split())
     assert rows == 3600 * 25 - 1
     assert grown < 400
+
+
+def test_a_delay_of_unknown_length_is_told(talker_demo: Path, tmp_path: Path) -> None:
+    """An AAC file without a container, by an encoder that does not name itself."""
+    path = tmp_path / "speech.aac"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout="mono")
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    with pytest.warns(GpupipeWarning, match=r"speech\.aac: begins with an encoder's delay of unknown length"):
+        open_speech(Character.load(talker_demo), audio=path)

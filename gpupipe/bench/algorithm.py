@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import FRACTION_BITS, Colour
-from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS, SPEECH_SHAPE, SPEECH_STEPS, SPEECH_WIDTH, CropLayout, Rect
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -24,18 +24,26 @@ def visual_input(crop: Pixels, layout: CropLayout) -> Floats:
     roi = crop[layout.roi, layout.roi].copy()
     masked = roi.copy()
     mask = layout.mask
-    cv2.rectangle(masked, (mask.x1, mask.y1, mask.width, mask.height), (0, 0, 0), -1)
+    if not mask.empty:
+        cv2.rectangle(masked, (mask.x1, mask.y1, mask.width, mask.height), (0, 0, 0), -1)
     both = np.concatenate([roi, masked], axis=2).transpose(2, 0, 1)
     return np.ascontiguousarray(both.astype(np.float32) / np.float32(255))
 
 
-def speech_window(features: Floats, output: int) -> Floats:
-    """`[32, 16, 16]` of features `[N, 512]`: rows output - 8 … output + 7, zeros outside."""
-    first = output - SPEECH_BEFORE
-    window = np.zeros((SPEECH_ROWS, SPEECH_WIDTH), np.float32)
-    for row in range(SPEECH_ROWS):
-        if 0 <= first + row < len(features):
-            window[row] = features[first + row]
+def speech_window(features: Floats, row: int, fraction: int) -> Floats:
+    """`[32, 16, 16]` of features `[N, 512]` at a position that `geometry.speech_position` gives.
+
+    Rows row - 8 … row + 7, zeros outside; where `fraction` is not 0, so many 65536ths of the way to the rows after
+    them.
+    """
+    rows = np.zeros((SPEECH_ROWS + 1, SPEECH_WIDTH), np.float32)
+    for place in range(SPEECH_ROWS + 1):
+        if 0 <= row - SPEECH_BEFORE + place < len(features):
+            rows[place] = features[row - SPEECH_BEFORE + place]
+    window = rows[:-1]
+    if fraction:
+        later = np.float32(fraction / SPEECH_STEPS)
+        window = (np.float32(1) - later) * window + later * rows[1:]
     return window.reshape(SPEECH_SHAPE)
 
 

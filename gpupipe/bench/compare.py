@@ -32,7 +32,7 @@ from gpupipe.character.folder import MODEL
 from gpupipe.errors import GpupipeError, OptionError
 from gpupipe.gpu.device import open_device
 from gpupipe.machine import cache_folder, cpu_count, load
-from gpupipe.media.encoders import DEFAULTS
+from gpupipe.media.encoders import DEFAULTS, EncoderOptions
 from gpupipe.model.cost import model_cost
 from gpupipe.model.rates import device_rates, host_rates
 
@@ -190,7 +190,7 @@ def _character(scene: Scene) -> dict[str, Any]:
 
 
 def _settings(scene: Scene, runs: int, ways: Sequence[Way]) -> dict[str, Any]:
-    encoder = scene.output.encoder
+    encoder = EncoderOptions.of(scene.output)
     crf, preset = DEFAULTS[encoder.encoder]
     return {
         "frames": scene.frame_count,

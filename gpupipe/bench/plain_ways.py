@@ -10,11 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gpupipe.bench.algorithm import composite_bgr24, resized, speech_window, visual_input
-from gpupipe.bench.handover import HandOver, OpencvNv12
+from gpupipe.bench.algorithm import composite_bgr24, resized, visual_input
+from gpupipe.bench.handover import OpencvNv12
 from gpupipe.bench.scene import Runner, Scene
 from gpupipe.bench.way import SWSCALE, Floats, Infer, NoTrace, Save, Way, encoding
 from gpupipe.geometry import SPEECH_SHAPE
+from gpupipe.media.handover import HandOver
 from gpupipe.trace import INFER, PASTE, PREPARE, SAVE, Trace
 
 OPENCV = "OpenCV, in one thread, with the chroma of one pixel of four"
@@ -27,7 +28,7 @@ def sequential(scene: Scene, infer: Infer, save: Save, trace: Trace) -> None:
     for output, source in enumerate(scene.order):
         with trace.span(PREPARE, 1):
             visual = visual_input(scene.crops[source], scene.layout)[None]
-            audio = speech_window(scene.features, output)[None]
+            audio = scene.window(output)[None]
         with trace.span(INFER, 1):
             prediction = infer(visual, audio)[0]
         with trace.span(PASTE, 1):
@@ -45,7 +46,7 @@ def parallel(scene: Scene, infer: Infer, save: Save, trace: Trace) -> None:
         sources = scene.order[start : outputs.stop]
         with trace.span(PREPARE, len(outputs)):
             visual = np.stack([visual_input(scene.crops[source], scene.layout) for source in sources])
-            audio = np.stack([speech_window(scene.features, output) for output in outputs])
+            audio = np.stack([scene.window(output) for output in outputs])
         with trace.span(INFER, len(outputs)):
             predictions = infer(visual, audio)
         with trace.span(PASTE, len(outputs)), ThreadPoolExecutor(scene.workers) as pool:
@@ -81,7 +82,7 @@ def tuned_cpu(scene: Scene, infer: Infer, save: Save, trace: Trace) -> None:
             masked[:, mask.y2 :] = roi[:, mask.y2 :]
             masked[:, mask.y1 : mask.y2, : mask.x1] = roi[:, mask.y1 : mask.y2, : mask.x1]
             masked[:, mask.y1 : mask.y2, mask.x2 :] = roi[:, mask.y1 : mask.y2, mask.x2 :]
-            audio = speech_window(scene.features, output)[None]
+            audio = scene.window(output)[None]
         with trace.span(INFER, 1):
             prediction = infer(visual, audio)[0]
         with trace.span(PASTE, 1):
@@ -179,7 +180,7 @@ class PlainWay(Way):
         """See `Way`."""
         if not self._opencv:
             return super().hand_over()
-        convert, wrap = OpencvNv12(), HandOver("nv12", self.scene.body_info.colour, self.scene.output.encoder.encoder)
+        convert, wrap = OpencvNv12(), HandOver("nv12", self.scene.body_info.colour, self.scene.output.encoder)
         return lambda frame: wrap(convert(frame))
 
     @contextmanager

@@ -16,13 +16,13 @@ from gpupipe.character.features import read_features
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError
-from gpupipe.geometry import Rect, frame_order
+from gpupipe.geometry import Rect, frame_order, speech_position
 from gpupipe.machine import cpu_count
-from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import read_frames
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.signature import Signature
-from gpupipe.render.output import OutputOptions
+from gpupipe.options import OutputOptions
+from gpupipe.speech.windows import frames_of_rows
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -73,18 +73,19 @@ class Scene:
         self.character = Character.load(options.character)
         self.layout, self.body_info = self.character.layout, self.character.body
         self.features = read_features(self.character.features_path)
-        if self.frame_count > len(self.features):
+        lasting = frames_of_rows(len(self.features), self.body_info.fps)
+        if self.frame_count > lasting:
             raise OptionError(
-                f"the character speaks for {len(self.features)} frames only",
+                f"the character speaks for {lasting} frames only",
                 field="--frames",
                 value=self.frame_count,
-                remedy=f"give at most {len(self.features)}",
+                remedy=f"give at most {lasting}",
             )
         self.order = frame_order(self.frame_count, self.character.count)
         self._sources = int(self.order.max()) + 1
         self._predicted: dict[int, Floats] = {}
         self.threads = cpu_count()
-        self.output = OutputOptions(encoder=EncoderOptions(), overwrite=True)
+        self.output = OutputOptions(overwrite=True)
 
     def first(self, frame_count: int) -> Scene:
         """The same scene, over after `frame_count` frames."""
@@ -100,6 +101,10 @@ class Scene:
         other.frame_count, other.batch_size, other.workers = frame_count, batch_size, workers
         other.order = self.order[:frame_count]
         return other
+
+    def window(self, output: int) -> Floats:
+        """The speech that an output frame hears, `[32, 16, 16]`, made anew."""
+        return algorithm.speech_window(self.features, *speech_position(output, self.body_info.fps))
 
     @cached_property
     def body(self) -> list[Pixels]:
@@ -126,7 +131,7 @@ class Scene:
         """The model's inputs for the first batch of frames, `[B, 6, S, S]` and `[B, 32, 16, 16]`."""
         outputs = range(min(self.batch_size, self.frame_count))
         visual = [algorithm.visual_input(self.crops[self.order[output]], self.layout) for output in outputs]
-        return np.stack(visual), np.stack([algorithm.speech_window(self.features, output) for output in outputs])
+        return np.stack(visual), np.stack([self.window(output) for output in outputs])
 
     @cached_property
     def predictions(self) -> Floats:
@@ -138,7 +143,7 @@ class Scene:
         if output not in self._predicted:
             self._predicted[output] = self._runner(
                 algorithm.visual_input(self.crops[self.order[output]], self.layout)[None],
-                algorithm.speech_window(self.features, output)[None],
+                self.window(output)[None],
             )
         return self._predicted[output]
 

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.bench.handover import HandOver
 from gpupipe.bench.scene import Scene
 from gpupipe.colour import PixelFormat
+from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.media.handover import HandOver
 from gpupipe.render.output import open_output
 from gpupipe.trace import Span, Trace
 
@@ -103,7 +104,7 @@ class Way(ABC):
 
     def hand_over(self) -> Save:
         """What makes the encoder's picture of a finished frame."""
-        return HandOver(self.pixel_format, self.scene.body_info.colour, self.scene.output.encoder.encoder)
+        return HandOver(self.pixel_format, self.scene.body_info.colour, self.scene.output.encoder)
 
     @contextmanager
     def encoder(self, path: Path) -> Iterator[Save]:
@@ -126,9 +127,10 @@ class Way(ABC):
 @contextmanager
 def encoding(scene: Scene, path: Path, pixel_format: PixelFormat) -> Iterator[Save]:
     """What encodes a frame of that format, into a video that is finished when the block ends."""
-    sink: Any = open_output(path, scene.body_info, pixel_format, scene.output)
+    format = SurfaceFormat(pixel_format, scene.body_info.width, scene.body_info.height)
+    sink = open_output(path, scene.body_info, pixel_format, scene.output)
     try:
-        yield lambda frame: sink.write(frame[None])
+        yield lambda frame: sink.write(Surface(format, frame))
         sink.commit()
     except BaseException:
         sink.abort()

@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, TextIO, cast
 
 from gpupipe.cli.arguments import add_options, given, number, reader
 from gpupipe.cli.progress import JobsProgress
@@ -60,16 +60,18 @@ def run(options: argparse.Namespace) -> int:
     jobs, faults = read_jobs(options.jobs)
     total = len(jobs) + len(faults)
     failed = len(faults)
-    for fault in faults:
+    for fault in faults.values():
         print(f"error: {fault}", file=sys.stderr)
     ended = failed
     with ExitStack() as closing:
-        report = None
+        report: TextIO | None = None
         if options.report is not None:
             try:
                 report = closing.enter_context(options.report.open("w", encoding="utf-8"))
             except OSError as error:
                 raise OutputError(f"cannot be written: {reason(error)}", file=options.report) from error
+        for line, fault in faults.items():
+            _write(report, {"line": line, "output": None, "status": "failed", "error": str(fault), "stats": None})
         shown = closing.enter_context(JobsProgress(show=not options.quiet and sys.stderr.isatty()))
 
         def told(ending: JobReport) -> None:
@@ -77,9 +79,7 @@ def run(options: argparse.Namespace) -> int:
             ended += 1
             failed += ending.status == "failed"
             shown.end(ending.job)
-            if report is not None:
-                report.write(json.dumps(ending.as_dict()) + "\n")
-                report.flush()
+            _write(report, ending.as_dict())
             line = f"[{ended}/{total}] {_told(ending)}"
             if ending.error is not None:
                 print(line, file=sys.stderr, flush=True)
@@ -98,6 +98,12 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(f"{total - failed} of {total} jobs are complete")
     return 1 if failed else 0
+
+
+def _write(report: TextIO | None, values: dict[str, Any]) -> None:
+    if report is not None:
+        report.write(json.dumps(values) + "\n")
+        report.flush()  # a run that is ended from outside has told of what was done
 
 
 def _told(ending: JobReport) -> str:

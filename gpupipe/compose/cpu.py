@@ -6,6 +6,7 @@ written once a frame goes straight to where it is read next.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class CpuCompositor:
         self._workers = min(workers, kind.batch)
         self._pool = ThreadPoolExecutor(self._workers, "composite") if self._workers > 1 else None
         self._scratch = [_Scratch(kind) for _ in range(self._workers)]
+        self._pasting = threading.Lock()
 
     @staticmethod
     def slot_bytes(kind: BatchKind) -> int:
@@ -130,7 +132,8 @@ class CpuCompositor:
             else:
                 self._paste_nv12(out, scratch.to_ycbcr(small, cached), inside, seen, spec.width, spec.height)
 
-        self._each(len(slot.frames), one)
+        with self._pasting:  # one slot at a time: the scratch is of a worker, not of a slot
+            self._each(len(slot.frames), one)
 
     def finish(self, slot: CpuSlot) -> NDArray[np.bool_]:
         """Which predictions held a NaN; the surfaces are complete already."""

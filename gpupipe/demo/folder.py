@@ -23,7 +23,7 @@ from gpupipe.demo.full import FULL_SIZE, full_model
 from gpupipe.demo.graph import Dtype, load_onnx, save
 from gpupipe.demo.models import encoder_model, encoder_reference, tiny_model
 from gpupipe.demo.speech import synthesise
-from gpupipe.errors import OptionError, OutputError
+from gpupipe.errors import OptionError, OutputError, reason
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import EncoderOptions
@@ -118,9 +118,7 @@ def make_demo(
             _write_videos(made, layout, size, frames, Fraction(fps), with_recorded, progress)
             _put_in_place(made, target, Path(work) / "old")
     except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror or error}", file=target, remedy="use another folder"
-        ) from error
+        raise OutputError(f"cannot be written: {reason(error)}", file=target, remedy="use another folder") from error
     return target
 
 

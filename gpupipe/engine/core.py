@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,8 +20,8 @@ from gpupipe.engine.pipeline import Pipeline
 from gpupipe.engine.scheduler import Choice, Scheduler
 from gpupipe.engine.session import Session
 from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError
-from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import Trace
 
 T = TypeVar("T")
@@ -53,13 +52,14 @@ class EngineCore:
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
+        self._lanes: Counter[Lane] = Counter()
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
 
     def open_session(
         self,
         order: SessionOrder,
-        speech: Callable[[Callable[[Path], AudioEncoder]], SpeechRows],
+        speech: Callable[[OpenEncoder], SpeechRows],
         *,
         trace: Trace | None = None,
         due: Callable[[int], float] | None = None,
@@ -100,6 +100,7 @@ class EngineCore:
                 self._raise_if_closed()
                 parts.lane.compositor.admit(parts.frames)
                 self._sessions[session] = held.pop_all()
+                self._lanes[session.lane] += 1
                 self._scheduler.add(session)
                 self._condition.notify_all()
         return session
@@ -147,6 +148,9 @@ class EngineCore:
 
     def _depart(self) -> Flight | None:
         """A batch that leaves now; or None, after waiting until something may have changed."""
+        if not any(lane.free for lane in self._lanes):  # whatever else has changed, nothing can leave
+            self._condition.wait()
+            return None
         now = time.monotonic()
         choice = self._scheduler.choose(now, free=lambda lane: bool(lane.free), idle=not self._under_way)
         if not isinstance(choice, Choice):
@@ -186,6 +190,8 @@ class EngineCore:
         with self._condition:
             self._scheduler.remove(session)
             held = self._sessions.pop(session)
+            self._lanes[session.lane] -= 1
+            self._lanes += Counter()  # drops lanes without sessions
             self._condition.notify_all()
         held.close()
 

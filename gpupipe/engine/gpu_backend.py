@@ -62,7 +62,7 @@ class GpuBackend:
             model = opened("cuda")
             return Opened(model, _elsewhere(model))
         except ProviderError as error:
-            return Opened(opened("cpu"), (f"running the model on the CPU: {error}",))
+            return Opened(opened("cpu"), (f"running the model on the CPU: {error.brief()}",))
 
     def _tf32_notes(self, options: ModelOptions) -> tuple[str, ...]:
         if options.provider != "tensorrt" or options.tf32 or options.fp16 or self.gpu.compute_capability < (8, 0):

@@ -22,13 +22,14 @@ from gpupipe.machine import release_free_memory
 from gpupipe.model.model import Model
 from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.speech import OpenEncoder
 
 LANES_KEPT = 2
 """Lanes that stay open when no session uses them."""
 ENCODERS_KEPT = 2
 """Audio encoders that stay open when no session uses them."""
 
-Speech = Callable[[Callable[[Path], AudioEncoder]], SpeechRows]
+Speech = Callable[[OpenEncoder], SpeechRows]
 OnComputeThread = Callable[[Callable[[], Any]], Any]
 
 
@@ -78,7 +79,7 @@ class Holdings:
         lane_key = (model_key, kind.layout, kind.pixel_format)
         if not self._lanes.holds(lane_key):
             self._on_compute_thread(lambda: backend.warm_up(model, kind))
-        rows = speech(lambda path: self._encoder(path, model, held))
+        rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         depth = (SLOTS + 1) * kind.batch  # a batch in each slot, and one with the sink
         self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind))
@@ -130,10 +131,10 @@ class Holdings:
         release_free_memory()
         return lane
 
-    def _encoder(self, path: Path, model: Model, held: ExitStack) -> AudioEncoder:
+    def _encoder(self, path: Path, batch: int, model: Model, held: ExitStack) -> AudioEncoder:
         """An audio encoder, run by the model's provider."""
-        key = (self._digests.of(path), model.provider)
-        encoder = self._encoders.take(key, lambda: AudioEncoder(path, model.options))
+        key = (self._digests.of(path), batch, model.provider)
+        encoder = self._encoders.take(key, lambda: AudioEncoder(path, model.options, batch=batch))
         held.callback(self._encoders.give_back, key)
         return encoder
 

@@ -42,4 +42,4 @@ def open_backend(options: EngineOptions) -> Picked:
     except DeviceError as error:
         if options.device != "auto":
             raise
-        return Picked(host, (f"compositing on the CPU: {error}",))
+        return Picked(host, (f"compositing on the CPU: {error.brief()}",))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gpupipe.colour import FRACTION_BITS
-from gpupipe.errors import KernelError
+from gpupipe.errors import KernelError, reason
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_STEPS, SPEECH_WIDTH
 from gpupipe.gpu.types import Kernel
 
@@ -62,7 +62,7 @@ def _expand(path: Path, seen: set[Path]) -> str:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise KernelError(f"cannot be read: {error.strerror}", file=path, remedy=_REINSTALL) from error
+        raise KernelError(f"cannot be read: {reason(error)}", file=path, remedy=_REINSTALL) from error
     out = [f'#line 1 "{path.name}"']
     for number, line in enumerate(lines, 1):
         # CuPy's cache of compiled kernels is keyed by this text alone, so it must hold every included file.

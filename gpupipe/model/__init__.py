@@ -1,1 +1,16 @@
-"""model."""
+"""ONNX graphs: what a lip-sync model takes and gives, opening it with a provider, and running it on bound buffers.
+
+The only home of ONNX Runtime, which is imported when the first model is opened. May touch model files and the user's
+cache folder; knows nothing of characters, batches or sessions of the engine.
+
+    runtime    which providers there are, opening a graph with one, and whether it is the one in use
+    signature  names, sizes and types         model    a lip-sync model, opened
+    digest     what a file holds              engines  where TensorRT's built engines are kept
+    rates      what the machine can do        cost     what a model costs a frame
+"""
+
+from gpupipe.model.model import Bindings, Model
+from gpupipe.model.runtime import Provider, SessionOptions
+from gpupipe.model.signature import Signature, model_shapes
+
+__all__ = ["Bindings", "Model", "Provider", "SessionOptions", "Signature", "model_shapes"]

@@ -59,16 +59,21 @@ class ModelKeywords(TypedDict, total=False):
     fp16: bool
 
 
-class JobFramesKeywords(ModelKeywords, total=False):
+class LiveKeywords(ModelKeywords, total=False):
+    """Of `Engine.live()`: a speech that still comes."""
+
+    audio_encoder: Path | str | None
+    start_frame: int
+    masked_video: bool
+    pixel_format: PixelFormat | None
+
+
+class JobFramesKeywords(LiveKeywords, total=False):
     """Of `Engine.frames()`: a job whose frames are handed out."""
 
     features: Path | str | NDArray[np.float32] | None
     audio: Path | str | None
-    audio_encoder: Path | str | None
     frames: int | None
-    start_frame: int
-    masked_video: bool
-    pixel_format: PixelFormat | None
 
 
 class JobKeywords(JobFramesKeywords, total=False):

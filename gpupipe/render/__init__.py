@@ -1,1 +1,11 @@
-"""render."""
+"""A job on an engine: what is to be rendered, where it goes, and how many jobs share a device.
+
+    render  `render()` and `frames()`: an engine with one session      engine  `Engine`: as many as ask
+    plan    the speech, how long it lasts, what must be drawn          write   one render, from plan to file
+    live    speech that still comes                                    job     a render that was submitted
+    queue   many jobs on several devices                               jobfile the file that lists them
+    output  a video or a folder of images (`video_output`, `image_output`), made in a `work_folder`; `sink`: protocol
+    stats   what is told of a render
+
+This file imports nothing: `gpupipe.render` must be importable at once, see `gpupipe/__init__.py`.
+"""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
@@ -20,11 +21,13 @@ from gpupipe.options import (
     EngineKeywords,
     JobFramesKeywords,
     JobKeywords,
+    LiveKeywords,
     ModelKeywords,
     documented,
     split,
 )
 from gpupipe.render.job import Job
+from gpupipe.render.live import Live
 from gpupipe.render.plan import Plan, whole
 from gpupipe.render.stats import OnProgress, RenderStats
 from gpupipe.render.write import opened_session, write
@@ -153,6 +156,34 @@ class Engine(EngineCore):
         """Render a character speaking, frame by frame; see `gpupipe.frames`."""
         _, model, said, output = split(options, JobFramesKeywords, by="Engine.frames()")
         return self._frames(character, output.pixel_format or "nv12", (model, said), trace)
+
+    @documented(LiveKeywords)
+    def live(
+        self,
+        character: AnyCharacter,
+        *,
+        due: Callable[[int], float] | None = None,
+        trace: Trace | None = None,
+        **options: Unpack[LiveKeywords],
+    ) -> Live:
+        """Have a character speak while its speech still comes: push sound, take frames.
+
+            with engine.live(anna) as speech:
+                ...  # in one thread: speech.push(samples), at the end speech.finish()
+                for frame in speech:  # in another
+                    ...
+
+        Args:
+            character: the character, or its folder.
+            due: when each output frame must be finished, seconds of `time.monotonic`: what is due earliest is drawn
+                first, before all that has no such time; None: as soon as it can be.
+            trace: collects the times of every stage.
+        """
+        _, model, said, output = split(options, LiveKeywords, by="Engine.live()")
+        loaded = self._loaded(character)
+        order = whole(loaded, output.pixel_format or "nv12", model, masked_video=said.masked_video)
+        encoder = loaded.audio_encoder_path if said.audio_encoder is None else Path(said.audio_encoder)
+        return Live(self, replace(order, start=said.start_frame), encoder, due=due, trace=trace)
 
     def close(self) -> None:
         """Cancel what is under way, and release everything."""

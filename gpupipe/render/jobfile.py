@@ -33,7 +33,7 @@ class JobLine:
     options: JobKeywords
 
 
-def read_jobs(path: Path) -> tuple[list[JobLine], list[GpupipeError]]:
+def read_jobs(path: Path) -> tuple[list[JobLine], dict[int, GpupipeError]]:
     """Read a file of jobs, such as
 
         {"character": "anna", "output": "out/a.mp4", "audio": "a.wav"}
@@ -42,7 +42,7 @@ def read_jobs(path: Path) -> tuple[list[JobLine], list[GpupipeError]]:
     in UTF-8. Paths are relative to the file's folder. Empty lines are passed over.
 
     Returns:
-        The jobs in order, and an error for each line that is none, which names the file and the line.
+        The jobs in order, and an error for each line that is none, by its number; it names the file and the line.
 
     Raises:
         JobFileError: there is no such file, or it cannot be read.
@@ -53,7 +53,7 @@ def read_jobs(path: Path) -> tuple[list[JobLine], list[GpupipeError]]:
         remedy = "give a file with a JSON object a line"
         raise JobFileError(f"cannot be read: {reason(error)}", file=path, remedy=remedy) from error
     jobs: list[JobLine] = []
-    faults: list[GpupipeError] = []
+    faults: dict[int, GpupipeError] = {}
     lines_of: dict[str, int] = {}
     # Not by `splitlines`: JSON's text may hold other line ends than this one.
     for line, text in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -66,7 +66,7 @@ def read_jobs(path: Path) -> tuple[list[JobLine], list[GpupipeError]]:
                 remedy = "give each job its own"
                 raise OptionError(f"is that of line {first} too", field="output", value=job.output, remedy=remedy)
         except GpupipeError as error:
-            faults.append(error.naming(f"{path}:{line}"))
+            faults[line] = error.naming(f"{path}:{line}")
         else:
             jobs.append(job)
     return jobs, faults

@@ -15,8 +15,9 @@ from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, Gpupipe
 from gpupipe.media.video import probe
 from gpupipe.options import EngineKeywords, JobKeywords, split
 from gpupipe.render.engine import PARALLEL, Engine
+from gpupipe.render.image_output import images_in
 from gpupipe.render.jobfile import JobLine
-from gpupipe.render.output import images_in, is_video
+from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import Progress, RenderStats
 from gpupipe.render.write import pixel_format_of

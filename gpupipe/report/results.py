@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpupipe.errors import PackageError
+from gpupipe.errors import PackageError, reason
 
 SCHEMA = 1
 NEEDED = ("gpupipe", "character", "settings", "machine", "ways", "absent", "stages", "floor", "sweep", "memory")
@@ -62,7 +62,7 @@ def load(path: Path) -> Result:
     try:
         result = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise PackageError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
+        raise PackageError(f"cannot be read: {reason(error)}", file=path, remedy=remedy) from error
     except ValueError as error:
         raise PackageError(f"is no JSON: {error}", file=path, remedy=remedy) from error
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.character.features import check_features, read_features
-from gpupipe.character.folder import Character
+from gpupipe.character.folder import Character, GpupipeWarning
 from gpupipe.geometry import SPEECH_RATE
-from gpupipe.media.sound import probe_sound
-from gpupipe.speech.encoder import AudioEncoder, encode_speech
+from gpupipe.media.sound import SoundInfo, probe_sound
+from gpupipe.speech.encoder import ENCODER_BATCH, AudioEncoder, encode_speech
 from gpupipe.speech.windows import frame_count, frames_of_rows
 
 ROWS_SHORT = 2
@@ -22,7 +23,8 @@ ROWS_SHORT = 2
 down, for T mel columns, which are 80 a second and one more."""
 
 Features = NDArray[np.float32]
-OpenEncoder = Callable[[Path], AudioEncoder]
+OpenEncoder = Callable[[Path, int], AudioEncoder]
+"""Opens the audio encoder in a file, for so many windows at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,32 @@ def open_speech(
     if audio is not None and features is None:
         encoder = character.audio_encoder_path if audio_encoder is None else Path(audio_encoder)
         source = Path(audio)
-        lasting = frame_count(probe_sound(source).end_seconds, fps)
+        lasting = frame_count(_probed(source).end_seconds, fps)
         return Speech(
-            lasting, lambda open_encoder: encode_speech(source, open_encoder(encoder)), source if with_sound else None
+            lasting,
+            lambda open_encoder: encode_speech(source, open_encoder(encoder, ENCODER_BATCH)),
+            source if with_sound else None,
         )
     rows = load_features(character, features)
     lasting = frames_of_rows(len(rows), fps)
     if with_sound and sound is not None:
-        heard = frame_count(probe_sound(sound).end_seconds, fps)
+        heard = frame_count(_probed(sound).end_seconds, fps)
         if 0 <= heard - lasting <= ROWS_SHORT * max(Fraction(1), fps / SPEECH_RATE) + 1:
             lasting = heard
     return Speech(lasting, lambda _: rows, sound if with_sound else None)
+
+
+def _probed(sound: Path) -> SoundInfo:
+    """What a sound file says, and a warning if lips would be early or late by it."""
+    info = probe_sound(sound)
+    if info.unknown_delay:
+        warnings.warn(
+            f"{sound}: begins with an encoder's delay of unknown length, 20 to 50 ms, by which sound and lips are late "
+            "together; give m4a or wav to be rid of it",
+            GpupipeWarning,
+            stacklevel=5,
+        )
+    return info
 
 
 def load_features(character: Character, features: Path | str | NDArray[np.floating] | None) -> Features:

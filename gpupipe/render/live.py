@@ -1,0 +1,115 @@
+"""A character that speaks while its speech still comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpupipe.engine.core import EngineCore
+from gpupipe.engine.order import SessionOrder
+from gpupipe.engine.session import Session
+from gpupipe.speech.mel import SAMPLE_RATE
+from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.speech import OpenEncoder
+from gpupipe.speech.stream import LIVE_BATCH, FeatureStream
+from gpupipe.speech.windows import frame_count
+from gpupipe.trace import Trace
+
+
+class Live:
+    """A speech under way: sound goes in, finished frames come out, each as soon as what it hears has come.
+
+    A frame hears 0.28 s ahead; `FeatureStream` says how long after a frame's time the last of it is there. The frames
+    are those of `Engine.frames` with the same sound from a file. One thread pushes while another takes frames. A
+    context manager, made by `Engine.live`.
+
+    Args:
+        engine: that draws.
+        order: whom, and how.
+        encoder: the audio encoder's ONNX file.
+        due: when each output frame must be finished, seconds of `time.monotonic`; None: as soon as it can be.
+        trace: collects the times of every stage.
+
+    Raises:
+        GpupipeError: something cannot be opened, or does not fit in memory.
+    """
+
+    def __init__(
+        self,
+        engine: EngineCore,
+        order: SessionOrder,
+        encoder: Path,
+        *,
+        due: Callable[[int], float] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        rows, self._samples = SpeechRows(), 0
+        streams: list[FeatureStream] = []
+
+        def speech(open_encoder: OpenEncoder) -> SpeechRows:
+            opened = open_encoder(encoder, LIVE_BATCH)
+            streams.append(FeatureStream(opened, rows, batch=opened.batch))
+            return rows
+
+        self._session: Session = engine.open_session(replace(order, total=None), speech, trace=trace, due=due)
+        (self._stream,) = streams
+
+    @property
+    def finished(self) -> int:
+        """Frames that are finished so far."""
+        return self._session.finished
+
+    def push(self, pcm: NDArray[np.float32]) -> None:
+        """Take the next samples of the speech.
+
+        Args:
+            pcm: float32 `[n]`, mono, 16 kHz, full scale ±1.
+
+        Raises:
+            ValueError: `pcm` has another shape or type, or the speech was finished before.
+            GpupipeError: the sound holds NaN, or the encoder fails.
+        """
+        self._stream.push(pcm)
+        self._samples += len(pcm)
+
+    def finish(self) -> None:
+        """End the speech: the frames that remain are drawn, as many as the sound lasts.
+
+        Raises:
+            ValueError: it was finished before.
+            MediaError: the speech is shorter than one window, 0.1875 s.
+        """
+        self._session.total = frame_count(Fraction(self._samples, SAMPLE_RATE), self._session.fps)
+        self._stream.finish()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """Finished frames in order, uint8: nv12 `[H * 3 // 2, W]` or bgr24 `[H, W, 3]`. Each is the caller's to keep.
+
+        Raises:
+            GpupipeError: what ended the speech early.
+        """
+        for surface in self._session:
+            assert surface.host is not None
+            frame = surface.host.copy()
+            surface.release()
+            yield frame
+
+    def close(self) -> None:
+        """End it, whatever is still to be drawn."""
+        self._session.close()
+
+    def __enter__(self) -> Live:
+        """Begin a with block, which ends it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        self.close()
