@@ -72,6 +72,9 @@ class Backend(Protocol):
     def unplace(self, placed: Any) -> None:
         """Release it."""
 
+    def forget(self, placed: Any, before_row: int) -> None:
+        """Let go of what only windows around earlier rows of a speech need; none of them is asked for any more."""
+
     def cache_bytes(self) -> int | None:
         """How much of its memory may be taken by characters that nobody uses, where no number is given: half of what
         is free now."""
@@ -153,6 +156,9 @@ class HostBackend:
 
     def unplace(self, placed: SpeechRows) -> None:
         """Nothing."""
+
+    def forget(self, placed: SpeechRows, before_row: int) -> None:
+        """Nothing: whoever made the speech has its rows."""
 
     def cache_bytes(self) -> int | None:
         """See `Backend`; None where the system does not say."""

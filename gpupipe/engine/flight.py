@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,16 +24,16 @@ class Flight:
         lane: which.
         slot: its buffers.
         tasks: its frames, in the places of the slot.
-        started: seconds of `time.monotonic`.
         error: what has stopped it: of all its frames.
-        finished: frames that are done before the others (drawn alone, after the batch had failed), with their errors.
+        alone: whether the model has failed for the batch: each frame is drawn alone then, to find whose the fault is.
+        finished: the errors of frames that were drawn alone, or None.
     """
 
     lane: Lane
     slot: LaneSlot[Any]
     tasks: list[FrameTask]
-    started: float
     error: BaseException | None = None
+    alone: bool = False
     finished: dict[int, BaseException | None] = field(default_factory=dict)
 
     @property
@@ -48,17 +47,25 @@ class Steps:
 
     Args:
         trace: the engine's; each session's own gets its share.
+        forget: lets go of what only earlier rows of a placed speech need.
     """
 
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
+    def __init__(self, trace: Trace, forget: Callable[[Any, int], None]) -> None:
+        self._trace, self._forget = trace, forget
 
     def prepare(self, flight: Flight) -> None:
         """Fill the model's inputs."""
-        self._step(PREPARE, flight, lambda: self._prepare(flight, flight.tasks))
+
+        def prepare() -> None:
+            self._prepare(flight, flight.tasks)
+            # Batches are prepared in order, and these frames may be prepared again: earlier ones never are.
+            for task in reversed({task.session: task for task in reversed(flight.tasks)}.values()):
+                self._forget(task.session.placed, task.drawing.row)
+
+        self._step(PREPARE, flight, prepare)
 
     def infer(self, flight: Flight) -> None:
-        """Run the model. If it fails for a batch, each frame is drawn alone, to find whose the fault is."""
+        """Run the model. If it fails for a batch, `paste` draws each frame alone."""
         lane, slot = flight.lane, flight.slot
         try:
             if flight.error is None:
@@ -66,13 +73,15 @@ class Steps:
                 with self._timed(INFER, flight):
                     lane.model.run(slot.bindings, len(flight.tasks))
         except InferenceError:
-            self._one_by_one(flight)
+            flight.alone = True
         except BaseException as error:
             flight.error = error
 
     def paste(self, flight: Flight) -> None:
         """Draw the predictions."""
-        if not flight.finished:
+        if flight.alone:
+            self._one_by_one(flight)
+        else:
             self._step(PASTE, flight, lambda: flight.lane.compositor.paste(flight.slot.buffers))
 
     def compute(self, flight: Flight) -> None:
@@ -84,7 +93,7 @@ class Steps:
     def finish(self, flight: Flight) -> None:
         """Wait until the frames are complete, and hand each to its session."""
         has_nan = np.zeros(len(flight.tasks), np.bool_)
-        if flight.error is None and not flight.finished:
+        if flight.error is None and not flight.alone:
             try:
                 has_nan = flight.lane.compositor.finish(flight.slot.buffers)
                 self._collect(flight)
@@ -95,7 +104,6 @@ class Steps:
             if wrong is None and has_nan[place]:
                 wrong = nan_error(task)
             task.session.deliver(task, wrong)
-        flight.lane.took(time.monotonic() - flight.started)
 
     def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
         flight.lane.compositor.prepare(flight.slot.buffers, [task.drawing for task in tasks])

@@ -134,6 +134,10 @@ class GpuBackend:
         """See `Backend`."""
         placed.close()
 
+    def forget(self, placed: DeviceSpeech, before_row: int) -> None:
+        """See `Backend`."""
+        placed.forget(before_row)
+
     def cache_bytes(self) -> int:
         """See `Backend`."""
         return self.gpu.free_bytes // 2

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gpupipe.compose.protocol import BatchKind, Compositor, Slot
+from gpupipe.engine.timetable import Pace
 from gpupipe.model.model import Bindings, Model
 
 SLOTS = 3
 """Batches of a lane under way: one is computed, one is finished or prepared, one is copied or pasted."""
-
-_SMOOTHING = 0.2
 
 SlotT = TypeVar("SlotT", bound=Slot)
 
@@ -35,12 +34,12 @@ class Lane:
 
     Attributes:
         free: slots that no batch uses.
-        latency: seconds from the start of a batch until it was finished, smoothed over the last ones.
+        pace: how long its batches take on the device.
     """
 
     def __init__(self, model: Model, compositor: Compositor[Any, Any, Any], closed: Callable[[], None]) -> None:
         self.model, self.compositor, self._closed = model, compositor, closed
-        self.latency = 0.0
+        self.pace = Pace()
         self.free: list[LaneSlot[Any]] = []
         for _ in range(SLOTS):
             slot = compositor.new_slot()
@@ -55,10 +54,6 @@ class Lane:
     def batch(self) -> int:
         """The most frames in a batch."""
         return self.kind.batch
-
-    def took(self, seconds: float) -> None:
-        """A batch was finished so many seconds after it had been started."""
-        self.latency = seconds if not self.latency else self.latency + _SMOOTHING * (seconds - self.latency)
 
     def close(self) -> None:
         """Release slots and compositor."""

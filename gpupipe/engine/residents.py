@@ -103,6 +103,7 @@ class Residents(Generic[FramesT]):
                 with self._lock:
                     if self._kept.get(key) is found:
                         del self._kept[key]
+                    self._retired.discard(found)
                 found.loaded.set_exception(error)
                 raise
         found.loaded.result()

@@ -50,7 +50,7 @@ class Session:
         format: of its surfaces.
         trace: where its share of the times goes.
         memory: its surfaces that are free.
-        changed: told, in any thread, that more of its frames may be available.
+        changed: told, in any thread, that more or fewer of its frames may be available.
         ended: told once, when it is closed and nothing of it is under way any more.
         notes: what was picked on its own, and why.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
@@ -67,7 +67,7 @@ class Session:
     format: SurfaceFormat
     trace: Trace
     memory: list[Memory]
-    changed: Callable[[], None]
+    changed: Callable[[Session], None]
     ended: Callable[[Session], None]
     notes: tuple[str, ...] = ()
     due: Callable[[int], float] | None = None
@@ -88,12 +88,12 @@ class Session:
         with self._condition:
             if self._closed or self._error is not None:
                 return 0
-            room = len(self.memory)
-        end = self._end()
-        count = min(room, end - self.started) if end is not None else room
+            count = len(self.memory)
         while count > 0 and not self.speech.ready(*speech_position(self.started + count - 1, self.fps)):
             count -= 1
-        return count
+        # Asked last: once the speech is finished, every window is ready, those past its end too.
+        end = self._end()
+        return count if end is None else max(0, min(count, end - self.started))
 
     @property
     def expects_more(self) -> bool:
@@ -104,8 +104,14 @@ class Session:
         return end is None or self.started + self.available < end
 
     def deadline(self, ahead: int) -> float:
-        """When the `ahead`-th available frame must be finished; infinity for no deadline."""
-        return math.inf if self.due is None else self.due(self.started + ahead)
+        """When the `ahead`-th frame from now must be finished; infinity for no deadline."""
+        if self.due is None:
+            return math.inf
+        try:
+            return self.due(self.started + ahead)
+        except Exception as error:  # the session's own fault, which the engine must outlive
+            self.fail(error)
+            return math.inf
 
     def _end(self) -> int | None:
         """Output frames in all, once that is known: a speech that grows lasts as long as its rows."""
@@ -140,7 +146,7 @@ class Session:
                 self.finished += 1
             self._condition.notify_all()
         if dropped or error is not None:
-            task.drawing.surface.release()
+            task.drawing.surface.release()  # which tells that the session has changed
 
     def fail(self, error: BaseException) -> None:
         """End the session; the frames finished before are still given out."""
@@ -148,6 +154,7 @@ class Session:
             if not self._closed and self._error is None:
                 self._error = error
             self._condition.notify_all()
+        self.changed(self)
 
     # What the taker does.
 
@@ -207,4 +214,4 @@ class Session:
             self.ended(self)
             self.memory.clear()  # given back: whoever still holds the session, as an error's traceback does, holds none
         else:
-            self.changed()
+            self.changed(self)

@@ -127,7 +127,7 @@ class Device:
         try:
             with made_current(self._cupy, self.index):
                 yield
-        except self._runtime.CUDARuntimeError as error:
+        except (self._runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
             raise self._failure(error) from error
 
     @property

@@ -17,6 +17,7 @@ from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.opening import open_backend, workers
+from gpupipe.errors import EngineClosed
 from gpupipe.options import (
     EngineKeywords,
     JobFramesKeywords,
@@ -68,6 +69,7 @@ class Engine(EngineCore):
         self._workers = workers(chosen)
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
         self._jobs: set[Job] = set()
+        self._takes_jobs = True
         self._jobs_lock = threading.Lock()
         cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
         super().__init__(picked.backend, cache=cache)
@@ -98,7 +100,7 @@ class Engine(EngineCore):
         """
         _, model, *_ = split(options, ModelKeywords, by="Engine.load()")
         loaded = self._loaded(character)
-        self.holdings.load(whole(loaded, pixel_format, model, masked_video=masked_video))
+        self.hold(whole(loaded, pixel_format, model, masked_video=masked_video))
         return loaded
 
     @documented(JobKeywords)
@@ -138,13 +140,15 @@ class Engine(EngineCore):
         """
         _, *chosen = split(options, JobKeywords, by="Engine.submit()")
         self._raise_if_closed()
-        job = Job(
-            output,
-            self._executor,
-            lambda told, opened: self._write(character, output, tuple(chosen), progress=told, opened=opened),
-            progress,
-        )
         with self._jobs_lock:
+            if not self._takes_jobs:
+                raise EngineClosed("the engine is being closed")
+            job = Job(
+                output,
+                self._executor,
+                lambda told, opened: self._write(character, output, tuple(chosen), progress=told, opened=opened),
+                progress,
+            )
             self._jobs.add(job)
         job.when_done(self._forget)
         return job
@@ -187,9 +191,7 @@ class Engine(EngineCore):
 
     def close(self) -> None:
         """Cancel what is under way, and release everything."""
-        with self._jobs_lock:
-            jobs = list(self._jobs)
-        for job in jobs:
+        for job in self._last_jobs():
             job.cancel()
         self._executor.shutdown(cancel_futures=True)
         super().close()
@@ -203,6 +205,7 @@ class Engine(EngineCore):
     ) -> None:
         """Wait for the jobs, unless the block failed, and close."""
         if kind is None:
+            self._last_jobs()
             self._executor.shutdown()
         self.close()
 
@@ -223,6 +226,12 @@ class Engine(EngineCore):
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return character if isinstance(character, Character) else Character.load(character)
+
+    def _last_jobs(self) -> list[Job]:
+        """The jobs that are not done; no more are taken."""
+        with self._jobs_lock:
+            self._takes_jobs = False
+            return list(self._jobs)
 
     def _forget(self, job: Job) -> None:
         with self._jobs_lock:

@@ -50,9 +50,13 @@ class ImageOutput:
         """Write the next frame, beside the ones before it."""
         path = self._images / image_name(self._next, self._format)
         self._next += 1
-        if len(self._writing) == self._workers:
-            self._finish_oldest()
-        self._writing.append((self._pool.submit(self._encode, path, surface), surface))
+        try:
+            if len(self._writing) == self._workers:
+                self._finish_oldest()
+            self._writing.append((self._pool.submit(self._encode, path, surface), surface))
+        except BaseException:
+            surface.release()
+            raise
 
     def commit(self) -> None:
         """Move the images into the folder."""
