@@ -93,11 +93,17 @@ def test_what_is_possible_passes_and_the_rest_says_why(tmp_path: Path, capsys: p
 
 
 @cuda
-def test_a_characters_own_frames_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_model", [True, False])
+def test_a_characters_own_frames_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_model: bool) -> None:
     only(monkeypatch, "render exact", "memory check", "tensorrt cache", "times: render")
     folder = small.small_character(tmp_path / "small")
+    model = folder / "checkpoint" / "model_best.onnx"
+    if not has_model:
+        model.unlink()
     made = selftest.run("cuda:0", character=folder)
     assert made["passed"]
+    assert made["model"] == (str(model) if has_model else "random weights")
+    assert f"character: {folder}; model: {made['model']}" in selftest.text(made).splitlines()
     render = next(check for check in made["checks"] if check["name"] == "times: render")
     assert render["measured"].startswith(f"{small.FRAMES} frames of {small.WIDTH}x{small.HEIGHT}: ")
 
@@ -373,12 +379,13 @@ def test_its_multiply_adds(tmp_path: Path) -> None:
     assert model_cost(path, CropLayout(32))["macs"] == wanted
 
 
-def test_the_character_of_noise_has_no_faults(tmp_path: Path) -> None:
+def test_the_character_of_noise_lacks_a_model_only(tmp_path: Path) -> None:
     from gpupipe.doctor import inspect
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         told = inspect(sample.write_character(tmp_path / "sample"))
-    assert told["faults"] == []
+    (fault,) = told["faults"]
+    assert "model_best.onnx: model: no such file" in fault
     assert told["frames"] == sample.FRAMES
     assert told["rectangles"]["partly_outside"] > 0

@@ -147,7 +147,7 @@ def tensorrt_cache(subject: Subject) -> Found:
     for path in (subject.model, subject.other_model):
         found = compared(subject, "tensorrt", path)["largest"]
         if found > tolerance(subject, "tensorrt"):
-            return Found(False, f"{path.parent.parent.name}'s predictions differ by {found:.2g}", {"largest": found})
+            return Found(False, f"the {path.parent.name} model's predictions differ by {found:.2g}", {"largest": found})
     engines = [path for path in (subject.folder / "engines").rglob("*.engine") if path.is_file()]
     for path in engines:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
