@@ -16,7 +16,6 @@ from gpupipe.demo import make_demo
 from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import InferenceError
 from gpupipe.gpu.device import open_device
-from gpupipe.model import model as inference
 from gpupipe.model import runtime as session
 from gpupipe.render.render import frames, render
 from gpupipe.trace import Trace
@@ -188,37 +187,6 @@ def test_cuda_provider_is_asked_for_and_not_had(demo: Path, tmp_path: Path) -> N
     stats = render(demo, tmp_path / "talk.mp4", device="cuda")  # auto: picks the CPU, and says so
     assert stats.provider == "cpu"
     assert "running the model on the CPU" in stats.notes[0]
-
-
-@pytest.fixture
-def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let "cuda" be ONNX Runtime's CPU provider on softcuda's memory, which the host can address.
-
-    Where a GPU's provider would queue its work, this waits for what is queued and does it. It keeps the free bytes at
-    each run.
-    """
-    if not os.environ.get("SOFTCUDA"):
-        pytest.skip("the host does not address a GPU's memory")
-    import cupy
-
-    runs: list[int] = []
-    run = inference.Model.run
-
-    def waiting(model: inference.Model, bindings: Any, frames: int) -> None:
-        if model.provider == "cuda":
-            cupy.cuda.runtime.streamSynchronize(model.options.stream)
-            runs.append(open_device().free_bytes)
-        run(model, bindings, frames)
-
-    def place(array: Any) -> Any:
-        address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-        return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
-
-    monkeypatch.setitem(session.PROVIDER_NAMES, "cuda", session.PROVIDER_NAMES["cpu"])
-    monkeypatch.setattr(session, "_providers", lambda _: [(session.PROVIDER_NAMES["cpu"], {})])
-    monkeypatch.setattr(inference.Model, "run", waiting)
-    monkeypatch.setattr(inference, "_place", place)
-    return runs
 
 
 @pytest.mark.parametrize("batch", [5, 8])

@@ -187,6 +187,14 @@ class GpuCompositor:
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)
 
+    def clear(self, slot: GpuSlot) -> None:
+        """Queue it, or do it where the model's inputs are on the host."""
+        for array in (slot.visual, slot.audio):
+            if isinstance(array, np.ndarray):
+                array.fill(0)
+            else:
+                self.device.clear(array, self.device.compute_stream)
+
     def ready(self, slot: GpuSlot) -> None:
         """Wait for the inputs where the model runs on the host; on the device its stream keeps the order."""
         if not self.model_on_device:
