@@ -101,15 +101,17 @@ def test_the_steady_state_keeps_to_its_budget(
     grew = {name: long[name] - short[name] for name in long if isinstance(long[name], int)}
     frame_bytes = 480 * 270 * 3 // 2
     launches = {name: long["launches"][name] - short["launches"][name] for name in long["launches"]}
-    assert sum(launches.values()) == 2 * more
-    assert sorted(launches.values())[-2:] == [more, more]
+    batches = launches["prepare"]
+    assert launches == {"prepare": batches, "paste_nv12": batches}
+    # A batch that is not full leaves when the device has nothing else to do.
+    assert more // 2 <= batches <= more * batch
     extra = grew["d2h_bytes"] - more * batch * frame_bytes
-    assert 0 <= extra <= 64 * more
-    # The features of the longer speech are uploaded once; beside them, a frame costs its indexes.
+    assert 0 <= extra <= 64 * batches
+    # The features of the longer speech are uploaded once; beside them, a frame costs its row of the table.
     assert grew["h2d_bytes"] - more * batch * 512 * 4 <= 64 * more * batch
     assert grew["mallocs"] == grew["pinned_allocs"] == 0
     assert long["pageable_async_copies"] == short["pageable_async_copies"] == 0
-    assert grew["syncs"] <= 2 * more  # one for the frames, one because ONNX Runtime runs on the CPU
+    assert grew["syncs"] <= 2 * batches  # one for the frames, one because ONNX Runtime runs on the CPU
 
 
 def test_renders_leave_no_device_memory_behind(demo: Path, tmp_path: Path) -> None:

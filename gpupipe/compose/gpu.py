@@ -176,13 +176,13 @@ class GpuCompositor:
             # The batch before was given up; its table may still be on its way.
             device.wait(slot._prepared)
         self._fill(slot._rows, frames)
-        # Places that the last batch had and this one has not must become empty.
-        slot._rows[count : slot._filled] = 0
-        upload = max(count, slot._filled)
-        slot._frames, slot._filled, slot._under_way = tuple(frames), count, True
+        filled, slot._filled = slot._filled, count
+        slot._frames, slot._under_way = tuple(frames), True
         with device.use():
             slot.marks.begin(PREPARE)
-            device.copy(slot._table[:upload], slot._host_table[:upload], stream)
+            device.copy(slot._table[:count], slot._host_table[:count], stream)
+            if count < filled:  # places that the last batch had and this one has not become empty
+                device.clear(slot._table[count:filled], stream)
             launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)

@@ -109,14 +109,13 @@ def counted(gpu: Device) -> Iterator[dict[str, int]]:
         return ("up" if isinstance(source, np.ndarray) else "down"), size
 
     counting("copy", copied)
-    for name in ("wait", "synchronize"):
-        counting(name, lambda *_: ("waits", 1))
+    counting("wait", lambda *_: ("waits", 1))
     for name in ("empty", "pinned"):
         counting(name, lambda *_, **__: ("allocations", 1))
     try:
         yield count
     finally:
-        for name in ("copy", "wait", "synchronize", "empty", "pinned"):
+        for name in ("copy", "wait", "empty", "pinned"):
             del vars(gpu)[name]
 
 

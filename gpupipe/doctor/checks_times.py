@@ -18,6 +18,8 @@ from gpupipe.model.rates import device_rates
 from gpupipe.render.engine import Engine
 
 RUNS = 20
+RENDERED = 250
+"""The most frames of the render that is timed."""
 
 
 def rates(subject: Subject) -> dict[str, float | None]:
@@ -96,13 +98,14 @@ def copies(subject: Subject) -> Found:
 def render(subject: Subject) -> Found:
     """A whole render into a video, after one that loads everything."""
     with tempfile.TemporaryDirectory() as folder, Engine(device=subject.device_name) as engine:
-        for number in range(2):
+        for number, frames in enumerate((BATCH, RENDERED)):
             stats = engine.render(
                 subject.character,
                 Path(folder) / f"{number}.mp4",
                 model=subject.model,
                 provider=subject.best,
                 batch=BATCH,
+                frames=frames,
                 sound=False,
             )
     stages = {name: each.mean_ms for name, each in stats.stages.items()}

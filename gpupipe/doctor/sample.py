@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, RECTANGLES
+from gpupipe.character.folder import BODY, CROPS, FEATURES, RECTANGLES
 from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH, CropLayout
 from gpupipe.media.encode import VideoWriter
 
@@ -32,11 +32,10 @@ IR_VERSION, OPSET = 8, 17
 
 
 def write_character(folder: Path, *, seed: int = 0) -> Path:
-    """Write a character of noise, with a model, in a new folder; the folder."""
+    """Write a character of noise, without a model, in a new folder; the folder."""
     rng = np.random.default_rng(seed)
     layout, (width, height) = CropLayout(SIZE), BODY_SIZE
-    for name in (RECTANGLES, MODEL):
-        (folder / name).parent.mkdir(parents=True)
+    (folder / RECTANGLES).parent.mkdir(parents=True)
     _write_video(folder / BODY, rng, width, height)
     _write_video(folder / CROPS, rng, layout.crop_size, layout.crop_size)
     rects = {}
@@ -45,7 +44,6 @@ def write_character(folder: Path, *, seed: int = 0) -> Path:
         rects[str(frame)] = {"rect": [int(x), int(y), int(x + rng.integers(40, 150)), int(y + rng.integers(40, 150))]}
     (folder / RECTANGLES).write_text(json.dumps(rects), "utf-8")
     np.save(folder / FEATURES, rng.standard_normal((2 * FRAMES, SPEECH_WIDTH)).astype(np.float32))
-    (folder / MODEL).write_bytes(model_bytes(SIZE, seed))
     return folder
 
 

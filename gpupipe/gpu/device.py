@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gpupipe.errors import DeviceError, DeviceMemoryError, reason
-from gpupipe.gpu.driver import device_count, load_cupy, version_text
+from gpupipe.gpu.driver import device_count, load_cupy, made_current, version_text
 from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows, Stream
 
 WAYS_OUT = (
@@ -110,7 +110,7 @@ class Device:
         self.total_bytes = int(properties["totalGlobalMem"])
         self.driver_version = int(self._runtime.driverGetVersion())
         self.runtime_version = int(self._runtime.runtimeGetVersion())
-        with _current(cupy, index):
+        with made_current(cupy, index):
             self.compute_stream: Stream = cupy.cuda.Stream(non_blocking=True)
             self.copy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
             self.upload_stream: Stream = cupy.cuda.Stream(non_blocking=True)
@@ -125,7 +125,7 @@ class Device:
             DeviceError: what is done inside fails on the GPU (a fault, a GPU that has gone).
         """
         try:
-            with _current(self._cupy, self.index):
+            with made_current(self._cupy, self.index):
                 yield
         except (self._runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
             raise self._failure(error) from error
@@ -295,25 +295,6 @@ class Device:
         """Wait, on the host, for everything queued on the streams."""
         for stream in (self.upload_stream, self.copy_stream, self.compute_stream):
             self.wait_for_queued(stream)
-
-
-@contextmanager
-def _current(cupy: ModuleType, index: int) -> Iterator[None]:
-    """Make a GPU the calling thread's current one, and go back only to a GPU that the thread has used.
-
-    `cupy.cuda.Device` always goes back (its `__exit__`, CuPy 14.2.0), and setting a device makes its context since
-    CUDA 12 (`cudaSetDevice`): a job on GPU 1 would take hundreds of MB on GPU 0, which a thread has by default.
-    """
-    runtime = cupy.cuda.runtime
-    used = bool(cupy.cuda.driver.ctxGetCurrent())
-    before = runtime.getDevice()
-    if before != index or not used:  # the driver's own calls, a kernel's launch among them, need a context
-        runtime.setDevice(index)
-    try:
-        yield
-    finally:
-        if before != index and used:
-            runtime.setDevice(before)
 
 
 def _address(array: Array) -> int:
