@@ -176,16 +176,24 @@ class GpuCompositor:
             # The batch before was given up; its table may still be on its way.
             device.wait(slot._prepared)
         self._fill(slot._rows, frames)
-        # Places that the last batch had and this one has not must become empty.
-        slot._rows[count : slot._filled] = 0
-        upload = max(count, slot._filled)
-        slot._frames, slot._filled, slot._under_way = tuple(frames), count, True
+        filled, slot._filled = slot._filled, count
+        slot._frames, slot._under_way = tuple(frames), True
         with device.use():
             slot.marks.begin(PREPARE)
-            device.copy(slot._table[:upload], slot._host_table[:upload], stream)
+            device.copy(slot._table[:count], slot._host_table[:count], stream)
+            if count < filled:  # places that the last batch had and this one has not become empty
+                device.clear(slot._table[count:filled], stream)
             launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)
+
+    def clear(self, slot: GpuSlot) -> None:
+        """Queue it, or do it where the model's inputs are on the host."""
+        for array in (slot.visual, slot.audio):
+            if isinstance(array, np.ndarray):
+                array.fill(0)
+            else:
+                self.device.clear(array, self.device.compute_stream)
 
     def ready(self, slot: GpuSlot) -> None:
         """Wait for the inputs where the model runs on the host; on the device its stream keeps the order."""

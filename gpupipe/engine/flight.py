@@ -109,25 +109,32 @@ class Steps:
         flight.lane.compositor.prepare(flight.slot.buffers, [task.drawing for task in tasks])
 
     def _one_by_one(self, flight: Flight) -> None:
-        lane, slot = flight.lane, flight.slot
+        if flight.error is not None:
+            return
         failed: dict[Session, BaseException] = {}
-        for place, task in enumerate(flight.tasks):
-            if task.session in failed:
-                flight.finished[place] = failed[task.session]
-                continue
-            try:
-                self._prepare(flight, [task])
-                lane.compositor.ready(slot.buffers)
-                lane.model.run(slot.bindings, 1)
-                lane.compositor.paste(slot.buffers)
-                flight.finished[place] = nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
-            except InferenceError as error:
-                flight.finished[place] = error.about(f"output frame {task.index}")
-            except BaseException as error:
-                flight.error = error
-                return
-            if (wrong := flight.finished[place]) is not None:
-                failed[task.session] = wrong
+        try:
+            flight.lane.compositor.clear(flight.slot.buffers)
+            for place, task in enumerate(flight.tasks):
+                if task.session not in failed:
+                    flight.finished[place] = wrong = self._alone(flight, task)
+                    if wrong is not None:
+                        failed[task.session] = wrong
+                else:
+                    flight.finished[place] = failed[task.session]
+        except BaseException as error:
+            flight.error = error
+
+    def _alone(self, flight: Flight, task: FrameTask) -> BaseException | None:
+        """Draw one frame; what is wrong with it."""
+        lane, slot = flight.lane, flight.slot
+        try:
+            self._prepare(flight, [task])
+            lane.compositor.ready(slot.buffers)
+            lane.model.run(slot.bindings, 1)
+            lane.compositor.paste(slot.buffers)
+            return nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
+        except InferenceError as error:
+            return error.about(f"output frame {task.index}")
 
     def _step(self, step: Stage, flight: Flight, work: Callable[[], None]) -> None:
         if flight.error is not None:
