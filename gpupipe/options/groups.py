@@ -110,6 +110,13 @@ class OutputOptions(Checked):
     encoder_threads: int | None = option(
         None, "encoder threads", metavar="N", least=1, most=MAX_THREADS, unset="4 on every machine"
     )
+    encoders: int = option(
+        1,
+        "segments encoded at a time; the file is the same bytes for every number",
+        metavar="N",
+        least=1,
+        most=MAX_THREADS,
+    )
     segment_frames: int = option(250, "frames encoded on their own, from a keyframe", metavar="N", least=1)
     pixel_format: PixelFormat | None = option(
         None, "of finished frames", choices=get_args(PixelFormat), unset="nv12 for video, else bgr24"

@@ -222,7 +222,7 @@ class Engine(EngineCore):
 
     def _write(self, character: AnyCharacter, output: Path | str, options: Any, **more: Any) -> RenderStats:
         loaded = self._loaded(character)
-        return write(self, loaded, output, options, workers=self._workers, notes=self.notes, **more)
+        return write([self], loaded, output, options, workers=self._workers, notes=self.notes, **more)
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return character if isinstance(character, Character) else Character.load(character)
