@@ -31,7 +31,12 @@ MAX_THREADS: Final = 1024
 class EngineOptions(Checked):
     """What lives as long as an engine."""
 
-    device: str = option("auto", "where frames are composited", kind="device", metavar=f"{{{','.join(DEVICES)}}}")
+    device: str = option(
+        "auto",
+        "where frames are composited; several GPUs, as cuda:0,cuda:1, share the segments of a video",
+        kind="device",
+        metavar=f"{{{','.join(DEVICES)}}}",
+    )
     workers: int | None = option(
         None,
         "threads that composite on the CPU, and that encode images",
