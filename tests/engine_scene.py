@@ -69,13 +69,14 @@ PEOPLE = (
     Person("carl", (128, 80), Fraction(50), 6, (70, 41), 1),
     Person("dora", (80, 112), Fraction(25), 1, (40, 90), 1),
 )
+LARGE = Person("large", (160, 96), Fraction(25), 4, (60, 30), 0)
 
 
 @cache
 def _folders() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="gpupipe-people-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for person in PEOPLE:
+    for person in (*PEOPLE, LARGE):
         make_person(folder / person.name, person)
     return folder
 
