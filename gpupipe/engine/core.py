@@ -83,7 +83,7 @@ class EngineCore:
                 placed=parts.placed,
                 source=order.source,
                 fps=order.fps,
-                total=order.total,
+                outputs=order.outputs(),
                 format=order.spec.format,
                 trace=trace,
                 memory=parts.memory,

@@ -84,6 +84,7 @@ class JobKeywords(JobFramesKeywords, total=False):
     crf: int | None
     preset: str | None
     encoder_threads: int | None
+    encoders: int
     segment_frames: int
     image_format: ImageFormat
     jpeg_quality: int

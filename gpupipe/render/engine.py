@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +111,7 @@ class Engine(EngineCore):
         *,
         trace: Trace | None = None,
         progress: OnProgress | None = None,
+        beside: Sequence[EngineCore] = (),
         **options: Unpack[JobKeywords],
     ) -> RenderStats:
         """Render a character speaking, in the calling thread, into a video or a folder of images; see `gpupipe.render`.
@@ -120,9 +121,10 @@ class Engine(EngineCore):
             output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
             trace: collects the times of every stage.
             progress: called after each frame is written.
+            beside: other engines, which take segments of the video too as they become free.
         """
         _, *chosen = split(options, JobKeywords, by="Engine.render()")
-        return self._write(character, output, tuple(chosen), trace=trace, progress=progress)
+        return self._write(character, output, tuple(chosen), beside=beside, trace=trace, progress=progress)
 
     @documented(JobKeywords)
     def submit(
@@ -220,9 +222,17 @@ class Engine(EngineCore):
                 surface.release()
                 yield frame
 
-    def _write(self, character: AnyCharacter, output: Path | str, options: Any, **more: Any) -> RenderStats:
+    def _write(
+        self,
+        character: AnyCharacter,
+        output: Path | str,
+        options: Any,
+        *,
+        beside: Sequence[EngineCore] = (),
+        **more: Any,
+    ) -> RenderStats:
         loaded = self._loaded(character)
-        return write(self, loaded, output, options, workers=self._workers, notes=self.notes, **more)
+        return write([self, *beside], loaded, output, options, workers=self._workers, notes=self.notes, **more)
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return character if isinstance(character, Character) else Character.load(character)
