@@ -41,7 +41,7 @@ class EngineCore:
 
     def __init__(self, backend: Backend, *, cache: int | None = None) -> None:
         self.backend = backend
-        self.trace = Trace()
+        self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
         self.holdings = Holdings(backend, cache, self._on_compute_thread)
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
