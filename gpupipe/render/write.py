@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
-from gpupipe.engine.session import POLL_SECONDS, Session
+from gpupipe.engine.session import Session
 from gpupipe.errors import Cancelled
 from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
 from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
+from gpupipe.render.threads import join_started, start_and_wait
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import FINISH, SAVE, Trace
@@ -131,18 +132,12 @@ class _Takers:
             for engine in engines
         ]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():  # in steps: Ctrl-C is not seen by a join everywhere (Windows)
-                    thread.join(POLL_SECONDS)
+            start_and_wait(threads)
         except BaseException as error:
             self._fail(error)
             raise
         finally:
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            join_started(threads)
         if self._error is not None:
             raise self._error
 
