@@ -150,6 +150,7 @@ def part(
         ir_version=max(4, model.ir_version),
         producer_name="gpupipe",
     )
+    made.metadata_props.extend(model.metadata_props)
     onnx.checker.check_model(made)
     return made  # type: ignore[no-any-return]
 

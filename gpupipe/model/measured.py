@@ -135,6 +135,7 @@ def _profile(model: bytes, file: Path, size: int | None) -> tuple[dict[str, list
         settings = runtime().SessionOptions()
         settings.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.enable_profiling = True
+        settings.add_session_config_entry("session.disable_prepacking", "1")  # packed weights have lost their shape
         settings.profile_file_prefix = str(Path(folder) / "profile")
         session = runtime().InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         try:

@@ -41,7 +41,7 @@ LIGHT: Final = 16
 """How many times less a byte counts that an operator without multiply-adds moves."""
 
 LEAST_SAVING: Final = 0.05
-"""The least share of a model's work that must be saved for it to be split."""
+"""Less is not worth a second net."""
 
 SOURCE_FILE, REST_FILE = "source.onnx", "rest.onnx"
 
@@ -111,7 +111,12 @@ class Split:
 
 
 def split(
-    model: onnx.ModelProto, *, file: Path = Path("model.onnx"), size: int | None = None, worth: float = 1.0
+    model: onnx.ModelProto,
+    *,
+    file: Path = Path("model.onnx"),
+    size: int | None = None,
+    worth: float = 1.0,
+    least_saving: float = LEAST_SAVING,
 ) -> Split | NotSplit:
     """Cut a lip-sync model in two.
 
@@ -121,6 +126,7 @@ def split(
         file: what errors call it.
         size: side of its images in pixels, for a model that leaves it open.
         worth: what a byte that is kept with a frame must save, in bytes; see above.
+        least_saving: the least share of the model's work that must be saved for it to be split.
 
     Raises:
         InferenceError: it is no lip-sync model, or does not run.
@@ -141,7 +147,7 @@ def split(
     saving = sum(work[number] for number in chosen) / max(1, sum(work.values()))
     if not chosen:
         return NotSplit("nothing that depends on the source frame alone is worth keeping")
-    if saving < LEAST_SAVING:
+    if saving < least_saving:
         return NotSplit(f"only {saving:.1%} of its work depends on the source frame alone and is worth keeping")
     return _in_two(model, found, flow, live, chosen, saving)
 
