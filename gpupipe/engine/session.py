@@ -229,6 +229,5 @@ class Session:
             self._settled |= ending
         if ending:
             self.ended(self)
-            self.memory.clear()  # given back: whoever still holds the session, as an error's traceback does, holds none
         else:
             self.changed(self)
