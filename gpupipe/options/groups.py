@@ -60,6 +60,13 @@ class EngineOptions(Checked):
         metavar="SIZE",
         unset="half of what is free",
     )
+    feature_cache: str = option(
+        "off",
+        "keep what the model makes of each cached frame alone, in memory up to this size, such as 4G; auto: where "
+        "frames are shown often enough, in a quarter of what is free; on the CPU, in fp32",
+        metavar="SIZE",
+        kind="text",
+    )
 
 
 @dataclass(frozen=True)

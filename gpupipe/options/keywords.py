@@ -39,6 +39,7 @@ class HostKeywords(TypedDict, total=False):
 
     device: str
     workers: int | None
+    feature_cache: str
     max_memory: int | None
 
 
