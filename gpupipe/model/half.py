@@ -2,9 +2,9 @@
 
 Which operators take float16, and which of their inputs stay float32 (the scales of a Resize), ONNX's own schemas say.
 Whatever may leave float16's range stays float32, between Casts: a node with a weight beyond it, or with a number beyond
-a quarter of it in or out of it on the samples. A Resize is converted like the rest: its positions are float32 in every
-provider, only its pixels are float16 (upsample_impl.cu, `_ResizeBilinearKernel`, in ONNX Runtime), and Casts around the
-largest pictures would move more bytes than all else saves there. A sigmoid's output has steps of 1/8 of a level of 255.
+a quarter of it in or out of it on the samples. A Resize is converted like the rest: its positions are float32 all the
+same, its pixels and their four weights float16 (`_ResizeBilinearKernel`, ONNX Runtime's resize_impl.cu), and Casts around
+the largest pictures would move more bytes than is saved there. A sigmoid's output has steps of 1/8 of a level of 255.
 """
 
 from __future__ import annotations
