@@ -80,7 +80,7 @@ class _Builder:
 
     def model(self, size: int, batch: int | str, opset: int, *, pads: bool) -> Any:
         depth = int(self.random.integers(2, 5))
-        wide = [self.channels * 2**min(level, 3) for level in range(depth + 1)]
+        wide = [self.channels * 2 ** min(level, 3) for level in range(depth + 1)]
         x = self.block("visual_input", 6, wide[0])
         skips = [x]
         for level in range(depth):
@@ -140,9 +140,7 @@ def pad_chain(builder: Any, x: str, skip: str) -> str:
         difference = builder.op("Sub", side(skip, axis), side(x, axis))
         half = builder.op("Div", difference, builder.number(2))
         halves += [half, builder.op("Sub", difference, half)]
-    joined = builder.op(
-        "Concat", *(builder.op("Unsqueeze", half, builder.constant(0)) for half in halves), axis=0
-    )
+    joined = builder.op("Concat", *(builder.op("Unsqueeze", half, builder.constant(0)) for half in halves), axis=0)
     zeros = builder.op("ConstantOfShape", builder.constant(4), value=numpy_helper.from_array(np.array([0], np.int64)))
     pairs = builder.op("Reshape", builder.op("Concat", joined, zeros, axis=0), builder.constant(-1, 2))
     last, first, axis, step = (builder.constant(number) for number in (-1, -INT64_MAX, 0, -1))

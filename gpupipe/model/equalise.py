@@ -2,9 +2,9 @@
 
 One scale stands for all channels of a quantised tensor, so that a channel that is small beside others is rounded away.
 Convolutions are linear and ReLU keeps positive factors, so each channel can be divided by a factor where it is made and
-multiplied by it where it is read, which changes no output. After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling,
-"Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019, https://arxiv.org/abs/1906.04721,
-section 4.1), with the ranges of activations instead of weights: weights have a scale for each output channel anyway.
+multiplied by it where it is read, which changes no output. After M. Nagel et al., "Data-Free Quantization Through
+Weight Equalization and Bias Correction" (ICCV 2019, https://arxiv.org/abs/1906.04721, section 4.1), with the ranges of
+activations instead of weights: weights have a scale for each output channel anyway.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def _factors(model: Graph, convs: list[Node], ranges: Mapping[str, Range]) -> di
         if node.op_type in SAME and _alike(node, names, ranges):
             for name in names[1:]:
                 tied.tie(places(names[0]), places(name))
-        elif node.op_type == "Concat" and attribute(node, "axis", 0) == 1 and all(name in starts for name in node.input):
+        elif (
+            node.op_type == "Concat" and attribute(node, "axis", 0) == 1 and all(name in starts for name in node.input)
+        ):
             tied.tie(np.concatenate([places(name) for name in node.input]), places(node.output[0]))
         else:
             outside += names

@@ -1,10 +1,10 @@
 """Folding an exported graph: what does not depend on the inputs' values is computed once, and what does nothing leaves.
 
 Exporters write the shapes that they meet as chains of Shape, Gather, Slice and more, which end in the sides of a Pad or
-the shape of a Reshape. ONNX Runtime's own optimiser folds such a chain only if the whole shape is known, which it is not
-while the batch is open (`ConstantFolding::ApplyImpl`, constant_folding.cc). Here the tensors that depend on nothing but
-weights and shapes, found by data flow, are computed for several batches (and several sizes, where the size is open), by
-ONNX Runtime itself; those that never differ are constants.
+the shape of a Reshape. ONNX Runtime's own optimiser folds such a chain only if the whole shape is known, which it is
+not while the batch is open (`ConstantFolding::ApplyImpl`, constant_folding.cc). Here the tensors that depend on nothing
+but weights and shapes, found by data flow, are computed for several batches (and several sizes, where the size is
+open), by ONNX Runtime itself; those that never differ are constants.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gpupipe.model.graph import (
     subgraphs,
     weights,
 )
-from gpupipe.model.samples import Samples, noise, predict, runs
+from gpupipe.model.samples import noise, predict, runs
 from gpupipe.model.signature import Signature
 
 BATCHES = (1, 2, 3)
@@ -192,9 +192,7 @@ def _fold_batch_norms(model: Graph) -> None:
         if trains or not all(name in known for name in (*conv.input[1:], *norm.input[1:]) if name):
             continue
         dtype = known[conv.input[1]].dtype
-        w, scale, offset, mean, variance = (
-            known[name].astype(np.float32) for name in (conv.input[1], *norm.input[1:])
-        )
+        w, scale, offset, mean, variance = (known[name].astype(np.float32) for name in (conv.input[1], *norm.input[1:]))
         factor = scale / np.sqrt(variance + np.float32(attribute(norm, "epsilon", 1e-5)))
         if len(conv.input) > 2 and conv.input[2]:
             bias = (known[conv.input[2]].astype(np.float32) - mean) * factor + offset

@@ -1,4 +1,7 @@
-"""ONNX graphs as Protocol Buffers: read, checked, cleaned, run and written. The `onnx` package is imported when one is."""
+"""ONNX graphs as Protocol Buffers: read, checked, cleaned, run and written.
+
+The only home of the `onnx` package but for the demo's; it is imported when a graph is read.
+"""
 
 from __future__ import annotations
 

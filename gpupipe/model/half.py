@@ -3,8 +3,8 @@
 Which operators take float16, and which of their inputs stay float32 (the scales of a Resize), ONNX's own schemas say.
 Whatever may leave float16's range stays float32, between Casts: a node with a weight beyond it, or with a number beyond
 a quarter of it in or out of it on the samples. A Resize is converted like the rest: its positions are float32 all the
-same, its pixels and their four weights float16 (`_ResizeBilinearKernel`, ONNX Runtime's resize_impl.cu), and Casts around
-the largest pictures would move more bytes than is saved there. A sigmoid's output has steps of 1/8 of a level of 255.
+same, its pixels and their four weights float16 (`_ResizeBilinearKernel`, ONNX Runtime's resize_impl.cu), and Casts
+around the largest pictures would move more bytes than is saved there. A sigmoid's output has steps of 1/8 of a level.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from typing import Any, Final
 import numpy as np
 
 from gpupipe.errors import InferenceError
-from gpupipe.model.graph import STANDARD, Graph, Node, check, clean, copied, load_onnx, opset, refill, subgraphs, weights
+from gpupipe.model.graph import (
+    STANDARD,
+    Graph,
+    Node,
+    check,
+    clean,
+    copied,
+    load_onnx,
+    opset,
+    refill,
+    subgraphs,
+    weights,
+)
 from gpupipe.model.ranges import Range
 
 LARGEST: Final = float(np.finfo(np.float16).max)
@@ -91,7 +103,7 @@ class _Conversion:
         refill(graph.node, self.nodes)
 
     def _as(self, name: str, half: bool) -> str:
-        """The name of a tensor in one of the types, made with a Cast, or as a weight of its own, where it has another."""
+        """The name of a tensor in one of the types: where it has the other, of a Cast of it, or of another weight."""
         if name in self.weights:
             if not half:
                 return name
@@ -136,7 +148,9 @@ class _Conversion:
         if node.op_type == "Cast":
             return False
         schema = self.onnx.defs.get_schema(node.op_type, opset(self.model), "")
-        results = [self._allowed(schema, schema.outputs[min(k, len(schema.outputs) - 1)]) for k in range(len(node.output))]
+        results = [
+            self._allowed(schema, schema.outputs[min(k, len(schema.outputs) - 1)]) for k in range(len(node.output))
+        ]
         if HALF not in self._input_types(node, 0) or any(HALF not in types for types in results):
             return False
         return all(self._fits(name) for name in floating)

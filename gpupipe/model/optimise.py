@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -23,14 +23,11 @@ from gpupipe.model.quantise import Quantiser, adds_without_saturating, operator_
 from gpupipe.model.ranges import measure
 from gpupipe.model.samples import Samples, SampleSet, predict
 from gpupipe.model.sensitive import FRAMES, SEARCH_SECONDS, Search
-from gpupipe.model.signature import Signature
+from gpupipe.model.signature import PRECISION_KEY, Signature
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Of a file: folded only, float16, or quantised."""
 PRECISIONS: Final = get_args(Precision)
-
-PRECISION_KEY: Final = "gpupipe.precision"
-"""The entry of a model's metadata that says which of them it is."""
 
 REVISION: Final = 1
 """Counts up when a model is made in another way: what is cached is then made anew."""
@@ -160,16 +157,9 @@ def _label(model: Graph, precision: Precision) -> None:
 def below_floor(quality: Quality, precision: str, path: Path, remedy: str) -> InferenceError:
     """The error for a model that must not be used without a word."""
     return InferenceError(
-        f"{precision} draws it with {quality.summary()}; at least {FLOOR_DB:.0f} and {WORST_FLOOR_DB:.0f} dB are wanted",
+        f"{precision} draws it with {quality.summary()}; the floor is {FLOOR_DB:.0f} and {WORST_FLOOR_DB:.0f} dB",
         file=path,
         field="--precision",
         value=precision,
         remedy=remedy,
     )
-
-
-def parts_of(key: Mapping[str, Any]) -> str:
-    """A key as text that is the same for equal keys."""
-    import json
-
-    return json.dumps(key, sort_keys=True)

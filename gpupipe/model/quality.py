@@ -88,9 +88,7 @@ def drawn(prediction: NDArray[np.float32]) -> Pictures:
     return (clipped * np.float32(255)).astype(np.uint8)
 
 
-def compare(
-    wanted: NDArray[np.float32], found: NDArray[np.float32], region: Rect
-) -> Quality:
+def compare(wanted: NDArray[np.float32], found: NDArray[np.float32], region: Rect) -> Quality:
     """Compare predictions.
 
     Args:
@@ -104,7 +102,7 @@ def compare(
     likeness = [ssim(one[inside].transpose(1, 2, 0), other[inside].transpose(1, 2, 0)) for one, other in pairs]
     return Quality(
         frames=len(pairs),
-        region=tuple(region),
+        region=(region.x1, region.y1, region.x2, region.y2),
         mouth_psnr_mean=float(np.mean(mouths)),
         mouth_psnr_worst=min(mouths),
         mouth_ssim_mean=float(np.mean(likeness)),
@@ -193,9 +191,7 @@ def _blurred(values: NDArray[np.float64]) -> NDArray[np.float64]:
     for axis in (0, 1):
         around = np.pad(values, [(_RADIUS, _RADIUS) if each == axis else (0, 0) for each in (0, 1)], "edge")
         count = values.shape[axis]
-        values = sum(
-            tap * around.take(range(place, place + count), axis=axis) for place, tap in enumerate(taps)
-        )  # type: ignore[assignment]
+        values = sum(tap * around.take(range(place, place + count), axis=axis) for place, tap in enumerate(taps))
     return values
 
 

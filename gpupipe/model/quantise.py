@@ -1,8 +1,8 @@
 """An int8 model of a float32 one: QDQ, static, weights per channel, by ONNX Runtime's own quantiser.
 
 For the CPU, whose kernels want uint8 activations and int8 weights
-(https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). The CUDA provider has no kernels for what
-is quantised (https://github.com/microsoft/onnxruntime/issues/12229,
+(https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). The CUDA provider has no kernels for
+what is quantised (https://github.com/microsoft/onnxruntime/issues/12229,
 https://github.com/microsoft/onnxruntime/issues/24807).
 """
 
@@ -51,7 +51,9 @@ class Quantiser:
             for name, seen in ranges.items()
         }
         last = _last(self.model)
-        self.nodes = [node.name for node in self.model.graph.node if node.op_type in OPERATORS and node.name not in last]
+        self.nodes = [
+            node.name for node in self.model.graph.node if node.op_type in OPERATORS and node.name not in last
+        ]
         if not self.nodes:
             raise InferenceError("has nothing that can be quantised", field="model", remedy="use --precision fp16")
 
@@ -131,7 +133,5 @@ def operator_counts(model: Graph) -> dict[str, Any]:
     """How many convolutions a quantised model has, and how many of them are quantised."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
-    quantised = sum(
-        getattr(made_by.get(node.input[1]), "op_type", "") == "DequantizeLinear" for node in convs
-    )
+    quantised = sum(getattr(made_by.get(node.input[1]), "op_type", "") == "DequantizeLinear" for node in convs)
     return {"convolutions": len(convs), "quantised": quantised}

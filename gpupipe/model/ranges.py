@@ -41,7 +41,9 @@ def measure(model: Graph, signature: Signature, samples: Samples) -> dict[str, R
     helper = load_onnx().helper
     watched = copied(model)
     names, asked = list(ranks := float_types(model)), []
-    axes = {rank: add_weight(watched, f"axes of {rank}", np.arange(2, rank)) for rank in set(ranks.values()) if rank > 2}
+    axes = {
+        rank: add_weight(watched, f"axes of {rank}", np.arange(2, rank)) for rank in set(ranks.values()) if rank > 2
+    }
     as_input = opset(model) >= AXES_AS_INPUT
     for name in names:
         for kind in ("ReduceMin", "ReduceMax"):
