@@ -192,3 +192,15 @@ def inputs(size: int, batch: int, seed: int = 0) -> dict[str, NDArray[np.float32
         "visual_input": random.random((batch, 6, size, size), np.float32),
         "audio_input": random.random((batch, *SPEECH_SHAPE), np.float32),
     }
+
+
+def in_half(model: Any) -> Any:
+    """A random model as it is exported from one whose weights are float16."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for tensor in made.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.checker.check_model(made, full_check=True)
+    return made

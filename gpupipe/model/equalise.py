@@ -14,7 +14,19 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.model.graph import STANDARD, Graph, Node, add_weight, attribute, check, clean, copied, subgraphs, weights
+from gpupipe.model.graph import (
+    STANDARD,
+    Graph,
+    Node,
+    add_weight,
+    attribute,
+    check,
+    clean,
+    consumers,
+    copied,
+    subgraphs,
+    weights,
+)
 from gpupipe.model.ranges import Range
 
 SAME = ("Relu", "LeakyRelu", "Resize", "MaxPool", "AveragePool", "GlobalAveragePool", "Add")
@@ -98,13 +110,20 @@ def _factors(model: Graph, convs: list[Node], ranges: Mapping[str, Range]) -> di
         for place in places(name):
             tied.tie(np.array([place]), np.array([constant]))
     roots = tied.roots()
-    spans = np.concatenate([np.maximum(seen.high, 0) - np.minimum(seen.low, 0) for seen in ranges.values()] + [[1.0]])
+    # What only a ReLU reads is never quantised: what counts is what the ReLU gives.
+    read = consumers(model)
+    before = {node.input[0] for node in model.graph.node if node.op_type == "Relu" and read[node.input[0]] == 1}
+    spans = np.concatenate([_span(seen, counts=name not in before) for name, seen in ranges.items()] + [[1.0]])
     largest = np.zeros(count + 1)
     np.maximum.at(largest, roots, spans)
     factors = largest[roots]
     factors[factors < np.finfo(np.float32).tiny] = 1  # a channel that is 0 on all samples
     factors[roots == roots[constant]] = 1
     return {name: factors[places(name)] for name in starts}
+
+
+def _span(seen: Range, *, counts: bool) -> NDArray[np.float32]:
+    return (np.maximum(seen.high, 0) - np.minimum(seen.low, 0)) * np.float32(counts)
 
 
 def _alike(node: Node, names: list[str], ranges: Mapping[str, Range]) -> bool:

@@ -42,8 +42,8 @@ OPEN_SIZES = (64, 96)
 
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
-EXACT = {"float32": 1e-5, "float16": 4e-3}
-"""The most by which a folded graph's predictions may differ: BatchNorm in Conv rounds once where it was twice."""
+EXACT = {"float32": 1e-5, "float16": 3e-2}
+"""The most by which predictions of a folded graph may differ: BatchNorm in Conv rounds once where it was twice."""
 
 
 def fold(model: Graph, path: Path) -> Graph:
