@@ -155,11 +155,11 @@ def test_equal_ranges_change_no_output(tmp_path: Path, size: int, seed: int) -> 
     for name, seen in measure(made, signature, samples).items():
         np.testing.assert_allclose(told[name].low, seen.low, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(told[name].high, seen.high, rtol=1e-3, atol=1e-3)
-    # Between two convolutions nothing ties a channel: each has the same range.
-    hidden = [node.output[0] for node in made.graph.node if node.op_type == "Relu"][0]
-    spans = np.maximum(told[hidden].high, 0) - np.minimum(told[hidden].low, 0)
-    before = ranges[hidden].high
-    assert spans.max() / spans[spans > 0].min() < 2 < before.max() / max(before[before > 0].min(), 1e-9)
+    # Between two convolutions nothing ties a channel to others: all have the same range then.
+    hidden = next(node.output[0] for node in made.graph.node if node.op_type == "Relu")
+    alive = ranges[hidden].high > 0
+    assert np.ptp(ranges[hidden].high[alive]) > 0.1
+    np.testing.assert_allclose(told[hidden].high[alive], 1, rtol=1e-5)
 
 
 def test_int8_quantises_by_channel_and_keeps_the_output_in_float(tmp_path: Path) -> None:
@@ -215,9 +215,10 @@ def test_a_node_that_does_not_bear_eight_bits_is_found(tmp_path: Path) -> None:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
     expand, depthwise = convs[-4], convs[-3]  # of the last block; the very last draws the picture
+    loudest = int(np.argmax(measure(model, signature, samples)[depthwise.input[0]].high))
     for name, factor in (*((each, 300.0) for each in expand.input[1:]), (depthwise.input[1], 1 / 300)):
         values = numpy_helper.to_array(weights[name]).copy()
-        values[0] *= np.float32(factor)
+        values[loudest] *= np.float32(factor)
         weights[name].CopyFrom(numpy_helper.from_array(values, name))
     ranges = measure(model, signature, samples)
     quantiser = Quantiser(model, ranges)  # not equalised, which would mend it
