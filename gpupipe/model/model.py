@@ -10,7 +10,7 @@ from typing import Any
 from gpupipe.errors import OptionError
 from gpupipe.model.runner import Runner, place, runs_at_a_time, threads_of_a_run
 from gpupipe.model.runtime import SessionOptions, assigned_nodes, open_session
-from gpupipe.model.signature import Signature
+from gpupipe.model.signature import Signature, precision_of
 
 Bindings = Sequence[Any]
 """What `Model.bind` gives and `Model.run` takes: ONNX Runtime's bindings of one slot's buffers, a run each."""
@@ -38,6 +38,7 @@ class Model:
 
     Raises:
         InferenceError: the file cannot be opened, or has other inputs or outputs than a lip-sync model.
+        OptionError: the batch does not suit it, or the provider.
     """
 
     def __init__(self, path: Path, options: SessionOptions, *, batch: int, runs: int = 0) -> None:
@@ -50,6 +51,15 @@ class Model:
             options = replace(options, profile=signature.shapes(batch))
         self._session = open_session(path, threads_of_a_run(options, self.runs))
         self.signature = signature or Signature(path, self._session)
+        if not on_cpu and precision_of(self._session) == "int8":
+            # Quantised for the CPU's kernels: CUDA has none (`quantise`), and TensorRT wants other zero points.
+            raise OptionError(
+                f"{self.provider} does not run models that are quantised for the CPU",
+                file=path,
+                field="--precision",
+                value="int8",
+                remedy="use fp16, or --provider cpu",
+            )
         self.size, self.dtype = self.signature.size, self.signature.dtype
         self.chunk = self.signature.batch or (1 if on_cpu else batch)
         if batch % self.chunk:

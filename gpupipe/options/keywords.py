@@ -20,6 +20,7 @@ from gpupipe.options.groups import (
     ImageFormat,
     ModelOptions,
     OutputOptions,
+    Precision,
     ProviderChoice,
     SpeechOptions,
 )
@@ -56,8 +57,7 @@ class ModelKeywords(TypedDict, total=False):
     provider: ProviderChoice
     batch: int
     inference_threads: int | None
-    tf32: bool
-    fp16: bool
+    precision: Precision
 
 
 class LiveKeywords(ModelKeywords, total=False):
