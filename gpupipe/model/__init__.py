@@ -16,6 +16,16 @@ Cutting a model in two, so that what depends on the source frame alone is comput
     dataflow   what depends on what           mincut       the cheapest border
     split      the cut, and both nets         cpu_graph    the graph as this CPU runs it
     features   what stays with the frames     split_model  both nets, opened
+    split_file both nets, kept in the cache folder
+
+Making a model smaller and faster (docs/precision.md):
+
+    optimise   the steps in order, and the judgement        cache      what was made, kept for the next
+    graph      ONNX graphs read, cleaned, written           samples    what is calibrated with, and judged by
+    fold       an export with what computes only            ranges     how large its numbers become
+    half       float16                                      equalise   channels of equal ranges
+    quantise   int8                                         sensitive  what does not bear that
+    quality    PSNR, SSIM, the floor
 """
 
 from gpupipe.model.model import Bindings, Model

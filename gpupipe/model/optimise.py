@@ -10,7 +10,6 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe import __version__
 from gpupipe.errors import InferenceError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.machine import package_version
@@ -57,13 +56,13 @@ class Optimised:
 
 def settings_of(precision: Precision) -> dict[str, Any]:
     """What else tells how a model is made: the settings, the processor's abilities and the versions. JSON values."""
-    packages = ("onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+    packages = ("gpupipe", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
     return {
         "precision": precision,
         "revision": REVISION,
         "saturating": precision == "int8" and not adds_without_saturating(),
         "seconds": SEARCH_SECONDS if precision == "int8" else 0,
-        "versions": {"gpupipe": __version__} | {name: package_version(name) for name in packages},
+        "versions": {name: package_version(name) for name in packages},
     }
 
 
