@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.engine.outputs import Outputs
 from gpupipe.engine.session import FrameTask, Session
 from gpupipe.engine.surfaces import Memory
 from gpupipe.errors import Cancelled, InferenceError
@@ -40,7 +41,7 @@ class Opened:
             placed="speech",
             source=lambda index: index % 3,
             fps=Fraction(fps),
-            total=total,
+            outputs=Outputs.all() if total is None else Outputs.of(range(total)),
             format=FORMAT,
             trace=Trace(),
             memory=list(self.memory),

@@ -183,7 +183,7 @@ class GpuCompositor:
             device.copy(slot._table[:count], slot._host_table[:count], stream)
             if count < filled:  # places that the last batch had and this one has not become empty
                 device.clear(slot._table[count:filled], stream)
-            launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
+            self.launch_prepare(slot)
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)
 
@@ -205,17 +205,7 @@ class GpuCompositor:
         device, stream = self.device, self.device.copy_stream
         with device.use():
             slot.marks.begin(PASTE)
-            launch.paste(
-                slot._prediction,
-                slot._table,
-                self._matrices,
-                slot._status,
-                pixel_format=self.kind.pixel_format,
-                layout=self.kind.layout,
-                draw_blocks=self._draw_blocks,
-                copy_blocks=self._copy_blocks,
-                stream=device.compute_stream,
-            )
+            self.launch_paste(slot)
             # The mark is what the copies wait for: a later event could still be to come when they have arrived.
             device.stream_waits_for(stream, slot.marks.end(PASTE))
             for frame in slot._frames:
@@ -224,6 +214,28 @@ class GpuCompositor:
                     device.copy(surface.host, surface.device, stream, rows=_to_host(surface.format))
             device.copy(slot._host_status, slot._status, stream)
             device.record(slot._copied, stream)
+
+    def launch_prepare(self, slot: GpuSlot) -> None:
+        """Queue the kernel of `prepare` and nothing else, for the batch that `prepare` was given last.
+
+        The device must be the current one.
+        """
+        stream = self.device.compute_stream
+        launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
+
+    def launch_paste(self, slot: GpuSlot) -> None:
+        """Queue the kernel of `paste` and nothing else, likewise."""
+        launch.paste(
+            slot._prediction,
+            slot._table,
+            self._matrices,
+            slot._status,
+            pixel_format=self.kind.pixel_format,
+            layout=self.kind.layout,
+            draw_blocks=self._draw_blocks,
+            copy_blocks=self._copy_blocks,
+            stream=self.device.compute_stream,
+        )
 
     def finish(self, slot: GpuSlot) -> NDArray[np.bool_]:
         """Wait for the copies to the host, the last thing queued for the slot: the one wait of a batch."""

@@ -18,8 +18,9 @@ from gpupipe.doctor.scenes import Case, Pair
 from gpupipe.engine.gpu_backend import SPARE_BYTES
 from gpupipe.errors import DeviceError
 from gpupipe.geometry import CropLayout
-from gpupipe.gpu.device import Device, megabytes
+from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import status_words
+from gpupipe.machine import megabytes
 from gpupipe.model.runtime import Provider
 from gpupipe.render.engine import Engine
 

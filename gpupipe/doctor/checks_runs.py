@@ -12,8 +12,7 @@ from gpupipe.doctor.check import RATHER_MS, Check, Found, NotPossible, Subject
 from gpupipe.doctor.checks_model import ON_GPU, on
 from gpupipe.doctor.on_device import OnDevice, random_inputs
 from gpupipe.doctor.scenes import differing
-from gpupipe.gpu.device import megabytes
-from gpupipe.machine import rss_bytes
+from gpupipe.machine import megabytes, rss_bytes
 from gpupipe.model.runtime import Provider
 
 ORDERED_RUNS = 20

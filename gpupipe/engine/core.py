@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.features import FeatureBudget
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.holdings import Holdings
 from gpupipe.engine.lane import Lane
@@ -34,15 +35,16 @@ class EngineCore:
     Args:
         backend: the device, opened; closed with the engine.
         cache: bytes of characters that are kept; None: as much as there is room for.
+        features: how much is kept of the model's work on cached frames; None: nothing.
 
     Attributes:
         trace: times of every stage, of all sessions.
     """
 
-    def __init__(self, backend: Backend, *, cache: int | None = None) -> None:
+    def __init__(self, backend: Backend, *, cache: int | None = None, features: FeatureBudget | None = None) -> None:
         self.backend = backend
-        self.trace = Trace()
-        self.holdings = Holdings(backend, cache, self._on_compute_thread)
+        self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
+        self.holdings = Holdings(backend, cache, self._on_compute_thread, features)
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
         self._timetable = Timetable()
@@ -83,11 +85,12 @@ class EngineCore:
                 placed=parts.placed,
                 source=order.source,
                 fps=order.fps,
-                total=order.total,
+                outputs=order.outputs(),
                 format=order.spec.format,
                 trace=trace,
                 memory=parts.memory,
                 notes=parts.notes,
+                features=parts.features,
                 changed=self._changed,
                 ended=self._ended,
                 due=due,

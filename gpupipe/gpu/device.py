@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from gpupipe.errors import DeviceError, DeviceMemoryError, reason
 from gpupipe.gpu.driver import device_count, load_cupy, made_current, version_text
 from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows, Stream
+from gpupipe.machine import megabytes
 
 WAYS_OUT = (
     "use nv12 instead of bgr24, a smaller --batch, fewer --frames, another GPU, or --device cpu, "
@@ -79,11 +80,6 @@ def describe() -> dict[str, Any]:
     except Exception as error:
         found["problem"] = reason(error)
     return found
-
-
-def megabytes(number: float) -> str:
-    """A number of bytes for people: `1234.5 MB`."""
-    return f"{number / 1e6:.1f} MB"
 
 
 class Device:

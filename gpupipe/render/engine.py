@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
+from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.opening import open_backend, workers
 from gpupipe.errors import EngineClosed
 from gpupipe.options import (
@@ -72,7 +73,7 @@ class Engine(EngineCore):
         self._takes_jobs = True
         self._jobs_lock = threading.Lock()
         cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
-        super().__init__(picked.backend, cache=cache)
+        super().__init__(picked.backend, cache=cache, features=feature_budget(chosen))
 
     @property
     def device(self) -> str:
@@ -111,6 +112,7 @@ class Engine(EngineCore):
         *,
         trace: Trace | None = None,
         progress: OnProgress | None = None,
+        beside: Sequence[EngineCore] = (),
         **options: Unpack[JobKeywords],
     ) -> RenderStats:
         """Render a character speaking, in the calling thread, into a video or a folder of images; see `gpupipe.render`.
@@ -120,9 +122,10 @@ class Engine(EngineCore):
             output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
             trace: collects the times of every stage.
             progress: called after each frame is written.
+            beside: other engines, which take segments of the video too as they become free.
         """
         _, *chosen = split(options, JobKeywords, by="Engine.render()")
-        return self._write(character, output, tuple(chosen), trace=trace, progress=progress)
+        return self._write(character, output, tuple(chosen), beside=beside, trace=trace, progress=progress)
 
     @documented(JobKeywords)
     def submit(
@@ -220,9 +223,17 @@ class Engine(EngineCore):
                 surface.release()
                 yield frame
 
-    def _write(self, character: AnyCharacter, output: Path | str, options: Any, **more: Any) -> RenderStats:
+    def _write(
+        self,
+        character: AnyCharacter,
+        output: Path | str,
+        options: Any,
+        *,
+        beside: Sequence[EngineCore] = (),
+        **more: Any,
+    ) -> RenderStats:
         loaded = self._loaded(character)
-        return write(self, loaded, output, options, workers=self._workers, notes=self.notes, **more)
+        return write([self, *beside], loaded, output, options, workers=self._workers, notes=self.notes, **more)
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return character if isinstance(character, Character) else Character.load(character)

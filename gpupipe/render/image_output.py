@@ -46,6 +46,10 @@ class ImageOutput:
         self._writing: deque[tuple[Future[None], Surface]] = deque()
         self._next = 0
 
+    def writer(self) -> ImageOutput:
+        """See `Output`: there is one writer, itself, that encodes several images at a time."""
+        return self
+
     def write(self, surface: Surface) -> None:
         """Write the next frame, beside the ones before it."""
         path = self._images / image_name(self._next, self._format)
@@ -58,10 +62,13 @@ class ImageOutput:
             surface.release()
             raise
 
-    def commit(self) -> None:
-        """Move the images into the folder."""
+    def close(self) -> None:
+        """Wait for the images that are being written."""
         while self._writing:
             self._finish_oldest()
+
+    def commit(self) -> None:
+        """Move the images into the folder."""
         self._pool.shutdown()
         with naming(self.folder):
             if not self.folder.is_dir():
