@@ -162,7 +162,10 @@ def eventually(true: Callable[[], bool], what: str) -> None:
 
 def assert_at_rest(engine: Engine, surfaces_made: int) -> None:
     """Nothing of any session is left: every slot and every surface is back, and nobody uses what is kept."""
-    eventually(lambda: engine._timetable.idle and not engine._sessions, "batches or sessions are under way")
+    eventually(
+        lambda: engine._timetable.idle and not engine._sessions and not engine._handling,
+        "batches or sessions are under way",
+    )
     holdings = engine.holdings
     for entry in holdings._lanes._entries.values():
         assert entry.users == 0
@@ -171,4 +174,3 @@ def assert_at_rest(engine: Engine, surfaces_made: int) -> None:
     assert [each.users for each in holdings.residents._kept.values()] == [0] * len(holdings.residents._kept)
     assert sum(map(len, holdings._pool._free.values())) == surfaces_made
     assert not engine._scheduler._seen
-    assert engine._opening == 0

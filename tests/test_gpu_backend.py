@@ -51,8 +51,8 @@ def test_tf32_that_was_not_asked_for_is_said(opened: list[SessionOptions], monke
     (said,) = notes(backend(), provider="tensorrt")
     assert said.startswith("TensorRT computes in TF32 here")
     assert "NVIDIA_TF32_OVERRIDE=0" in said
-    assert notes(backend(), provider="tensorrt", tf32=True) == ()
-    assert notes(backend(), provider="tensorrt", fp16=True) == ()
+    assert notes(backend(), provider="tensorrt", precision="tf32") == ()
+    assert notes(backend(), provider="tensorrt", precision="fp16") == ()
     assert notes(backend("Tesla T4", (7, 5), 16), provider="tensorrt") == ()  # has none
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert notes(backend(), provider="tensorrt") == ()

@@ -38,7 +38,7 @@ OWNERS = {
     "av": {"media"},
     "cupy": {"gpu"},
     "onnxruntime": {"model"},
-    "onnx": {"demo"},
+    "onnx": {"model", "demo"},
     "rich": {"cli"},
     # OpenCV resizes and draws; the ways that gpupipe is compared with use it as people do.
     "cv2": {"compose", "media", "demo", "bench"},

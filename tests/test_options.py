@@ -24,7 +24,7 @@ from gpupipe.options.page import markdown
 
 EVERY = {name: option for group in GROUPS for name, option in declared(group).items()}
 TYPES = {entry.name: str(entry.type) for group in GROUPS for entry in dataclasses.fields(group)}
-ENGINE = {"device", "workers", "max_memory", "cache"}
+ENGINE = {"device", "workers", "max_memory", "cache", "feature_cache"}
 OUTPUT = set(declared(OutputOptions))
 
 # The keywords that mypy knows
@@ -140,7 +140,7 @@ def test_python_is_told_as_it_was_called(tmp_path: Path) -> None:
         ("max_memory", 0, "out of range (got 0); give 1 or more"),
         ("max_memory", "8G", "not a whole number (got '8G'); give 1 or more"),
         ("sound", 1, "neither true nor false (got 1)"),
-        ("tf32", None, "neither true nor false (got None)"),
+        ("precision", "int4", "no such choice (got 'int4'); give fp32, tf32, fp16 or int8"),
         ("overwrite", "no", "neither true nor false (got 'no')"),
         ("device", "cuda:x", "no such device (got 'cuda:x'); give auto, cpu, cuda or cuda:N"),
         ("device", "cuda:1\n", "no such device (got 'cuda:1\\n'); give auto, cpu, cuda or cuda:N"),

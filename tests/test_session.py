@@ -247,7 +247,6 @@ def test_all_of_its_surfaces_are_back_when_it_ends() -> None:
     opened.session.close()
     assert len(back) == 1
     assert {id(memory.host) for memory in back[0]} == {id(memory.host) for memory in opened.memory}
-    assert not opened.session.memory  # whoever keeps the session keeps no memory
 
 
 def test_a_released_surface_holds_no_memory() -> None:

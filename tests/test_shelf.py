@@ -137,6 +137,7 @@ def test_surfaces_are_made_once_and_lent_again() -> None:
     assert {id(memory.host) for memory in lent[:2]} <= {id(memory.host) for memory in again}
     assert pool.bytes_wanted(LARGE, 1) == LARGE.nbytes
     pool.give_back(SMALL, again)
+    assert again == []  # whoever keeps the list keeps no memory
     pool.trim()
     assert pool.bytes_wanted(SMALL, 3) == 3 * 8 * 6
 

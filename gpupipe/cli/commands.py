@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "render": "render a character speaking into a video or a folder of images",
     "batch": "render many jobs, listed in a file",
     "features": "compute the speech features of a sound",
+    "optimize": "make a character's model smaller and faster, and tell what that costs",
     "demo": "make a small character from nothing",
     "inspect": "tell what is in a character folder, and every fault in it",
     "doctor": "tell what this machine can do, and what is missing",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.errors import GpupipeError
+from gpupipe.model import graph as model_graph
 
 Dtype = Literal["float32", "float16"]
 
@@ -20,17 +19,12 @@ _IR_VERSION = 8
 
 
 def load_onnx() -> Any:
-    """The `onnx` package, imported on first use because only the demo needs it.
+    """The `onnx` package, imported on first use.
 
     Raises:
         GpupipeError: it is not installed.
     """
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise GpupipeError(
-            "making the demo's models needs the onnx package", remedy="pip install 'gpupipe[demo]'"
-        ) from None
+    return model_graph.load_onnx("making the demo's models", "demo")
 
 
 class Value:

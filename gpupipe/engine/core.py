@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.features import FeatureBudget
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.holdings import Holdings
 from gpupipe.engine.lane import Lane
@@ -34,20 +35,21 @@ class EngineCore:
     Args:
         backend: the device, opened; closed with the engine.
         cache: bytes of characters that are kept; None: as much as there is room for.
+        features: how much is kept of the model's work on cached frames; None: nothing.
 
     Attributes:
         trace: times of every stage, of all sessions.
     """
 
-    def __init__(self, backend: Backend, *, cache: int | None = None) -> None:
+    def __init__(self, backend: Backend, *, cache: int | None = None, features: FeatureBudget | None = None) -> None:
         self.backend = backend
         self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
-        self.holdings = Holdings(backend, cache, self._on_compute_thread)
+        self.holdings = Holdings(backend, cache, self._on_compute_thread, features)
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
         self._timetable = Timetable()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._opening = 0
+        self._handling = 0
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
@@ -88,6 +90,7 @@ class EngineCore:
                 trace=trace,
                 memory=parts.memory,
                 notes=parts.notes,
+                features=parts.features,
                 changed=self._changed,
                 ended=self._ended,
                 due=due,
@@ -124,7 +127,7 @@ class EngineCore:
         for session in sessions:
             session.close()
         with self._condition:
-            self._condition.wait_for(lambda: not self._opening)
+            self._condition.wait_for(lambda: not self._handling)
             held = list(self._sessions.values())  # of sessions whose frames somebody has not released
             self._sessions.clear()
         for each in held:
@@ -203,9 +206,11 @@ class EngineCore:
         with self._condition:
             self._scheduler.remove(session)
             held = self._sessions.pop(session, None)
+            self._handling += 1
             self._condition.notify_all()
-        if held is not None:  # else the engine was closed before the last frame was released
-            held.close()
+        with self._handled():
+            if held is not None:  # else the engine was closed before the last frame was released
+                held.close()
 
     def _fail(self, error: BaseException) -> None:
         """The device, or the engine itself, has failed: nobody is served any more."""
@@ -225,12 +230,18 @@ class EngineCore:
         """Raise if the engine is closed; else it is not closed completely before the with block has ended."""
         with self._condition:
             self._raise_if_closed()
-            self._opening += 1
+            self._handling += 1
+        with self._handled():
+            yield
+
+    @contextmanager
+    def _handled(self) -> Iterator[None]:
+        """Tell, at the end of the with block, that what is opened or given back is so."""
         try:
             yield
         finally:
             with self._condition:
-                self._opening -= 1
+                self._handling -= 1
                 self._condition.notify_all()
 
     def _raise_if_closed(self) -> None:

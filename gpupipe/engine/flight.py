@@ -63,11 +63,19 @@ class Steps:
             if flight.error is None:
                 lane.compositor.ready(slot.buffers)
                 with self._timed(INFER, flight):
-                    lane.model.run(slot.bindings, len(flight.tasks))
+                    self._run(flight)
         except InferenceError:
             flight.alone = True
         except BaseException as error:
             flight.error = error
+
+    def _run(self, flight: Flight) -> None:
+        lane, slot = flight.lane, flight.slot
+        if lane.split is None:
+            lane.model.run(slot.bindings, len(flight.tasks))
+            return
+        frames = [(task.session.features, task.drawing.source) for task in flight.tasks]
+        lane.split.run(slot.bindings, slot.rest, slot.buffers.visual, frames)
 
     def paste(self, flight: Flight) -> None:
         """Draw the predictions."""

@@ -47,6 +47,11 @@ class SessionOrder:
     segments: Callable[[], range | None] | None = None
 
     @property
+    def shown(self) -> float:
+        """How often each of its cached frames is shown, about; once, if that is not known."""
+        return 1.0 if self.total is None else self.total / self.spec.count
+
+    @property
     def fps(self) -> Fraction:
         """Output frames a second: the body's."""
         return self.character.body.fps

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpupipe.compose.protocol import Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.engine.features import KeptFeatures
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.outputs import Outputs
 from gpupipe.engine.surfaces import Memory
@@ -56,6 +57,7 @@ class Session:
         changed: told, in any thread, that more or fewer of its frames may be available.
         ended: told once, when it is closed and nothing of it is under way any more.
         notes: what was picked on its own, and why.
+        features: what is kept of the model's work on the cached frames.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
         started, finished: output frames so far.
     """
@@ -73,6 +75,7 @@ class Session:
     changed: Callable[[Session], None]
     ended: Callable[[Session], None]
     notes: tuple[str, ...] = ()
+    features: KeptFeatures | None = None
     due: Callable[[int], float] | None = None
     total: int | None = None
     started: int = 0
@@ -229,6 +232,5 @@ class Session:
             self._settled |= ending
         if ending:
             self.ended(self)
-            self.memory.clear()  # given back: whoever still holds the session, as an error's traceback does, holds none
         else:
             self.changed(self)

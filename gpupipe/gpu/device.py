@@ -257,7 +257,8 @@ class Device:
 
     def elapsed_seconds(self, start: Event, end: Event) -> float:
         """Seconds from one event to another, both made with `timing` and already past."""
-        return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
+        with self.use():
+            return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
     def marker(self, name: str | None) -> None:
         """Open an NVTX range of that name in the calling thread, or close the innermost one (None)."""

@@ -43,3 +43,10 @@ def write_image(path: Path, frame: NDArray[np.uint8], *, jpeg_quality: int) -> N
         raise OutputError(
             f"cannot be written: {reason(error)}", file=path, remedy="check the folder, its rights and its free space"
         ) from error
+
+
+def png(frame: NDArray[np.uint8]) -> bytes:
+    """A picture, uint8 `[H, W, 3]` in bgr24, as the bytes of a PNG file."""
+    done, data = cv2.imencode(".png", frame)
+    assert done, "a picture of bytes can be encoded"
+    return bytes(data.tobytes())

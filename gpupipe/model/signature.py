@@ -12,11 +12,20 @@ from gpupipe.geometry import SPEECH_SHAPE, CropLayout
 
 DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
+PRECISION_KEY = "gpupipe.precision"
+"""The entry of a model's metadata that says in which precision gpupipe has made it: fp32, fp16 or int8."""
+
 
 def model_shapes(layout: CropLayout, batch: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The shapes of `visual`, `audio` and `prediction`: what a model reads and writes for a batch."""
     size = layout.model_size
     return (batch, 6, size, size), (batch, *SPEECH_SHAPE), (batch, 3, size, size)
+
+
+def precision_of(session: Any) -> str | None:
+    """What gpupipe has made a model in, as its metadata say; None of any other model."""
+    found: str | None = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY)
+    return found
 
 
 class Signature:

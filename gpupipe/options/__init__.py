@@ -11,6 +11,7 @@ from gpupipe.options.groups import (
     ImageFormat,
     ModelOptions,
     OutputOptions,
+    Precision,
     ProviderChoice,
     SpeechOptions,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ModelOptions",
     "Option",
     "OutputOptions",
+    "Precision",
     "ProviderChoice",
     "RenderKeywords",
     "SpeechOptions",

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
 """What runs the model; "auto" takes the device's own."""
 
+Precision = Literal["fp32", "tf32", "fp16", "int8"]
+"""In which a model is run. fp32 defines what is drawn. tf32: the same file, and the CUDA provider rounds the inputs of
+matrix products to 10 bits (TensorRT does anyway). fp16: a float16 file, made of it; TensorRT may compute in float16.
+int8: a quantised file, made of it, for the CPU provider."""
+
 ImageFormat = Literal["jpg", "png"]
 """Of image files, by their suffixes."""
 
@@ -60,6 +65,13 @@ class EngineOptions(Checked):
         metavar="SIZE",
         unset="half of what is free",
     )
+    feature_cache: str = option(
+        "off",
+        "keep what the model makes of each cached frame alone, in memory up to this size, such as 4G; auto: where "
+        "frames are shown often enough, in a quarter of what is free; on the CPU, in fp32",
+        metavar="SIZE",
+        kind="text",
+    )
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,19 @@ class ModelOptions(Checked):
     inference_threads: int | None = option(
         None, "CPU threads for the model", metavar="N", least=1, most=MAX_THREADS, unset="one a core"
     )
-    tf32: bool = option(False, "let the CUDA provider round matrix products to TF32; TensorRT does anyway")
-    fp16: bool = option(False, "let TensorRT compute in float16")
+    precision: Precision = option(
+        "fp32", "in which the model is run; fp16 and int8 are made of it once, and kept", choices=get_args(Precision)
+    )
+
+    @property
+    def tf32(self) -> bool:
+        """Whether a provider may round matrix products to TF32."""
+        return self.precision == "tf32"
+
+    @property
+    def fp16(self) -> bool:
+        """Whether TensorRT may compute in float16."""
+        return self.precision == "fp16"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from gpupipe.options.groups import (
     ImageFormat,
     ModelOptions,
     OutputOptions,
+    Precision,
     ProviderChoice,
     SpeechOptions,
 )
@@ -39,6 +40,7 @@ class HostKeywords(TypedDict, total=False):
 
     device: str
     workers: int | None
+    feature_cache: str
     max_memory: int | None
 
 
@@ -55,8 +57,7 @@ class ModelKeywords(TypedDict, total=False):
     provider: ProviderChoice
     batch: int
     inference_threads: int | None
-    tf32: bool
-    fp16: bool
+    precision: Precision
 
 
 class LiveKeywords(ModelKeywords, total=False):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
+from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.opening import open_backend, workers
 from gpupipe.errors import EngineClosed
 from gpupipe.options import (
@@ -72,7 +73,7 @@ class Engine(EngineCore):
         self._takes_jobs = True
         self._jobs_lock = threading.Lock()
         cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
-        super().__init__(picked.backend, cache=cache)
+        super().__init__(picked.backend, cache=cache, features=feature_budget(chosen))
 
     @property
     def device(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from gpupipe.character.folder import Character, GpupipeWarning
 from gpupipe.colour import PixelFormat
@@ -14,6 +13,7 @@ from gpupipe.errors import OptionError, PackageError
 from gpupipe.geometry import frame_order
 from gpupipe.media.video import require_even
 from gpupipe.options import ModelOptions, SpeechOptions
+from gpupipe.render.precision import ModelFile, model_file
 from gpupipe.speech.speech import Speech, open_speech
 
 
@@ -25,11 +25,13 @@ class Plan:
         order: what the engine draws.
         speech: what the character says.
         total: output frames.
+        notes: what to say of the model.
     """
 
     order: SessionOrder
     speech: Speech
     total: int
+    notes: tuple[str, ...] = ()
 
     @property
     def character(self) -> Character:
@@ -59,6 +61,7 @@ class Plan:
             OptionError: an option is out of range.
             PackageError: the character does not hold what the options need.
             MediaError: the speech cannot be read.
+            InferenceError: the model cannot be had in the precision that is asked for.
         """
         speech = open_speech(
             character,
@@ -77,18 +80,32 @@ class Plan:
                 remedy=f"give 0 to {period - 1}",
             )
         needed = int(frame_order(min(total, 2 * period), period, options.start_frame).max()) + 1
-        order = whole(character, pixel_format, model, masked_video=options.masked_video)
+        file = model_file(character, model)
+        order = whole(character, pixel_format, model, file=file, masked_video=options.masked_video)
         spec = replace(order.spec, rects=order.spec.rects[:needed])
-        return cls(replace(order, spec=spec, start=options.start_frame, total=total), speech, total)
+        return cls(replace(order, spec=spec, start=options.start_frame, total=total), speech, total, file.notes)
 
 
 def whole(
-    character: Character, pixel_format: PixelFormat, model: ModelOptions, *, masked_video: bool = False
+    character: Character,
+    pixel_format: PixelFormat,
+    model: ModelOptions,
+    *,
+    file: ModelFile | None = None,
+    masked_video: bool = False,
 ) -> SessionOrder:
     """What draws all frames of a character, for as long as the speech lasts.
 
+    Args:
+        character: whom.
+        pixel_format: of finished frames.
+        model: how the model is run.
+        file: which file that is, where it is known.
+        masked_video: take the model's inputs from the recorded videos.
+
     Raises:
         PackageError: the character does not hold what that needs.
+        InferenceError: the model cannot be had in the precision that is asked for.
     """
     period = usable_frames(character, masked_video=masked_video)
     body = character.body
@@ -103,8 +120,8 @@ def whole(
         colour=body.colour,
         recorded=masked_video,
     )
-    path = character.model_path if model.model is None else Path(model.model)
-    return SessionOrder(character, spec, path, model, period)
+    file = file or model_file(character, model)
+    return SessionOrder(character, spec, file.path, model, period)
 
 
 def usable_frames(character: Character, *, masked_video: bool) -> int:

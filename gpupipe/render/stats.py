@@ -110,5 +110,5 @@ def stats_of(
         peak_rss_bytes=peak_rss_bytes(),
         cache_bytes=spec.cache_bytes,
         warnings=plan.character.notes,
-        notes=(*notes, *session.notes),
+        notes=(*notes, *plan.notes, *session.notes),
     )

@@ -1,0 +1,157 @@
+"""Optimised models in the user's cache folder: made once, by one process, and never more than so many bytes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from gpupipe.errors import OptionError, OutputError, reason
+from gpupipe.filelock import FileLock
+from gpupipe.machine import cache_folder
+from gpupipe.model.digest import digest
+from gpupipe.model.graph import write_graph
+from gpupipe.model.optimise import Optimised, Precision, optimise, settings_of
+from gpupipe.model.quality import Quality
+from gpupipe.model.samples import SampleSet
+from gpupipe.options.declare import read_bytes
+
+LIMIT_VARIABLE: Final = "GPUPIPE_MODEL_CACHE"
+"""The environment variable that says how large the folder may be: 4G, 500M."""
+DEFAULT_LIMIT: Final = 4 << 30
+
+FRESH_SECONDS: Final = 600.0
+"""What was used within this time is not removed: who got its name may be about to open it."""
+
+Make = Callable[[], Optimised]
+
+
+class Cached(NamedTuple):
+    """An optimised model in the cache.
+
+    Attributes:
+        path: the ONNX file.
+        quality: what it draws, compared with the model that it was made of.
+        made: whether it was made just now.
+    """
+
+    path: Path
+    quality: Quality
+    made: bool
+
+
+def optimised(
+    path: Path, precision: Precision, samples: SampleSet, *, told: Callable[[str], None] = lambda _: None
+) -> Cached:
+    """A model in another precision, from the cache, or made and put there.
+
+    Args:
+        path: the ONNX file.
+        precision: what is wanted.
+        samples: what it is calibrated with and judged by; not asked for any if it is in the cache.
+        told: given a line now and then while it is made.
+
+    Raises:
+        InferenceError: it cannot be made.
+        OutputError: the cache folder cannot be written to.
+        OptionError: `GPUPIPE_MODEL_CACHE` is no number of bytes.
+    """
+    return kept(
+        cache_folder() / "models",
+        key_of(path, precision, samples),
+        lambda: optimise(path, precision, samples, told),
+        limit(),
+    )
+
+
+def key_of(path: Path, precision: Precision, samples: SampleSet) -> str:
+    """What tells an optimised model: the file that it is made of, how, with what, and by which versions."""
+    found = digest(path)
+    told: dict[str, Any] = settings_of(precision) | {"model": found.sha256, "samples": samples.key}
+    if found.beside is not None:  # the files that may hold its weights
+        stats = ((file, file.stat()) for file in sorted(found.beside.iterdir()))
+        told["beside"] = [f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8")).hexdigest()[:32]
+
+
+def limit() -> int:
+    """How many bytes the cached models may take.
+
+    Raises:
+        OptionError: the environment says something else than a number of bytes.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        return read_bytes(text) if text else DEFAULT_LIMIT
+    except OptionError as error:
+        raise error.about(LIMIT_VARIABLE) from error
+
+
+def kept(root: Path, key: str, make: Make, most: int) -> Cached:
+    """The model of a key in a folder; made if it is not there, while other processes that want it wait.
+
+    A model is there when its file is: that is renamed last. What a process that was killed has left is removed by the
+    next one that makes a model.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    path, about = root / f"{key}.onnx", root / f"{key}.json"
+    found = _found(path, about)
+    if found is not None:
+        return found
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made: {reason(error)}", file=root, remedy="make it writable") from error
+    with FileLock(root / f"lock-{key[0]}"):  # a few locks that stay, not one for each model that ever was
+        found = _found(path, about)
+        if found is not None:
+            return found
+        for left in root.glob(f".{key[0]}*.partial"):
+            left.unlink(missing_ok=True)
+        result = make()
+        try:
+            part = root / f".{key}.json.partial"
+            told = {"quality": result.quality.as_dict(), "about": result.about}
+            part.write_text(json.dumps(told, indent=1), "utf-8")
+            part.replace(about)
+        except OSError as error:
+            raise OutputError(f"cannot be written: {reason(error)}", file=about, remedy="make room") from error
+        write_graph(result.model, path)
+    bound(root, most)
+    return Cached(path, result.quality, True)
+
+
+def _found(path: Path, about: Path) -> Cached | None:
+    """What is there, marked as used now; None if it is not, or not whole."""
+    try:
+        told = json.loads(about.read_text("utf-8"))
+        quality = Quality.from_dict(told["quality"])
+        os.utime(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Cached(path, quality, False)
+
+
+def bound(root: Path, most: int) -> None:
+    """Remove the models that were not used for longest until the others take no more than `most` bytes."""
+    now = time.time()
+    entries = []
+    for path in root.glob("*.onnx"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            stat = path.stat()
+            entries.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for used, size, path in sorted(entries):
+        if total <= most or now - used < FRESH_SECONDS:
+            break
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
+            total -= size
