@@ -211,7 +211,7 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
     monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
     monkeypatch.setattr(model.Model, "run", waiting)
-    monkeypatch.setattr(model, "_place", place)
+    monkeypatch.setattr(model, "place", place)
     return runs
 
 

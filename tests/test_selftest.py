@@ -228,7 +228,7 @@ def cuda_provider(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
     monkeypatch.setattr(Model, "run", waiting)
     monkeypatch.setattr(Model, "bind", binding)
-    monkeypatch.setattr(inference, "_place", place)
+    monkeypatch.setattr(inference, "place", place)
     monkeypatch.setattr(rates, "_matrix_rate", lambda *_: 1e9)
     return added
 
