@@ -26,26 +26,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+from kernel_scene import HEIGHT, LAYOUT, WIDTH, KernelScene, face_rects
 
-from gpupipe.colour import PixelFormat, matrices
-from gpupipe.compose.device_frames import DeviceFrames
-from gpupipe.compose.device_speech import DeviceSpeech
+from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.compose.gpu import GpuCompositor
-from gpupipe.compose.protocol import BatchKind, Drawing
-from gpupipe.compose.surface import Surface
-from gpupipe.compose.table import ROW, device_shape
-from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.compose.traffic import least_bytes
+from gpupipe.geometry import Rect
 from gpupipe.gpu import kernels
 from gpupipe.gpu.device import open_device
-from gpupipe.speech.rows import SpeechRows
+from gpupipe.gpu.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = ("float32", "float16")
-WIDTH, HEIGHT, BATCH, LAYOUT = 1280, 720, 8, CropLayout(320)
-RECTS = tuple(Rect(532 + i % 4, 210 + i % 3, 714 + i % 4, 392 + i % 3) for i in range(BATCH))
-"""Where a talking head's face is, for want of a real character's rectangles."""
+BATCH = 8
 
 
 class Gpu(NamedTuple):
@@ -60,8 +54,9 @@ class Gpu(NamedTuple):
 
     def floor_us(self, unique_bytes: float, instructions: float) -> dict[str, float]:
         """Microseconds that memory and the four schedulers of each multiprocessor need at least."""
-        warps_a_second = self.multiprocessors * 4 * self.clock * 1e9
-        return {"memory": unique_bytes / self.bandwidth / 1e3, "issue": instructions / 32 / warps_a_second * 1e6}
+        limits = Limits(self.bandwidth * 1e9, self.multiprocessors, self.clock * 1e9)
+        found = {"memory": limits.memory_seconds(unique_bytes), "issue": limits.issue_seconds(instructions)}
+        return {name: seconds * 1e6 for name, seconds in found.items() if seconds is not None}
 
 
 GPUS = (
@@ -104,48 +99,15 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def minimum_bytes(name: str, dtype: str, rects: tuple[Rect, ...]) -> float:
-    """Bytes a frame that a batch of frames in a row must move, each once, as the kernel's header derives them.
-
-    Args:
-        name: the kernel.
-        dtype: of the model.
-        rects: each output frame's, inside the body.
-    """
-    real, size, crop, batch = np.dtype(dtype).itemsize, LAYOUT.model_size, LAYOUT.crop_size, len(rects)
-    window = SPEECH_ROWS * SPEECH_WIDTH
-    if name == "prepare":
-        speech = (SPEECH_ROWS - 1 + batch) * SPEECH_WIDTH * 4 / batch
-        return 3 * size**2 + 6 * size**2 * real + speech + window * real + ROW.itemsize
-    pixel = 1.5 if name == "paste_nv12" else 3.0
-    covered = sum(rect.width * rect.height for rect in rects) / batch
-    taps = 8 * (sum({r.width for r in rects}) + sum({r.height for r in rects})) / batch
-    frame, matrix = WIDTH * HEIGHT * pixel, matrices()[0].nbytes / batch if name == "paste_nv12" else 0
-    told = taps + ROW.itemsize + matrix
-    return 2 * frame - covered * pixel + 3 * size**2 * real + 3 * (crop**2 - size**2) + told
+def spec_of(pixel_format: PixelFormat, rects: tuple[Rect, ...]) -> FrameSpec:
+    """A character with a frame for each rectangle."""
+    return FrameSpec(LAYOUT, pixel_format, WIDTH, HEIGHT, rects)
 
 
 def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> None:
     """One batch through the compositor, in a process that counts."""
-    rng = np.random.default_rng(0)
-    spec = FrameSpec(LAYOUT, pixel_format, WIDTH, HEIGHT, rects)
-    device = open_device()
-    body = rng.integers(0, 256, spec.format.shape, dtype=np.uint8)
-    crop = rng.integers(0, 256, (LAYOUT.crop_size, LAYOUT.crop_size, 3), dtype=np.uint8)
-    frames = DeviceFrames.load(device, spec, [body] * len(rects), [crop] * len(rects))
-    features = rng.random((len(rects) + 2 * SPEECH_ROWS, SPEECH_WIDTH), dtype=np.float32)
-    speech = DeviceSpeech(device, SpeechRows(features))
-    kind = BatchKind(LAYOUT, pixel_format, np.dtype(dtype), len(rects))
-    compositor = GpuCompositor(device, kind, model_on_device=False)
-    compositor.admit(frames)
-    slot = compositor.new_slot()
-    shape = device_shape(spec.format)
-    surfaces = [Surface(spec.format, None, device.empty(shape, np.uint8)) for _ in rects]
-    drawings = [Drawing(frames, i, speech, i + SPEECH_ROWS, 0, surface) for i, surface in enumerate(surfaces)]
-    compositor.prepare(slot, drawings)
-    compositor.ready(slot)
-    assert isinstance(slot.prediction, np.ndarray)
-    slot.prediction[...] = rng.random(slot.prediction.shape, dtype=np.float32)
+    scene = KernelScene(open_device(), spec_of(pixel_format, rects))
+    compositor, slot = scene.prepared(np.dtype(dtype), len(rects), model_on_device=False)
     compositor.paste(slot)
     compositor.finish(slot)
     compositor.close()
@@ -167,7 +129,8 @@ def traffic(name: str, dtype: str, counted: dict[str, int], rects: tuple[Rect, .
     """A profile a frame, beside the minimum and the floors."""
     batch = len(rects)
     unique = (counted["load_unique_bytes"] + counted["store_unique_bytes"]) / batch
-    minimum = minimum_bytes(name, dtype, rects)
+    pixel_format: PixelFormat = "bgr24" if name == "paste_bgr24" else "nv12"
+    minimum = least_bytes(name, spec_of(pixel_format, rects), dtype, range(batch))
     instructions = counted["ptx_instructions"] / batch
     return {
         "ptx_instructions": instructions,
@@ -280,7 +243,7 @@ def main() -> None:
         pixel_format, dtype, rects = arguments.measure
         measure(pixel_format, dtype, tuple(Rect(*rect) for rect in json.loads(rects)))
         return
-    rects = read_rects(arguments.rectangles) if arguments.rectangles else RECTS
+    rects = read_rects(arguments.rectangles) if arguments.rectangles else face_rects(BATCH)
     source = "of a filmed character" if arguments.rectangles else "of 182 x 182 pixels"
     found = report(rects, source)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -244,3 +244,8 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gpupipe"
+
+
+def megabytes(number: float) -> str:
+    """A number of bytes for people: `1234.5 MB`."""
+    return f"{number / 1e6:.1f} MB"

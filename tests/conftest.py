@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from softcuda.build import BuildError, build
 from softcuda.run import environment
@@ -174,6 +175,44 @@ def softcuda_fail_after() -> Iterator[Callable[[int], None]]:
 
     yield fail_after
     fail_after(-1)
+
+
+@pytest.fixture
+def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let "cuda" be ONNX Runtime's CPU provider on softcuda's memory, which the host can address.
+
+    Where a GPU's provider would queue its work, this waits for what is queued and does it. It keeps the free bytes at
+    each run.
+    """
+    if not on_softcuda():
+        pytest.skip("the host does not address a GPU's memory")
+    import cupy
+
+    from gpupipe.errors import InferenceError
+    from gpupipe.gpu.device import open_device
+    from gpupipe.model import model, runtime
+
+    runs: list[int] = []
+    run = model.Model.run
+
+    def waiting(opened: model.Model, bindings: Any, frames: int) -> None:
+        if opened.provider == "cuda":
+            try:
+                cupy.cuda.runtime.streamSynchronize(opened.options.stream)
+            except cupy.cuda.runtime.CUDARuntimeError as error:
+                raise InferenceError(f"the model failed: {error}", file=opened.path) from error
+            runs.append(open_device().free_bytes)
+        run(opened, bindings, frames)
+
+    def place(array: Any) -> Any:
+        address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+        return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
+
+    monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
+    monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
+    monkeypatch.setattr(model.Model, "run", waiting)
+    monkeypatch.setattr(model, "place", place)
+    return runs
 
 
 @pytest.fixture(scope="session")

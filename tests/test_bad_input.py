@@ -24,7 +24,7 @@ from gpupipe.cli import main
 from gpupipe.errors import DeviceError, OptionError, OutputError, PackageError
 from gpupipe.filelock import FileLock
 from gpupipe.options import MAX_BATCH
-from gpupipe.render import output as output_room
+from gpupipe.render import image_output, video_output
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -625,7 +625,7 @@ def test_ctrl_c_while_loading(
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize(("output", "kind"), [("talk.mp4", "VideoOutput"), ("images/", "ImageOutput")])
+@pytest.mark.parametrize(("output", "kind"), [("talk.mp4", "SegmentWriter"), ("images/", "ImageOutput")])
 def test_ctrl_c_while_rendering(
     folder: Path,
     tmp_path: Path,
@@ -634,13 +634,14 @@ def test_ctrl_c_while_rendering(
     output: str,
     kind: str,
 ) -> None:
-    write = getattr(output_room, kind).write
+    room = {"SegmentWriter": video_output, "ImageOutput": image_output}[kind]
+    write = getattr(room, kind).write
 
     def interrupted(self: Any, frames: Any) -> None:
         write(self, frames)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(getattr(output_room, kind), "write", interrupted)
+    monkeypatch.setattr(getattr(room, kind), "write", interrupted)
     before, threads = small.files_in(tmp_path), running_threads()
     assert (
         main(["render", str(folder), "-o", f"{tmp_path}/{output}", "--device", "cpu", "--batch", "2", "--quiet"]) == 130

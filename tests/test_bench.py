@@ -77,6 +77,7 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little is copied and multiplied to measure the machine; OpenCV's threads, which a run sets, are set back."""
     monkeypatch.setattr(rates, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(rates, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(rates, "DEVICE_MATRIX_SIDE", 64)
     threads = cv2.getNumThreads()
     yield
     cv2.setNumThreads(threads)

@@ -14,7 +14,7 @@ import pytest
 from conftest import gives_back, on_softcuda
 
 from gpupipe.errors import DeviceError, DeviceMemoryError
-from gpupipe.gpu import clock
+from gpupipe.gpu import clock, driver
 from gpupipe.gpu import device as room
 from gpupipe.gpu.device import Device, describe, open_device
 from gpupipe.gpu.types import PitchedRows
@@ -258,10 +258,10 @@ class Switches:
 )
 def test_a_gpu_that_is_not_used_is_left_alone(current: int, used: bool, made: list[int], afterwards: int) -> None:
     cupy: Any = Switches(current, used=used)
-    with room._current(cupy, 1):
+    with driver.made_current(cupy, 1):
         assert cupy.now == 1
     assert (cupy.made, cupy.now) == (made, afterwards)
-    with room._current(cupy, 1), room._current(cupy, 1):
+    with driver.made_current(cupy, 1), driver.made_current(cupy, 1):
         assert cupy.now == 1
     assert cupy.now == afterwards
 

@@ -14,6 +14,7 @@ import pytest
 from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import DeviceMemoryError, InferenceError, OptionError, ProviderError
 from gpupipe.model import model as inference
+from gpupipe.model import runner
 from gpupipe.model import runtime as session
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import SessionOptions, probe_provider, raise_if_out_of_memory
@@ -193,10 +194,10 @@ def test_one_run_of_many_waits_so_that_buffers_are_given_back(
     model = Model(model_path, SessionOptions("cuda"), batch=2)
     buffers = [np.zeros(shape, np.float32) for shape in ((2, 6, 32, 32), (2, 32, 16, 16), (2, 3, 32, 32))]
     bound = model.bind(*buffers)
-    for _ in range(2 * inference.SETTLING_RUNS + 1):
+    for _ in range(2 * runner.SETTLING_RUNS + 1):
         model.run(bound, 2)
     waited = [number for number, waits in enumerate(made.waits, 1) if waits]
-    assert waited == [inference.SETTLING_RUNS, 2 * inference.SETTLING_RUNS]
+    assert waited == [runner.SETTLING_RUNS, 2 * runner.SETTLING_RUNS]
     assert model.nodes == {"CUDAExecutionProvider": 5}
 
 

@@ -24,7 +24,7 @@ from gpupipe.options.page import markdown
 
 EVERY = {name: option for group in GROUPS for name, option in declared(group).items()}
 TYPES = {entry.name: str(entry.type) for group in GROUPS for entry in dataclasses.fields(group)}
-ENGINE = {"device", "workers", "max_memory", "cache"}
+ENGINE = {"device", "workers", "max_memory", "cache", "feature_cache"}
 OUTPUT = set(declared(OutputOptions))
 
 # The keywords that mypy knows

@@ -20,7 +20,8 @@ from gpupipe.errors import OptionError, OutputError
 from gpupipe.media.images import image_name, write_image
 from gpupipe.media.video import VideoInfo, probe, read_frames
 from gpupipe.options import OutputOptions
-from gpupipe.render.output import Output, is_video, open_output
+from gpupipe.render.output import Output, Writer, is_video, open_output
+from gpupipe.render.segments import Segments
 
 LOSSLESS: dict[str, Any] = {"crf": 0, "preset": "ultrafast"}
 
@@ -39,9 +40,16 @@ def bgr24(count: int) -> list[small.Frame]:
     return small.pictures(96, 64, count, seed=4)
 
 
-def write(sink: Output, frames: list[small.Frame]) -> None:
+def opened(output: Any, body: VideoInfo, pixel_format: Any, options: OutputOptions, **more: Any) -> Output:
+    """An output for as many frames as are written."""
+    segments = Segments(1 << 20, options.segment_frames)
+    return open_output(output, body, pixel_format, options, segments=segments, **more)
+
+
+def write(sink: Output, frames: list[small.Frame], *, unfinished: bool = False) -> Writer:
     """Write frames as an engine hands them over: each on one surface, which is drawn on again once it is released."""
     lent: list[int] = []
+    writer = sink.writer()
     for number, frame in enumerate(frames):
         height = frame.shape[0] if frame.ndim == 3 else frame.shape[0] * 2 // 3
         format = SurfaceFormat("bgr24" if frame.ndim == 3 else "nv12", frame.shape[1], height)
@@ -52,8 +60,11 @@ def write(sink: Output, frames: list[small.Frame]) -> None:
             pixels[...] = 77
 
         lent.append(number)
-        sink.write(Surface(format, pixels, index=number, _give_back=back))
+        writer.write(Surface(format, pixels, index=number, _give_back=back))
     assert len(lent) <= 3, "surfaces are released as they are written"
+    if not unfinished:
+        writer.close()
+    return writer
 
 
 def names(folder: Path) -> list[str]:
@@ -92,7 +103,7 @@ def test_a_video_holds_the_frames_that_were_written(
     body: VideoInfo, tmp_path: Path, name: str, segment_frames: int
 ) -> None:
     frames = nv12(9)
-    sink = open_output(tmp_path / name, body, "nv12", OutputOptions(**LOSSLESS, segment_frames=segment_frames))
+    sink = opened(tmp_path / name, body, "nv12", OutputOptions(**LOSSLESS, segment_frames=segment_frames))
     write(sink, frames)
     assert not (tmp_path / name).exists()
     sink.commit()
@@ -106,7 +117,7 @@ def test_a_video_holds_the_frames_that_were_written(
 def test_a_video_appears_only_when_complete(body: VideoInfo, tmp_path: Path) -> None:
     path = tmp_path / "talk.mp4"
     path.write_bytes(b"mine")
-    sink = open_output(path, body, "nv12", OutputOptions(**LOSSLESS, overwrite=True))
+    sink = opened(path, body, "nv12", OutputOptions(**LOSSLESS, overwrite=True))
     write(sink, nv12(3))
     assert path.read_bytes() == b"mine"
     sink.commit()
@@ -122,9 +133,10 @@ def test_aborting_leaves_nothing(body: VideoInfo, tmp_path: Path, output: str, w
     (tmp_path / "existing" / "frame_0000.jpg").write_bytes(b"mine")
     before = small.files_in(tmp_path)
     options = OutputOptions(**LOSSLESS, segment_frames=4, overwrite=True)
-    sink = open_output(f"{tmp_path}/{output}", body, "bgr24", options)
-    write(sink, bgr24(written))
+    sink = opened(f"{tmp_path}/{output}", body, "bgr24", options)
+    writer = write(sink, bgr24(written), unfinished=True)
     assert small.files_in(tmp_path) != before
+    writer.abort()
     sink.abort()
     assert small.files_in(tmp_path) == before
     sink.abort()
@@ -132,7 +144,7 @@ def test_aborting_leaves_nothing(body: VideoInfo, tmp_path: Path, output: str, w
 
 def test_a_new_folder_of_images(body: VideoInfo, tmp_path: Path) -> None:
     frames = bgr24(12)
-    sink = open_output(f"{tmp_path}/bilder ü 影/", body, "bgr24", OutputOptions(image_format="png"), workers=3)
+    sink = opened(f"{tmp_path}/bilder ü 影/", body, "bgr24", OutputOptions(image_format="png"), workers=3)
     write(sink, frames)
     folder = tmp_path / "bilder ü 影"
     assert not folder.exists()
@@ -152,8 +164,8 @@ def test_an_existing_folder_keeps_what_is_not_ours(body: VideoInfo, tmp_path: Pa
     for name in ("frame_0000.jpg", "frame_0001.jpg", "frame_12345.jpg", "frame_0002.png", "frame_1.jpg", "notes.txt"):
         (folder / name).write_bytes(b"mine")
     with pytest.raises(OutputError, match="holds images already"):
-        open_output(folder, body, "bgr24", OutputOptions())
-    sink = open_output(folder, body, "bgr24", OutputOptions(overwrite=True))
+        opened(folder, body, "bgr24", OutputOptions())
+    sink = opened(folder, body, "bgr24", OutputOptions(overwrite=True))
     write(sink, bgr24(2))
     sink.commit()
     assert names(folder) == ["frame_0000.jpg", "frame_0001.jpg", "frame_1.jpg", "notes.txt"]
@@ -163,7 +175,7 @@ def test_an_existing_folder_keeps_what_is_not_ours(body: VideoInfo, tmp_path: Pa
 
 def test_an_empty_folder_needs_no_overwrite(body: VideoInfo, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    sink = open_output(tmp_path / "images", body, "bgr24", OutputOptions())
+    sink = opened(tmp_path / "images", body, "bgr24", OutputOptions())
     write(sink, bgr24(2))
     sink.commit()
     assert names(tmp_path / "images") == ["frame_0000.jpg", "frame_0001.jpg"]
@@ -191,7 +203,7 @@ def test_an_image_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output", ["talk.mp4", "images/"])
 def test_a_work_folder_that_disappears(body: VideoInfo, tmp_path: Path, output: str) -> None:
     """As when somebody tidies up: what fails names the output."""
-    sink = open_output(f"{tmp_path}/{output}", body, "bgr24", OutputOptions(**LOSSLESS, segment_frames=2))
+    sink = opened(f"{tmp_path}/{output}", body, "bgr24", OutputOptions(**LOSSLESS, segment_frames=2))
     (work,) = tmp_path.glob("*.partial")
     shutil.rmtree(work)
     with pytest.raises(OutputError) as caught:
@@ -210,7 +222,7 @@ def test_other_encoders(body: VideoInfo, tmp_path: Path, encoder: str, codec: st
     if encoder not in av.codecs_available:
         pytest.skip(f"this PyAV has no {encoder}")
     path = tmp_path / f"talk{suffix}"
-    sink = open_output(path, body, "nv12", OutputOptions(encoder=encoder, segment_frames=4))
+    sink = opened(path, body, "nv12", OutputOptions(encoder=encoder, segment_frames=4))
     write(sink, nv12(9))
     sink.commit()
     with av.open(str(path)) as container:
@@ -261,7 +273,7 @@ def test_a_codec_that_the_file_cannot_hold(body: VideoInfo, tmp_path: Path) -> N
         ("utvideo", ".mkv", "use libx264"),
     ):
         with pytest.raises(OptionError) as caught:
-            open_output(tmp_path / f"talk{suffix}", body, "nv12", OutputOptions(encoder=encoder))
+            opened(tmp_path / f"talk{suffix}", body, "nv12", OutputOptions(encoder=encoder))
         assert str(caught.value) == f"encoder: does not go into {suffix} files (got {encoder!r}); {remedy}"
         assert small.files_in(tmp_path) == before
 
@@ -270,7 +282,7 @@ def test_an_encoders_other_name_has_the_same_defaults(body: VideoInfo, tmp_path:
     written: list[Any] = []
     for encoder in ("libx264", "h264"):
         path = tmp_path / f"{encoder}.mkv"
-        sink = open_output(path, body, "nv12", OutputOptions(encoder=encoder))
+        sink = opened(path, body, "nv12", OutputOptions(encoder=encoder))
         write(sink, nv12(3))
         sink.commit()
         with av.open(str(path)) as container:

@@ -1,106 +1,156 @@
-"""pipeline: order, bounds, errors and cancelling."""
+"""pipeline: order, handing on, errors, and that nothing is left running."""
 
+from __future__ import annotations
+
+import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from gpupipe.engine.pipeline import Stage, run
+from gpupipe.engine.pipeline import Pipeline, Stage
+
+SECONDS = 20
+"""How long a test waits for what must come at once."""
 
 
-def names() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
+class Items:
+    """A source that is fed; and what has failed."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self.errors: list[BaseException] = []
+
+    def put(self, *items: int | None) -> None:
+        for item in items:
+            self.queue.put(item)
 
 
-def test_order_is_kept_and_every_job_passes_every_stage() -> None:
+@pytest.fixture
+def items() -> Items:
+    return Items()
+
+
+def pipeline(items: Items, stages: Sequence[tuple[str, Callable[[int], None]]]) -> Pipeline[int]:
+    return Pipeline(items.queue.get, [Stage(*stage) for stage in stages], items.errors.append)
+
+
+def joined(made: Pipeline[int]) -> None:
+    """Wait for a pipeline, for a while only."""
+    waiter = threading.Thread(target=made.join, daemon=True)
+    waiter.start()
+    waiter.join(SECONDS)
+    assert not waiter.is_alive(), "the pipeline does not end"
+
+
+def threads(*names: str) -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name in names]
+
+
+def test_every_item_passes_every_stage_in_order(items: Items) -> None:
     log: list[tuple[str, int]] = []
-    stages = [Stage(name, lambda slot, job, name=name: log.append((name, job))) for name in "abc"]  # type: ignore[misc]
-    assert [item.job for item in run(range(50), [object(), object(), object()], stages)] == list(range(50))
+
+    def logged(name: str) -> Callable[[int], None]:
+        return lambda item: log.append((name, item))
+
+    made = pipeline(items, [(name, logged(name)) for name in "abc"])
+    items.put(*range(1, 51), None)
+    joined(made)
     for name in "abc":
-        assert [job for stage, job in log if stage == name] == list(range(50))
-    for job in range(50):
-        assert [stage for stage, number in log if number == job] == ["a", "b", "c"]
+        assert [item for stage, item in log if stage == name] == list(range(1, 51))
+    for item in range(1, 51):
+        assert [stage for stage, number in log if number == item] == ["a", "b", "c"]
+    assert items.errors == []
 
 
-def test_no_more_jobs_are_under_way_than_slots() -> None:
-    under_way: set[int] = set()
-    most = 0
-
-    def begin(_: int, job: int) -> None:
-        nonlocal most
-        under_way.add(job)
-        most = max(most, len(under_way))
-
-    for item in run(range(40), [0, 1], [Stage("begin", begin), Stage("rest", lambda *_: time.sleep(0.001))]):
-        under_way.discard(item.job)
-    assert most == 2
+def test_an_item_is_handed_on_at_once_whether_or_not_another_follows(items: Items) -> None:
+    done: queue.SimpleQueue[int] = queue.SimpleQueue()
+    made = pipeline(items, [("first", lambda _: None), ("second", lambda _: None), ("third", done.put)])
+    for item in range(1, 6):
+        items.put(item)
+        assert done.get(timeout=SECONDS) == item  # the next one is not there yet
+    items.put(None)
+    joined(made)
 
 
-def test_a_slot_is_not_used_while_its_item_is_held() -> None:
-    holder: dict[int, int] = {}
+def test_stages_overlap(items: Items) -> None:
+    """Two stages that each wait for the other's next item can only pass if they run at the same time."""
+    meet = threading.Barrier(2, timeout=SECONDS)
 
-    def take(slot: list[int], job: int) -> None:
-        assert id(slot) not in holder, "the slot is still held"
-        holder[id(slot)] = job
-
-    for item in run(range(30), [[0], [1], [2]], [Stage("take", take)]):
-        time.sleep(0.0005)
-        assert holder.pop(id(item.slot)) == item.job
-
-
-def test_stages_overlap() -> None:
-    """Two stages that each wait for the other's next job can only pass if they run at the same time."""
-    meet = threading.Barrier(2, timeout=10)
-
-    def first(_: int, job: int) -> None:
-        if job:
+    def first(item: int) -> None:
+        if item > 1:
             meet.wait()
 
-    def second(_: int, job: int) -> None:
-        if job < 9:
+    def second(item: int) -> None:
+        if item < 10:
             meet.wait()
 
-    assert len(list(run(range(10), [0, 1], [Stage("first", first), Stage("second", second)]))) == 10
+    made = pipeline(items, [("first", first), ("second", second)])
+    items.put(*range(1, 11), None)
+    joined(made)
+    assert items.errors == []
+
+
+def test_each_stage_has_a_thread_of_its_name_which_ends_with_the_source(items: Items) -> None:
+    seen: list[str] = []
+    made = pipeline(items, [(name, lambda _: seen.append(threading.current_thread().name)) for name in ("one", "two")])
+    assert sorted(threads("one", "two")) == ["one", "two"]
+    items.put(1, None)
+    joined(made)
+    assert seen == ["one", "two"]
+    assert threads("one", "two") == []
+
+
+def test_what_is_under_way_is_done_when_the_source_ends(items: Items) -> None:
+    done: list[int] = []
+
+    def slow(item: int) -> None:
+        time.sleep(0.002)
+        done.append(item)
+
+    made = pipeline(items, [("fast", lambda _: None), ("slow", slow)])
+    items.put(*range(1, 21), None)
+    joined(made)
+    assert done == list(range(1, 21))
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_the_first_error_stops_all_and_is_the_one_raised(failing: int) -> None:
+def test_a_stage_that_raises_is_told_of_and_what_comes_after_is_dropped(items: Items, failing: int) -> None:
     done: list[int] = []
 
-    def work(number: int) -> Stage[int, int]:
-        def step(_: int, job: int) -> None:
-            if number == failing and job == 5:
-                raise ValueError(f"stage {number} job {job}")
+    def stage(number: int) -> Callable[[int], None]:
+        def work(item: int) -> None:
+            if number == failing and item == 5:
+                raise ValueError(f"stage {number} item {item}")
+            if number == 2:
+                done.append(item)
 
-        return Stage(f"work {number}", step)
+        return work
 
-    items = run(range(1000), [0, 1, 2], [work(0), work(1), work(2)])
-    with pytest.raises(ValueError, match=f"stage {failing} job 5"):
-        done.extend(item.job for item in items)
-    assert done == list(range(len(done)))
-    assert len(done) <= 5
-    assert not {name for name in names() if name.startswith("work")}
+    made = pipeline(items, [(f"work {number}", stage(number)) for number in range(3)])
+    items.put(*range(1, 1001), None)
+    joined(made)
+    assert [str(error) for error in items.errors] == [f"stage {failing} item 5"]
+    assert done == list(range(1, len(done) + 1))
+    assert len(done) < 5
+    assert threads("work 0", "work 1", "work 2") == []
 
 
-def test_an_error_in_the_jobs_is_raised() -> None:
-    def jobs() -> Iterator[int]:
-        yield 1
+def test_a_source_that_raises_is_told_of(items: Items) -> None:
+    def source() -> int:
         raise KeyError("no more")
 
-    with pytest.raises(KeyError, match="no more"):
-        list(run(jobs(), [0], [Stage("work", lambda *_: None)]))
-    assert "work" not in names()
+    made: Pipeline[int] = Pipeline(
+        source, [Stage("work", lambda _: None), Stage("rest", lambda _: None)], items.errors.append
+    )
+    joined(made)
+    assert [type(error) for error in items.errors] == [KeyError]
+    assert threads("work", "rest") == []
 
 
-def test_closing_stops_the_threads() -> None:
-    items = run(range(10**9), [0, 1], [Stage("endless", lambda *_: None)])
-    next(items)
-    assert "endless" in names()
-    items.close()
-    assert "endless" not in names()
-
-
-def test_no_jobs_at_all() -> None:
-    jobs: list[int] = []
-    assert list(run(jobs, [0, 1], [Stage("idle", lambda *_: None)])) == []
+def test_no_items_at_all(items: Items) -> None:
+    made = pipeline(items, [("idle", lambda _: None)])
+    items.put(None)
+    joined(made)
+    assert items.errors == []

@@ -16,7 +16,6 @@ from gpupipe.demo import make_demo
 from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import InferenceError
 from gpupipe.gpu.device import open_device
-from gpupipe.model import model as inference
 from gpupipe.model import runtime as session
 from gpupipe.render.render import frames, render
 from gpupipe.trace import Trace
@@ -102,15 +101,17 @@ def test_the_steady_state_keeps_to_its_budget(
     grew = {name: long[name] - short[name] for name in long if isinstance(long[name], int)}
     frame_bytes = 480 * 270 * 3 // 2
     launches = {name: long["launches"][name] - short["launches"][name] for name in long["launches"]}
-    assert sum(launches.values()) == 2 * more
-    assert sorted(launches.values())[-2:] == [more, more]
+    batches = launches["prepare"]
+    assert launches == {"prepare": batches, "paste_nv12": batches}
+    # A batch that is not full leaves when the device has nothing else to do.
+    assert more // 2 <= batches <= more * batch
     extra = grew["d2h_bytes"] - more * batch * frame_bytes
-    assert 0 <= extra <= 64 * more
-    # The features of the longer speech are uploaded once; beside them, a frame costs its indexes.
+    assert 0 <= extra <= 64 * batches
+    # The features of the longer speech are uploaded once; beside them, a frame costs its row of the table.
     assert grew["h2d_bytes"] - more * batch * 512 * 4 <= 64 * more * batch
     assert grew["mallocs"] == grew["pinned_allocs"] == 0
     assert long["pageable_async_copies"] == short["pageable_async_copies"] == 0
-    assert grew["syncs"] <= 2 * more  # one for the frames, one because ONNX Runtime runs on the CPU
+    assert grew["syncs"] <= 2 * batches  # one for the frames, one because ONNX Runtime runs on the CPU
 
 
 def test_renders_leave_no_device_memory_behind(demo: Path, tmp_path: Path) -> None:
@@ -186,37 +187,6 @@ def test_cuda_provider_is_asked_for_and_not_had(demo: Path, tmp_path: Path) -> N
     stats = render(demo, tmp_path / "talk.mp4", device="cuda")  # auto: picks the CPU, and says so
     assert stats.provider == "cpu"
     assert "running the model on the CPU" in stats.notes[0]
-
-
-@pytest.fixture
-def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let "cuda" be ONNX Runtime's CPU provider on softcuda's memory, which the host can address.
-
-    Where a GPU's provider would queue its work, this waits for what is queued and does it. It keeps the free bytes at
-    each run.
-    """
-    if not os.environ.get("SOFTCUDA"):
-        pytest.skip("the host does not address a GPU's memory")
-    import cupy
-
-    runs: list[int] = []
-    run = inference.Model.run
-
-    def waiting(model: inference.Model, bindings: Any, frames: int) -> None:
-        if model.provider == "cuda":
-            cupy.cuda.runtime.streamSynchronize(model.options.stream)
-            runs.append(open_device().free_bytes)
-        run(model, bindings, frames)
-
-    def place(array: Any) -> Any:
-        address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-        return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
-
-    monkeypatch.setitem(session.PROVIDER_NAMES, "cuda", session.PROVIDER_NAMES["cpu"])
-    monkeypatch.setattr(session, "_providers", lambda _: [(session.PROVIDER_NAMES["cpu"], {})])
-    monkeypatch.setattr(inference.Model, "run", waiting)
-    monkeypatch.setattr(inference, "_place", place)
-    return runs
 
 
 @pytest.mark.parametrize("batch", [5, 8])

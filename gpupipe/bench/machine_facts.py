@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
 from typing import Any
 
 from gpupipe.gpu import device
+from gpupipe.gpu.state import gpu_state
 from gpupipe.machine import PACKAGES, cpu_count, cpu_mhz, cpu_name, load, memory_total_bytes, package_version
 
 PACKAGES_TOO = (*PACKAGES, "torch", "onnx2torch")
@@ -33,13 +32,9 @@ def facts() -> dict[str, Any]:
 
 
 def _gpu_clocks() -> str | None:
-    """Graphics and memory clocks and the driver's version, as the driver's own tool says them."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    """Graphics and memory clocks and the driver's version: "1410 MHz, 1215 MHz, 550.54"."""
+    state = gpu_state()
+    if state is None:
         return None
-    query = [tool, "--query-gpu=clocks.gr,clocks.mem,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
+    clocks = (state[name] for name in ("graphics_mhz", "memory_mhz"))
+    return ", ".join((*("[N/A]" if clock is None else f"{clock:.0f} MHz" for clock in clocks), str(state["driver"])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.media.handover import HandOver
 from gpupipe.render.output import open_output
+from gpupipe.render.segments import Segments
 from gpupipe.trace import Span, Trace
 
 Pixels = NDArray[np.uint8]
@@ -128,10 +130,14 @@ class Way(ABC):
 def encoding(scene: Scene, path: Path, pixel_format: PixelFormat) -> Iterator[Save]:
     """What encodes a frame of that format, into a video that is finished when the block ends."""
     format = SurfaceFormat(pixel_format, scene.body_info.width, scene.body_info.height)
-    sink = open_output(path, scene.body_info, pixel_format, scene.output)
+    segments = Segments(scene.frame_count, scene.output.segment_frames)
+    sink = open_output(path, scene.body_info, pixel_format, scene.output, segments=segments)
+    writer, numbers = sink.writer(), count()
     try:
-        yield lambda frame: sink.write(Surface(format, frame))
+        yield lambda frame: writer.write(Surface(format, frame, index=next(numbers)))
+        writer.close()
         sink.commit()
     except BaseException:
+        writer.abort()
         sink.abort()
         raise

@@ -16,7 +16,7 @@ from gpupipe.options import EngineOptions, declared
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters of `selftest.run`, and where what was found goes."""
     add = parser.add_argument
-    add("character", type=Path, nargs="?", metavar="CHARACTER", help="whose frames and model [default: made-up ones]")
+    add("character", type=Path, nargs="?", metavar="CHARACTER", help="whose frames and model [default: made up]")
     add("--device", type=reader(declared(EngineOptions)["device"]), default="cuda", metavar="cuda:N", help="which GPU")
     add("--json", type=Path, metavar="FILE.json", help="write what was found")
 

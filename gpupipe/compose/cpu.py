@@ -107,6 +107,12 @@ class CpuCompositor:
 
         self._each(len(frames), one)
 
+    def clear(self, slot: CpuSlot) -> None:
+        """Zeros are masked already."""
+        slot.visual.fill(0)
+        slot.audio.fill(0)
+        slot.masked.fill(True)
+
     def ready(self, slot: CpuSlot) -> None:
         """Nothing to wait for: `prepare` has done its work when it returns."""
 

@@ -75,7 +75,7 @@ class FrameSpec:
         return self.count * (each + (int(np.prod(self.recorded_shape)) if self.recorded else 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HostFrames:
     """A character's frames in host memory.
 

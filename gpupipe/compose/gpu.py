@@ -176,16 +176,24 @@ class GpuCompositor:
             # The batch before was given up; its table may still be on its way.
             device.wait(slot._prepared)
         self._fill(slot._rows, frames)
-        # Places that the last batch had and this one has not must become empty.
-        slot._rows[count : slot._filled] = 0
-        upload = max(count, slot._filled)
-        slot._frames, slot._filled, slot._under_way = tuple(frames), count, True
+        filled, slot._filled = slot._filled, count
+        slot._frames, slot._under_way = tuple(frames), True
         with device.use():
             slot.marks.begin(PREPARE)
-            device.copy(slot._table[:upload], slot._host_table[:upload], stream)
-            launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
+            device.copy(slot._table[:count], slot._host_table[:count], stream)
+            if count < filled:  # places that the last batch had and this one has not become empty
+                device.clear(slot._table[count:filled], stream)
+            self.launch_prepare(slot)
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)
+
+    def clear(self, slot: GpuSlot) -> None:
+        """Queue it, or do it where the model's inputs are on the host."""
+        for array in (slot.visual, slot.audio):
+            if isinstance(array, np.ndarray):
+                array.fill(0)
+            else:
+                self.device.clear(array, self.device.compute_stream)
 
     def ready(self, slot: GpuSlot) -> None:
         """Wait for the inputs where the model runs on the host; on the device its stream keeps the order."""
@@ -197,17 +205,7 @@ class GpuCompositor:
         device, stream = self.device, self.device.copy_stream
         with device.use():
             slot.marks.begin(PASTE)
-            launch.paste(
-                slot._prediction,
-                slot._table,
-                self._matrices,
-                slot._status,
-                pixel_format=self.kind.pixel_format,
-                layout=self.kind.layout,
-                draw_blocks=self._draw_blocks,
-                copy_blocks=self._copy_blocks,
-                stream=device.compute_stream,
-            )
+            self.launch_paste(slot)
             # The mark is what the copies wait for: a later event could still be to come when they have arrived.
             device.stream_waits_for(stream, slot.marks.end(PASTE))
             for frame in slot._frames:
@@ -216,6 +214,28 @@ class GpuCompositor:
                     device.copy(surface.host, surface.device, stream, rows=_to_host(surface.format))
             device.copy(slot._host_status, slot._status, stream)
             device.record(slot._copied, stream)
+
+    def launch_prepare(self, slot: GpuSlot) -> None:
+        """Queue the kernel of `prepare` and nothing else, for the batch that `prepare` was given last.
+
+        The device must be the current one.
+        """
+        stream = self.device.compute_stream
+        launch.prepare(slot._table, slot._visual, slot._audio, slot._status, layout=self.kind.layout, stream=stream)
+
+    def launch_paste(self, slot: GpuSlot) -> None:
+        """Queue the kernel of `paste` and nothing else, likewise."""
+        launch.paste(
+            slot._prediction,
+            slot._table,
+            self._matrices,
+            slot._status,
+            pixel_format=self.kind.pixel_format,
+            layout=self.kind.layout,
+            draw_blocks=self._draw_blocks,
+            copy_blocks=self._copy_blocks,
+            stream=self.device.compute_stream,
+        )
 
     def finish(self, slot: GpuSlot) -> NDArray[np.bool_]:
         """Wait for the copies to the host, the last thing queued for the slot: the one wait of a batch."""

@@ -108,6 +108,10 @@ class Compositor(Protocol[SlotT, FramesT, SpeechT]):
     def prepare(self, slot: SlotT, frames: Sequence[Drawing[FramesT, SpeechT]]) -> None:
         """Fill the model's inputs for 1 to B frames, in the slot's first places."""
 
+    def clear(self, slot: SlotT) -> None:
+        """Make the model's inputs zeros in every place, once `ready` has returned. A batch that is not full leaves in
+        the other places what was there; a model that fails of that would fail for whoever comes next."""
+
     def ready(self, slot: SlotT) -> None:
         """Return once the model may be run on the slot, in the order of its own device's work."""
 

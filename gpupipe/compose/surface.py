@@ -64,4 +64,5 @@ class Surface:
         """Give it back; its memory may be drawn on again from now on. Once is enough; a second call does nothing."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
+            self.host = self.device = None  # whoever still holds it, as an error's traceback does, holds no memory
             give_back(self)

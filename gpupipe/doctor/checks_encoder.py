@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpupipe.doctor.check import Check, Found, NotPossible, Subject
 from gpupipe.errors import OptionError, reason
-from gpupipe.gpu.device import megabytes
+from gpupipe.machine import megabytes
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import QUALITY_OPTION, EncoderOptions
 from gpupipe.media.join import join

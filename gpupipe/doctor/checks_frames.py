@@ -18,8 +18,9 @@ from gpupipe.doctor.scenes import Case, Pair
 from gpupipe.engine.gpu_backend import SPARE_BYTES
 from gpupipe.errors import DeviceError
 from gpupipe.geometry import CropLayout
-from gpupipe.gpu.device import Device, megabytes
+from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import status_words
+from gpupipe.machine import megabytes
 from gpupipe.model.runtime import Provider
 from gpupipe.render.engine import Engine
 
@@ -109,14 +110,13 @@ def counted(gpu: Device) -> Iterator[dict[str, int]]:
         return ("up" if isinstance(source, np.ndarray) else "down"), size
 
     counting("copy", copied)
-    for name in ("wait", "synchronize"):
-        counting(name, lambda *_: ("waits", 1))
+    counting("wait", lambda *_: ("waits", 1))
     for name in ("empty", "pinned"):
         counting(name, lambda *_, **__: ("allocations", 1))
     try:
         yield count
     finally:
-        for name in ("copy", "wait", "synchronize", "empty", "pinned"):
+        for name in ("copy", "wait", "empty", "pinned"):
             del vars(gpu)[name]
 
 

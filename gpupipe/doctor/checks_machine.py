@@ -15,8 +15,8 @@ from gpupipe.doctor.checks_frames import rendered
 from gpupipe.doctor.libraries import loaded_libraries
 from gpupipe.doctor.on_device import OnDevice
 from gpupipe.errors import DeviceMemoryError
-from gpupipe.gpu.device import megabytes
 from gpupipe.gpu.driver import current_gpu, device_count, load_cupy, make_current, unique_id
+from gpupipe.machine import megabytes
 
 COPIED_BYTES = 64 << 20
 LOCKED_BYTES = 512 << 20

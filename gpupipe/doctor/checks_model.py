@@ -49,9 +49,6 @@ def opens(provider: Provider) -> Callable[[Subject], Found]:
         if PROVIDER_NAMES[provider] not in runtime().get_available_providers():
             subject.problems[provider] = "this ONNX Runtime was built without it"
             raise NotPossible(subject.problems[provider] or "")
-        if provider == "tensorrt" and importlib.util.find_spec("tensorrt_libs") is None:
-            subject.problems[provider] = "TensorRT is not installed: pip install tensorrt-cu12"
-            raise NotPossible(subject.problems[provider] or "")
         began = time.perf_counter()
         try:
             if provider == "cpu":
@@ -60,6 +57,8 @@ def opens(provider: Provider) -> Callable[[Subject], Found]:
                 OnDevice(subject, provider).close()
         except GpupipeError as error:
             subject.problems[provider] = error.on_command_line()
+            if provider == "tensorrt" and importlib.util.find_spec("tensorrt_libs") is None:  # nor found elsewhere
+                raise NotPossible("TensorRT is not installed: pip install tensorrt-cu12") from error
             raise
         subject.problems[provider] = None
         seconds = time.perf_counter() - began
@@ -148,7 +147,7 @@ def tensorrt_cache(subject: Subject) -> Found:
     for path in (subject.model, subject.other_model):
         found = compared(subject, "tensorrt", path)["largest"]
         if found > tolerance(subject, "tensorrt"):
-            return Found(False, f"{path.parent.parent.name}'s predictions differ by {found:.2g}", {"largest": found})
+            return Found(False, f"the {path.parent.name} model's predictions differ by {found:.2g}", {"largest": found})
     engines = [path for path in (subject.folder / "engines").rglob("*.engine") if path.is_file()]
     for path in engines:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

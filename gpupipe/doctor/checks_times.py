@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from gpupipe.compose.table import ROW, device_shape
+from gpupipe.compose.traffic import least_bytes
 from gpupipe.doctor.check import Check, Found, Subject
 from gpupipe.doctor.on_device import BATCH, OnDevice
 from gpupipe.doctor.scenes import Case, Pair
-from gpupipe.geometry import SPEECH_SHAPE
+from gpupipe.gpu.timer import Timer
 from gpupipe.model.cost import model_cost
 from gpupipe.model.rates import device_rates
 from gpupipe.render.engine import Engine
+from gpupipe.trace import PASTE, PREPARE
 
 RUNS = 20
+RENDERED = 250
+"""The most frames of the render that is timed."""
 
 
 def rates(subject: Subject) -> dict[str, float | None]:
@@ -49,17 +52,13 @@ def kernels(subject: Subject) -> Found:
                 times.setdefault(step.name, []).append((step.end - step.start) * 1e3 / BATCH)
     finally:
         pair.close()
-    size, crop = case.layout.model_size, case.layout.crop_size
-    frame = float(np.mean([np.prod(device_shape(drawing.surface.format)) for drawing in drawings]))
-    values = 4 * (6 * size**2 + int(np.prod(SPEECH_SHAPE)))
-    moved = {
-        "prepare": 3 * size**2 + values + 4 * int(np.prod(SPEECH_SHAPE)) + ROW.itemsize,
-        "paste": 4 * 3 * size**2 + 3 * (crop**2 - size**2) + 2 * frame + ROW.itemsize,
-    }
     speed = rates(subject)["copy_bytes_per_second"]
     assert speed is not None
     found = {name: statistics.median(each) for name, each in times.items()}
-    floors = {name: moved[name] / speed * 1e3 for name in found}
+    floors = {}
+    for name, kernel in ((PREPARE, "prepare"), (PASTE, f"paste_{case.pixel_format}")):
+        moved = (least_bytes(kernel, drawing.frames.spec, case.dtype, [drawing.source]) for drawing in drawings)
+        floors[name] = statistics.mean(moved) / speed * 1e3
     measured = "; ".join(beside(name, each, floors[name]) for name, each in found.items())
     return Found(True, measured, {"ms": found, "floor_ms": floors})
 
@@ -67,17 +66,10 @@ def kernels(subject: Subject) -> Found:
 def model(subject: Subject) -> Found:
     """The model in batches, if it runs on the GPU."""
     subject.need("cuda")
-    gpu, begin, end = subject.gpu, subject.gpu.event(timing=True), subject.gpu.event(timing=True)
-    seconds = []
     with OnDevice(subject, "cuda") as opened:
-        for _ in range(RUNS):
-            gpu.record(begin, gpu.compute_stream)
-            opened.run()
-            gpu.record(end, gpu.compute_stream)
-            gpu.wait(end)
-            seconds.append(gpu.elapsed_seconds(begin, end))
+        seconds = Timer(subject.gpu, runs=RUNS, warm_up=3).seconds(opened.run, subject.gpu.compute_stream)
     cost, speed = model_cost(subject.model, subject.character.layout), rates(subject)["flops_per_second"]
-    milliseconds = statistics.median(seconds[3:]) * 1e3 / BATCH
+    milliseconds = statistics.median(seconds) * 1e3 / BATCH
     floor = None if speed is None else 2 * cost["macs"] / speed * 1e3
     return Found(True, beside("model", milliseconds, floor), {"ms": milliseconds, "floor_ms": floor, **cost})
 
@@ -96,13 +88,14 @@ def copies(subject: Subject) -> Found:
 def render(subject: Subject) -> Found:
     """A whole render into a video, after one that loads everything."""
     with tempfile.TemporaryDirectory() as folder, Engine(device=subject.device_name) as engine:
-        for number in range(2):
+        for number, frames in enumerate((BATCH, RENDERED)):
             stats = engine.render(
                 subject.character,
                 Path(folder) / f"{number}.mp4",
                 model=subject.model,
                 provider=subject.best,
                 batch=BATCH,
+                frames=frames,
                 sound=False,
             )
     stages = {name: each.mean_ms for name, each in stats.stages.items()}

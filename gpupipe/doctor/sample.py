@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, RECTANGLES
+from gpupipe.character.folder import BODY, CROPS, FEATURES, RECTANGLES
 from gpupipe.geometry import SPEECH_SHAPE, SPEECH_WIDTH, CropLayout
 from gpupipe.media.encode import VideoWriter
 
@@ -31,27 +31,37 @@ _INT, _INTS = 2, 7
 IR_VERSION, OPSET = 8, 17
 
 
-def write_character(folder: Path, *, seed: int = 0) -> Path:
-    """Write a character of noise, with a model, in a new folder; the folder."""
+def write_character(
+    folder: Path, *, seed: int = 0, model_size: int = SIZE, body_size: tuple[int, int] = BODY_SIZE, frames: int = FRAMES
+) -> Path:
+    """Write a character of noise, without a model, in a new folder; the folder.
+
+    Args:
+        folder: where.
+        seed: of the noise.
+        model_size: side of the images of its model.
+        body_size: width and height, even.
+        frames: of its videos; its speech lasts twice as long.
+    """
     rng = np.random.default_rng(seed)
-    layout, (width, height) = CropLayout(SIZE), BODY_SIZE
-    for name in (RECTANGLES, MODEL):
-        (folder / name).parent.mkdir(parents=True)
-    _write_video(folder / BODY, rng, width, height)
-    _write_video(folder / CROPS, rng, layout.crop_size, layout.crop_size)
+    layout, (width, height) = CropLayout(model_size), body_size
+    least, most, outside = (height * pixels // BODY_SIZE[1] for pixels in (40, 150, 20))
+    (folder / RECTANGLES).parent.mkdir(parents=True)
+    _write_video(folder / BODY, rng, width, height, frames)
+    _write_video(folder / CROPS, rng, layout.crop_size, layout.crop_size, frames)
     rects = {}
-    for frame in range(FRAMES):
-        x, y = rng.integers(-20, (width - 60, height - 60))  # some lie partly outside
-        rects[str(frame)] = {"rect": [int(x), int(y), int(x + rng.integers(40, 150)), int(y + rng.integers(40, 150))]}
+    for frame in range(frames):
+        x, y = rng.integers(-outside, (width - 3 * outside, height - 3 * outside))  # some lie partly outside
+        x2, y2 = x + rng.integers(least, most), y + rng.integers(least, most)
+        rects[str(frame)] = {"rect": [int(x), int(y), int(x2), int(y2)]}
     (folder / RECTANGLES).write_text(json.dumps(rects), "utf-8")
-    np.save(folder / FEATURES, rng.standard_normal((2 * FRAMES, SPEECH_WIDTH)).astype(np.float32))
-    (folder / MODEL).write_bytes(model_bytes(SIZE, seed))
+    np.save(folder / FEATURES, rng.standard_normal((2 * frames, SPEECH_WIDTH)).astype(np.float32))
     return folder
 
 
-def _write_video(path: Path, rng: np.random.Generator, width: int, height: int) -> None:
+def _write_video(path: Path, rng: np.random.Generator, width: int, height: int, frames: int) -> None:
     with VideoWriter(path, width=width, height=height, fps=Fraction(25), pixel_format="bgr24") as writer:
-        for _ in range(FRAMES):
+        for _ in range(frames):
             blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
             writer.write(np.ascontiguousarray(blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]))
 

@@ -12,7 +12,7 @@ from typing import Any
 from gpupipe.character.folder import Character
 from gpupipe.doctor import checks_encoder, checks_frames, checks_machine, checks_model, checks_runs, checks_times
 from gpupipe.doctor.check import Check, Subject
-from gpupipe.doctor.sample import SIZE, model_bytes, write_character
+from gpupipe.doctor.sample import model_bytes, write_character
 from gpupipe.errors import OptionError
 from gpupipe.gpu.device import Device, open_device
 from gpupipe.gpu.driver import version_text
@@ -41,11 +41,12 @@ def run(
     Args:
         device: "cuda" or "cuda:N".
         say: told a line about each check that is made.
-        character: whose frames and model are taken; None: a small one that is made for it.
+        character: whose frames and model are taken; a character without a model gets one of random weights. None: a
+            small one that is made for it.
 
     Returns:
-        JSON values: `machine`, `packages`, `gpu`; `checks`, each as `Check.made` tells it; `counts` of their results;
-        and `passed`, false if any failed.
+        JSON values: `machine`, `packages`, `gpu`, `character`, `model`; `checks`, each as `Check.made` tells it;
+        `counts` of their results; and `passed`, false if any failed.
 
     Raises:
         DeviceError: the GPU cannot be used.
@@ -72,6 +73,8 @@ def run(
         },
         "packages": {name: package_version(name) for name in PACKAGES},
         "gpu": _told(gpu),
+        "character": None if character is None else str(character),
+        "model": "random weights" if subject.other_model is not None else str(subject.model),
         "checks": checks,
         "counts": dict(counts),
         "passed": not counts["failed"],
@@ -87,6 +90,7 @@ def text(result: dict[str, Any]) -> str:
         f"{gpu['total_bytes'] / 1e9:.1f} GB, driver for CUDA {gpu['driver']}",
         f"{machine['system']}, Python {machine['python']}, {machine['cpu']}, {machine['cores']} cores",
         packages,
+        f"character: {result['character'] or 'made up'}; model: {result['model']}",
         "",
         *map(_line, result["checks"]),
         "",
@@ -102,14 +106,15 @@ def _line(check: dict[str, Any]) -> str:
 
 
 def _subject(gpu: Device, folder: Path, character: Path | str | None) -> Subject:
-    if character is not None:
-        found = Character.load(character)
+    found = Character.load(write_character(folder / "sample") if character is None else character)
+    if character is not None and found.model_path.is_file():
         return Subject(gpu, found, found.model_path, None, folder)
-    found = Character.load(write_character(folder / "sample"))
-    other = folder / "other" / "checkpoint" / found.model_path.name  # engines are told by this name
-    other.parent.mkdir(parents=True)
-    other.write_bytes(model_bytes(SIZE, seed=1))
-    return Subject(gpu, found, found.model_path, other, folder)
+    # TensorRT's engines go by the files' name, which is therefore one.
+    first, second = (folder / name / found.model_path.name for name in ("one", "other"))
+    for seed, path in enumerate((first, second)):
+        path.parent.mkdir()
+        path.write_bytes(model_bytes(found.layout.model_size, seed))
+    return Subject(gpu, found, first, second, folder)
 
 
 def _told(gpu: Device) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import HostMemoryError, OptionError
-from gpupipe.gpu.device import Device, megabytes
-from gpupipe.machine import cpu_count, memory_available_bytes
+from gpupipe.gpu.device import Device
+from gpupipe.machine import cpu_count, megabytes, memory_available_bytes
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import SessionOptions
 from gpupipe.options import ModelOptions

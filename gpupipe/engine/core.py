@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.features import FeatureBudget
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.holdings import Holdings
 from gpupipe.engine.lane import Lane
@@ -19,15 +20,13 @@ from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.pipeline import Pipeline
 from gpupipe.engine.scheduler import Choice, Scheduler
 from gpupipe.engine.session import Session
+from gpupipe.engine.timetable import Timetable
 from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
-from gpupipe.trace import Trace
+from gpupipe.trace import LOAD, Trace
 
 T = TypeVar("T")
-
-MARGIN = 1.1
-"""Times a batch's measured latency after which it is taken to be finished, when deadlines are weighed."""
 
 
 class EngineCore:
@@ -36,23 +35,24 @@ class EngineCore:
     Args:
         backend: the device, opened; closed with the engine.
         cache: bytes of characters that are kept; None: as much as there is room for.
+        features: how much is kept of the model's work on cached frames; None: nothing.
 
     Attributes:
         trace: times of every stage, of all sessions.
     """
 
-    def __init__(self, backend: Backend, *, cache: int | None = None) -> None:
+    def __init__(self, backend: Backend, *, cache: int | None = None, features: FeatureBudget | None = None) -> None:
         self.backend = backend
-        self.trace = Trace()
-        self.holdings = Holdings(backend, cache, self._on_compute_thread)
+        self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
+        self.holdings = Holdings(backend, cache, self._on_compute_thread, features)
         self._condition = threading.Condition()
-        self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: MARGIN * lane.latency)
+        self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
+        self._timetable = Timetable()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._under_way = 0
+        self._handling = 0
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
-        self._lanes: Counter[Lane] = Counter()
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
 
@@ -76,8 +76,7 @@ class EngineCore:
             GpupipeError: something cannot be opened, or does not fit in memory; nothing is left of the session then.
         """
         trace = trace or Trace()
-        with ExitStack() as held, trace.span("load", order.spec.count):
-            self._raise_if_closed()
+        with self._while_open(), ExitStack() as held, trace.span(LOAD, order.spec.count):
             parts = self.holdings.open(order, speech, held)
             session = Session(
                 lane=parts.lane,
@@ -86,24 +85,33 @@ class EngineCore:
                 placed=parts.placed,
                 source=order.source,
                 fps=order.fps,
-                total=order.total,
+                outputs=order.outputs(),
                 format=order.spec.format,
                 trace=trace,
                 memory=parts.memory,
                 notes=parts.notes,
-                changed=self._wake,
+                features=parts.features,
+                changed=self._changed,
                 ended=self._ended,
                 due=due,
             )
-            parts.speech.listen(self._wake)
+            parts.speech.listen(lambda: self._changed(session))
             with self._condition:
                 self._raise_if_closed()
                 parts.lane.compositor.admit(parts.frames)
                 self._sessions[session] = held.pop_all()
-                self._lanes[session.lane] += 1
                 self._scheduler.add(session)
                 self._condition.notify_all()
         return session
+
+    def hold(self, order: SessionOrder) -> None:
+        """Open what a session needs, ahead of it, and keep it for as long as there is room.
+
+        Raises:
+            GpupipeError: something cannot be opened, or does not fit in memory.
+        """
+        with self._while_open():
+            self.holdings.load(order)
 
     def close(self) -> None:
         """End every session, and release everything. More than once is allowed."""
@@ -118,8 +126,15 @@ class EngineCore:
         self._pipeline.join()
         for session in sessions:
             session.close()
+        with self._condition:
+            self._condition.wait_for(lambda: not self._handling)
+            held = list(self._sessions.values())  # of sessions whose frames somebody has not released
+            self._sessions.clear()
+        for each in held:
+            each.close()
         self.holdings.close()
-        self.backend.close()
+        with suppress(DeviceError):  # one that has failed has told it to its sessions
+            self.backend.close()
 
     def __enter__(self) -> EngineCore:
         """Begin a with block, which closes the engine."""
@@ -148,19 +163,18 @@ class EngineCore:
 
     def _depart(self) -> Flight | None:
         """A batch that leaves now; or None, after waiting until something may have changed."""
-        if not any(lane.free for lane in self._lanes):  # whatever else has changed, nothing can leave
-            self._condition.wait()
-            return None
         now = time.monotonic()
-        choice = self._scheduler.choose(now, free=lambda lane: bool(lane.free), idle=not self._under_way)
+        choice = self._scheduler.choose(
+            now, free=lambda lane: bool(lane.free), idle=self._timetable.idle, busy=self._timetable.busy(now)
+        )
         if not isinstance(choice, Choice):
             self._condition.wait(None if choice.until == float("inf") else max(0.0, choice.until - now))
             return None
         tasks = [task for session in choice.frames if (task := session.start()) is not None]
         if not tasks:  # closed since they were chosen
             return None
-        self._under_way += 1
-        return Flight(choice.lane, choice.lane.free.pop(), tasks, now)
+        self._timetable.left(choice.lane.pace, now)
+        return Flight(choice.lane, choice.lane.free.pop(), tasks)
 
     def _landed(self, flight: Flight) -> None:
         """A batch has gone through every step but the last."""
@@ -169,7 +183,7 @@ class EngineCore:
             self._fail(flight.error)
         with self._condition:
             flight.lane.free.append(flight.slot)
-            self._under_way -= 1
+            self._timetable.landed(time.monotonic(), counts=flight.error is None and not flight.alone)
             self._condition.notify_all()
 
     def _on_compute_thread(self, errand: Callable[[], T]) -> T:
@@ -181,19 +195,22 @@ class EngineCore:
             self._condition.notify_all()
         return result.result()
 
-    def _wake(self) -> None:
+    def _changed(self, session: Session) -> None:
+        """More or fewer frames of a session can be drawn."""
         with self._condition:
+            self._scheduler.changed(session)
             self._condition.notify_all()
 
     def _ended(self, session: Session) -> None:
         """A session is closed, and nothing of it is under way."""
         with self._condition:
             self._scheduler.remove(session)
-            held = self._sessions.pop(session)
-            self._lanes[session.lane] -= 1
-            self._lanes += Counter()  # drops lanes without sessions
+            held = self._sessions.pop(session, None)
+            self._handling += 1
             self._condition.notify_all()
-        held.close()
+        with self._handled():
+            if held is not None:  # else the engine was closed before the last frame was released
+                held.close()
 
     def _fail(self, error: BaseException) -> None:
         """The device, or the engine itself, has failed: nobody is served any more."""
@@ -207,6 +224,25 @@ class EngineCore:
             result.set_exception(self._error)
         for session in sessions:
             session.fail(error)
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Raise if the engine is closed; else it is not closed completely before the with block has ended."""
+        with self._condition:
+            self._raise_if_closed()
+            self._handling += 1
+        with self._handled():
+            yield
+
+    @contextmanager
+    def _handled(self) -> Iterator[None]:
+        """Tell, at the end of the with block, that what is opened or given back is so."""
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._handling -= 1
+                self._condition.notify_all()
 
     def _raise_if_closed(self) -> None:
         if self._error is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,16 +24,16 @@ class Flight:
         lane: which.
         slot: its buffers.
         tasks: its frames, in the places of the slot.
-        started: seconds of `time.monotonic`.
         error: what has stopped it: of all its frames.
-        finished: frames that are done before the others (drawn alone, after the batch had failed), with their errors.
+        alone: whether the model has failed for the batch: each frame is drawn alone then, to find whose the fault is.
+        finished: the errors of frames that were drawn alone, or None.
     """
 
     lane: Lane
     slot: LaneSlot[Any]
     tasks: list[FrameTask]
-    started: float
     error: BaseException | None = None
+    alone: bool = False
     finished: dict[int, BaseException | None] = field(default_factory=dict)
 
     @property
@@ -58,21 +57,31 @@ class Steps:
         self._step(PREPARE, flight, lambda: self._prepare(flight, flight.tasks))
 
     def infer(self, flight: Flight) -> None:
-        """Run the model. If it fails for a batch, each frame is drawn alone, to find whose the fault is."""
+        """Run the model. If it fails for a batch, `paste` draws each frame alone."""
         lane, slot = flight.lane, flight.slot
         try:
             if flight.error is None:
                 lane.compositor.ready(slot.buffers)
                 with self._timed(INFER, flight):
-                    lane.model.run(slot.bindings, len(flight.tasks))
+                    self._run(flight)
         except InferenceError:
-            self._one_by_one(flight)
+            flight.alone = True
         except BaseException as error:
             flight.error = error
 
+    def _run(self, flight: Flight) -> None:
+        lane, slot = flight.lane, flight.slot
+        if lane.split is None:
+            lane.model.run(slot.bindings, len(flight.tasks))
+            return
+        frames = [(task.session.features, task.drawing.source) for task in flight.tasks]
+        lane.split.run(slot.bindings, slot.rest, slot.buffers.visual, frames)
+
     def paste(self, flight: Flight) -> None:
         """Draw the predictions."""
-        if not flight.finished:
+        if flight.alone:
+            self._one_by_one(flight)
+        else:
             self._step(PASTE, flight, lambda: flight.lane.compositor.paste(flight.slot.buffers))
 
     def compute(self, flight: Flight) -> None:
@@ -84,7 +93,7 @@ class Steps:
     def finish(self, flight: Flight) -> None:
         """Wait until the frames are complete, and hand each to its session."""
         has_nan = np.zeros(len(flight.tasks), np.bool_)
-        if flight.error is None and not flight.finished:
+        if flight.error is None and not flight.alone:
             try:
                 has_nan = flight.lane.compositor.finish(flight.slot.buffers)
                 self._collect(flight)
@@ -95,31 +104,37 @@ class Steps:
             if wrong is None and has_nan[place]:
                 wrong = nan_error(task)
             task.session.deliver(task, wrong)
-        flight.lane.took(time.monotonic() - flight.started)
 
     def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
         flight.lane.compositor.prepare(flight.slot.buffers, [task.drawing for task in tasks])
 
     def _one_by_one(self, flight: Flight) -> None:
-        lane, slot = flight.lane, flight.slot
+        if flight.error is not None:
+            return
         failed: dict[Session, BaseException] = {}
-        for place, task in enumerate(flight.tasks):
-            if task.session in failed:
-                flight.finished[place] = failed[task.session]
-                continue
-            try:
-                self._prepare(flight, [task])
-                lane.compositor.ready(slot.buffers)
-                lane.model.run(slot.bindings, 1)
-                lane.compositor.paste(slot.buffers)
-                flight.finished[place] = nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
-            except InferenceError as error:
-                flight.finished[place] = error.about(f"output frame {task.index}")
-            except BaseException as error:
-                flight.error = error
-                return
-            if (wrong := flight.finished[place]) is not None:
-                failed[task.session] = wrong
+        try:
+            flight.lane.compositor.clear(flight.slot.buffers)
+            for place, task in enumerate(flight.tasks):
+                if task.session not in failed:
+                    flight.finished[place] = wrong = self._alone(flight, task)
+                    if wrong is not None:
+                        failed[task.session] = wrong
+                else:
+                    flight.finished[place] = failed[task.session]
+        except BaseException as error:
+            flight.error = error
+
+    def _alone(self, flight: Flight, task: FrameTask) -> BaseException | None:
+        """Draw one frame; what is wrong with it."""
+        lane, slot = flight.lane, flight.slot
+        try:
+            self._prepare(flight, [task])
+            lane.compositor.ready(slot.buffers)
+            lane.model.run(slot.bindings, 1)
+            lane.compositor.paste(slot.buffers)
+            return nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
+        except InferenceError as error:
+            return error.about(f"output frame {task.index}")
 
     def _step(self, step: Stage, flight: Flight, work: Callable[[], None]) -> None:
         if flight.error is not None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from gpupipe.compose.protocol import BatchKind
 from gpupipe.engine.backend import Backend, Opened
+from gpupipe.engine.feature_store import FeatureStore
+from gpupipe.engine.features import FeatureBudget, KeptFeatures
 from gpupipe.engine.lane import SLOTS, Lane
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import Resident, ResidentKey, Residents
@@ -43,6 +45,7 @@ class Parts:
     placed: Any
     memory: list[Memory]
     notes: tuple[str, ...]
+    features: KeptFeatures | None
 
 
 class Holdings:
@@ -52,10 +55,18 @@ class Holdings:
         backend: the device.
         cache: bytes of characters that are kept; None: as much as there is room for.
         on_compute_thread: runs something where the models are run, and waits for it.
+        features: how much is kept of the model's work on cached frames; None: nothing.
     """
 
-    def __init__(self, backend: Backend, cache: int | None, on_compute_thread: OnComputeThread) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        cache: int | None,
+        on_compute_thread: OnComputeThread,
+        features: FeatureBudget | None = None,
+    ) -> None:
         self._backend, self._on_compute_thread = backend, on_compute_thread
+        self._kept = FeatureStore(features)
         self._models: Shelf[_OpenModel] = Shelf(keep=0)  # lanes keep theirs open
         self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
         self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
@@ -90,7 +101,9 @@ class Holdings:
         held.callback(backend.unplace, placed)
         memory = self._pool.borrow(spec.format, depth)
         held.callback(self._pool.give_back, spec.format, memory)
-        return Parts(lane, resident.frames, rows, placed, memory, opened.notes)
+        kept = self._kept.of(lane.split, resident.frames, model_key, order.shown, spec.count)
+        notes = (*opened.notes, *self._kept.notes(model_key, kept, spec.count))
+        return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
 
     def load(self, order: SessionOrder) -> None:
         """Keep a character's frames, and open its model if the file is there, before the first session needs them.
@@ -124,7 +137,9 @@ class Holdings:
     def _open_lane(self, model_key: Hashable, kind: BatchKind) -> Lane:
         model = self._models.take(model_key, _must_be_open).model
         try:
-            lane = Lane(model, self._backend.compositor(kind, model), lambda: self._models.give_back(model_key))
+            split = self._kept.open(model, model_key)
+            compositor = self._backend.compositor(kind, model)
+            lane = Lane(model, compositor, lambda: self._models.give_back(model_key), split)
         except BaseException:
             self._models.give_back(model_key)
             raise

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gpupipe.compose.protocol import BatchKind, Compositor, Slot
+from gpupipe.engine.features import SplitModel
+from gpupipe.engine.timetable import Pace
 from gpupipe.model.model import Bindings, Model
+from gpupipe.model.split_model import RestBinding
 
 SLOTS = 3
 """Batches of a lane under way: one is computed, one is finished or prepared, one is copied or pasted."""
-
-_SMOOTHING = 0.2
 
 SlotT = TypeVar("SlotT", bound=Slot)
 
 
 @dataclass
 class LaneSlot(Generic[SlotT]):
-    """A compositor's slot, and the model's bindings to its buffers."""
+    """A compositor's slot, and the bindings to its buffers of the model, and of the rest of one in two nets."""
 
     buffers: SlotT
     bindings: Bindings
+    rest: Sequence[RestBinding] = ()
 
 
 class Lane:
@@ -32,19 +34,27 @@ class Lane:
         model: opened.
         compositor: of the engine's device.
         closed: called when the lane is.
+        split: the model in two nets, if features are kept.
 
     Attributes:
         free: slots that no batch uses.
-        latency: seconds from the start of a batch until it was finished, smoothed over the last ones.
+        pace: how long its batches take on the device.
     """
 
-    def __init__(self, model: Model, compositor: Compositor[Any, Any, Any], closed: Callable[[], None]) -> None:
-        self.model, self.compositor, self._closed = model, compositor, closed
-        self.latency = 0.0
+    def __init__(
+        self,
+        model: Model,
+        compositor: Compositor[Any, Any, Any],
+        closed: Callable[[], None],
+        split: SplitModel | None = None,
+    ) -> None:
+        self.model, self.compositor, self._closed, self.split = model, compositor, closed, split
+        self.pace = Pace()
         self.free: list[LaneSlot[Any]] = []
         for _ in range(SLOTS):
             slot = compositor.new_slot()
-            self.free.append(LaneSlot(slot, model.bind(slot.visual, slot.audio, slot.prediction)))
+            rest = () if split is None else split.bind(slot.audio, slot.prediction, slot.visual)
+            self.free.append(LaneSlot(slot, model.bind(slot.visual, slot.audio, slot.prediction), rest))
 
     @property
     def kind(self) -> BatchKind:
@@ -56,12 +66,10 @@ class Lane:
         """The most frames in a batch."""
         return self.kind.batch
 
-    def took(self, seconds: float) -> None:
-        """A batch was finished so many seconds after it had been started."""
-        self.latency = seconds if not self.latency else self.latency + _SMOOTHING * (seconds - self.latency)
-
     def close(self) -> None:
         """Release slots and compositor."""
         self.free.clear()
         self.compositor.close()
+        if self.split is not None:
+            self.split.close()
         self._closed()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from gpupipe.engine.backend import Backend, HostBackend
 from gpupipe.engine.gpu_backend import GpuBackend
-from gpupipe.errors import DeviceError
+from gpupipe.errors import DeviceError, OptionError
 from gpupipe.gpu.device import open_device
 from gpupipe.machine import cpu_count
 from gpupipe.options import EngineOptions
@@ -33,6 +33,10 @@ def open_backend(options: EngineOptions) -> Picked:
     Raises:
         DeviceError: the GPU that was asked for cannot be used.
     """
+    if "," in options.device:
+        raise OptionError(
+            "an engine has one device", field="--device", value=options.device, remedy="open one for each"
+        )
     host = HostBackend(workers(options), options.max_memory)
     if options.device == "cpu":
         return Picked(host, ())

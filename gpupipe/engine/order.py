@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from gpupipe.character.folder import RECTANGLES, Character
 from gpupipe.compose.frames import FrameSpec
+from gpupipe.engine.outputs import Outputs
 from gpupipe.geometry import frame_at
 from gpupipe.media.video import read_frames
 from gpupipe.options import ModelOptions
@@ -32,6 +33,8 @@ class SessionOrder:
         period: cached frames in one pass of the ping-pong.
         start: position in the ping-pong at which the session starts.
         total: output frames; None: as long as the speech lasts.
+        segments: gives the next range of output frames that the session is to draw, None after the last; None: it
+            draws all of them.
     """
 
     character: Character
@@ -41,11 +44,23 @@ class SessionOrder:
     period: int
     start: int = 0
     total: int | None = None
+    segments: Callable[[], range | None] | None = None
+
+    @property
+    def shown(self) -> float:
+        """How often each of its cached frames is shown, about; once, if that is not known."""
+        return 1.0 if self.total is None else self.total / self.spec.count
 
     @property
     def fps(self) -> Fraction:
         """Output frames a second: the body's."""
         return self.character.body.fps
+
+    def outputs(self) -> Outputs:
+        """Which output frames the session draws."""
+        if self.segments is not None:
+            return Outputs(self.segments)
+        return Outputs.all() if self.total is None else Outputs.of(range(self.total))
 
     def source(self, output: int) -> int:
         """The cached frame that an output frame shows."""

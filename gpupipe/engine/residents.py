@@ -62,7 +62,7 @@ class Residents(Generic[FramesT]):
 
     Args:
         free: releases frames.
-        budget: bytes that may be kept, those in use included; None: no bound but the memory there is.
+        budget: bytes of characters that nobody uses; None: no bound but the memory there is.
     """
 
     def __init__(self, free: Callable[[FramesT], None], budget: int | None = None) -> None:
@@ -103,6 +103,7 @@ class Residents(Generic[FramesT]):
                 with self._lock:
                     if self._kept.get(key) is found:
                         del self._kept[key]
+                    self._retired.discard(found)
                 found.loaded.set_exception(error)
                 raise
         found.loaded.result()
@@ -138,7 +139,11 @@ class Residents(Generic[FramesT]):
     def _keep_to_budget(self) -> None:
         budget = self.budget
         if budget is not None:
-            self.make_room(lambda: self.nbytes > budget)
+            self.make_room(lambda: self._unused_bytes() > budget)
+
+    def _unused_bytes(self) -> int:
+        with self._lock:
+            return sum(each.nbytes for each in self._kept.values() if not each.users)
 
     def _pop_oldest(self) -> Resident[FramesT] | None:
         idle = [each for each in self._kept.values() if not each.users and each.loaded.done()]

@@ -1,17 +1,26 @@
 """Which frames make the next batch, and when it leaves. No threads, no clock, no device: everything is told.
 
-Frames with deadlines come first, the earliest first. What room they leave goes to the sessions without deadlines, each
-in its turn, so that all of them have been served alike. A batch that is not full waits for more frames as long as that
-makes none late; one of frames without deadlines waits only while the device has other work.
+Frames with deadlines come first, the earliest first; those that will be late whatever is done come after those that can
+still be on time, so that too much work makes a few sessions late and not all. What room they leave goes to the sessions
+without deadlines, each in its turn, so that all of them are served alike. A batch that is not full waits for more
+frames as long as that makes none late, and keeps nobody else from the device; one of frames without deadlines waits
+only while the device has other work.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+MARGIN = 1.1
+"""Times a batch's usual time that is allowed for it where a deadline is to be kept."""
+
+ON_TIME, LATE, PATIENT = range(3)
+"""Frames whose deadlines can still be kept, those whose deadlines cannot, and those that have none: in this order."""
 
 
 class Lane(Protocol):
@@ -45,7 +54,8 @@ class Source(Protocol[LaneT_co]):
         """Whether more than the available frames will come."""
 
     def deadline(self, ahead: int) -> float:
-        """When the `ahead`-th available frame must be finished, seconds; infinity for no deadline."""
+        """When the `ahead`-th frame from now must be finished, seconds; infinity for no deadline. The first that is not
+        available is asked for too."""
 
 
 SourceT = TypeVar("SourceT", bound="Source[Any]")
@@ -71,97 +81,219 @@ class Wait:
     until: float = math.inf
 
 
+@dataclass
+class _Seen:
+    """A session as it was when it was last looked at.
+
+    `served` counts its frames that had no deadline. It is lifted when the session has been without frames, so that
+    nobody makes up for turns that he could not take (start-time fair queueing: Goyal, Vin and Cheng, 1996).
+    """
+
+    served: float
+    available: int = 0
+    expects_more: bool = True
+    deadline: float = math.inf
+
+
 class Scheduler(Generic[LaneT, SourceT]):
     """Picks batches.
 
     Args:
-        estimate: seconds after which a batch of that lane, started now, would be finished, with all that is under way
-            before it. It decides when a batch that is not full has waited long enough.
+        service: seconds that a batch of that lane takes on the device. They decide when a batch that is not full has
+            waited long enough.
     """
 
-    def __init__(self, estimate: Callable[[LaneT], float]) -> None:
-        self._estimate = estimate
-        self._served: dict[SourceT, float] = {}
-
-    @property
-    def sources(self) -> Iterable[SourceT]:
-        """The sessions."""
-        return self._served.keys()
+    def __init__(self, service: Callable[[LaneT], float]) -> None:
+        self._service = service
+        self._seen: dict[SourceT, _Seen] = {}
+        self._members: Counter[LaneT] = Counter()
+        self._ready: dict[LaneT, dict[SourceT, None]] = {}
+        self._changed: dict[SourceT, None] = {}
+        self._level = 0.0
 
     def add(self, source: SourceT) -> None:
         """Take a session in. It is served like the others from now on, and makes up for nothing that went before."""
-        self._served[source] = min(self._served.values(), default=0.0)
+        self._seen[source] = _Seen(self._level)
+        self._members[source.lane] += 1
+        self.changed(source)
 
     def remove(self, source: SourceT) -> None:
         """Forget a session."""
-        self._served.pop(source, None)
+        if self._seen.pop(source, None) is None:
+            return
+        self._changed.pop(source, None)
+        self._ready.get(source.lane, {}).pop(source, None)
+        self._members[source.lane] -= 1
+        if not self._members[source.lane]:
+            del self._members[source.lane]
+            self._ready.pop(source.lane, None)
 
-    def choose(self, now: float, *, free: Callable[[LaneT], bool], idle: bool) -> Choice[LaneT, SourceT] | Wait:
+    def changed(self, source: SourceT) -> None:
+        """Look at a session again; nobody is looked at unasked but those that were chosen."""
+        if source in self._seen:
+            self._changed[source] = None
+
+    def choose(
+        self, now: float, *, free: Callable[[LaneT], bool], idle: bool, busy: float = 0.0
+    ) -> Choice[LaneT, SourceT] | Wait:
         """The next batch, or how long to wait for it. What is chosen counts as served.
 
         Args:
             now: seconds, on the clock of the deadlines.
             free: whether a lane has a slot for a batch.
             idle: whether no batch is under way.
+            busy: seconds until what is under way will be done.
         """
-        lanes: dict[LaneT, list[SourceT]] = {}
-        for source in self._served:
-            if source.available:
-                lanes.setdefault(source.lane, []).append(source)
-        urgent = self._urgent(lanes)
+        if not any(map(free, self._members)):  # whatever has changed, nothing can leave
+            return Wait()
+        self._look()
+        lanes = {lane: list(ready) for lane, ready in self._ready.items() if ready and free(lane)}
+        if not lanes:
+            return Wait()
+        start = now + busy
+        urgent = self._urgent(lanes, start)
         for number, (lane, latest) in enumerate(urgent):
-            if not free(lane):
+            picked, full = self._fill(lane, lanes[lane], start)
+            if start < latest and not self._may_go_early(lane, picked, busy):
                 continue
-            picked, full = self._fill(lane, lanes[lane])
-            if full or now >= latest or not self._more_may_come(lane):
-                # A lane that can wait goes before one that cannot only if it makes it no later.
-                if number and now + self._estimate(lane) > min(other for _, other in urgent[:number]):
-                    continue
+            if full or start >= latest or not self._more_may_come(lane):
+                # It may go before an earlier one that still waits only if it makes that no later; else that one goes.
+                if number and start + self._allowed(lane) > urgent[0][1]:
+                    lane, _ = urgent[0]
+                    picked, _ = self._fill(lane, lanes[lane], start)
                 return self._chosen(lane, picked)
-        deadline = min((latest for _, latest in urgent), default=math.inf)
-        others = [lane for lane in lanes if free(lane) and lane not in dict(urgent)]
-        return self._patient({lane: lanes[lane] for lane in others}, now, deadline, idle)
+        if any(self._earliest(ready) < math.inf for lane, ready in self._ready.items() if ready and lane not in lanes):
+            return Wait(urgent[0][1] if urgent else math.inf)  # the device is behind as it is
+        return self._patient(lanes, urgent, start, busy, idle)
 
-    def _urgent(self, lanes: dict[LaneT, list[SourceT]]) -> list[tuple[LaneT, float]]:
-        """Lanes with deadlines, the earliest first, and when each must start so that none of them is late."""
-        earliest = {lane: min(source.deadline(0) for source in sources) for lane, sources in lanes.items()}
-        ordered = sorted((lane for lane in lanes if earliest[lane] < math.inf), key=lambda lane: earliest[lane])
+    def _look(self) -> None:
+        """Look at what has changed."""
+        for source in self._changed:
+            seen = self._seen[source]
+            seen.available = source.available
+            seen.expects_more = source.expects_more
+            seen.deadline = source.deadline(0) if seen.available or seen.expects_more else math.inf
+            ready = self._ready.setdefault(source.lane, {})
+            if not seen.available:
+                ready.pop(source, None)
+            elif source not in ready:
+                ready[source] = None
+                seen.served = max(seen.served, self._level)
+        self._changed.clear()
+
+    def _earliest(self, sources: Iterable[SourceT]) -> float:
+        return min(self._seen[source].deadline for source in sources)
+
+    def _least(self, sources: Iterable[SourceT]) -> float:
+        return min(self._seen[source].served for source in sources)
+
+    def _allowed(self, lane: LaneT) -> float:
+        return MARGIN * self._service(lane)
+
+    def _urgent(self, lanes: dict[LaneT, list[SourceT]], start: float) -> list[tuple[LaneT, float]]:
+        """Lanes with deadlines, the earliest first, and when each must start so that none of them is late.
+
+        One with a frame that is late in any case waits for nothing; if it has no other, it comes last.
+        """
         found: list[tuple[LaneT, float]] = []
+        earliest: dict[LaneT, float] = {}
+        hurried: set[LaneT] = set()
+        for lane, sources in lanes.items():
+            ranks = [_rank(self._seen[source].deadline, start + self._service(lane)) for source in sources]
+            kept = [deadline for rank, deadline in ranks if rank == ON_TIME]
+            if any(rank == LATE for rank, _ in ranks):
+                hurried.add(lane)
+            if kept or lane in hurried:
+                earliest[lane] = min(kept, default=math.inf)
         following = math.inf
-        for lane in reversed(ordered):
-            following = min(earliest[lane], following) - self._estimate(lane)
-            found.append((lane, following))
+        for lane in sorted(earliest, key=lambda lane: earliest[lane], reverse=True):
+            following = min(earliest[lane], following) - self._allowed(lane)
+            found.append((lane, -math.inf if lane in hurried else following))
         return found[::-1]
 
     def _patient(
-        self, lanes: dict[LaneT, list[SourceT]], now: float, deadline: float, idle: bool
+        self,
+        lanes: dict[LaneT, list[SourceT]],
+        urgent: Sequence[tuple[LaneT, float]],
+        start: float,
+        busy: float,
+        idle: bool,
     ) -> Choice[LaneT, SourceT] | Wait:
         """A batch of a lane without deadlines, if it makes no other late."""
-        for lane in sorted(lanes, key=lambda lane: min(self._served[source] for source in lanes[lane])):
-            if now + self._estimate(lane) > deadline:
+        until = waiting = urgent[0][1] if urgent else math.inf
+        others = [lane for lane in lanes if lane not in dict(urgent)]
+        others.sort(key=lambda lane: self._least(lanes[lane]))
+        for lane, following in zip(others, [*others[1:], None], strict=False):
+            picked, full = self._fill(lane, lanes[lane], start)
+            # One that the others have gone past by a whole batch need not be full any more.
+            behind = following is not None and self._least(lanes[following]) - self._least(picked) >= lane.batch
+            if not (full or idle or behind or not any(self._seen[source].expects_more for source in picked)):
                 continue
-            picked, full = self._fill(lane, lanes[lane])
-            if full or idle or not any(source.expects_more for source in picked):
-                return self._chosen(lane, picked)
-        return Wait(deadline)
+            if not self._may_go_early(lane, picked, busy):
+                continue
+            done = start + self._allowed(lane)
+            if done > waiting:
+                lane, _ = urgent[0]
+                return self._chosen(lane, self._fill(lane, lanes[lane], start)[0])
+            if (coming := self._coming(start)) < done:
+                until = min(until, coming)
+                continue
+            return self._chosen(lane, picked)
+        return Wait(until)
 
-    def _fill(self, lane: LaneT, sources: list[SourceT]) -> tuple[list[SourceT], bool]:
-        """The sessions whose next frames make a batch of a lane: earliest deadline, then least served, first."""
-        heap = [(source.deadline(0), self._served[source], number, 0) for number, source in enumerate(sources)]
+    def _may_go_early(self, lane: LaneT, picked: Sequence[SourceT], busy: float) -> bool:
+        """Whether a batch may leave before it must.
+
+        While there are sessions with deadlines, one that has other frames too waits for all but one before it: whoever
+        comes next has to wait for both.
+        """
+        return (
+            busy <= self._service(lane)
+            or not any(self._seen[source].deadline == math.inf for source in picked)
+            or not any(seen.deadline < math.inf for seen in self._seen.values())
+        )
+
+    def _coming(self, start: float) -> float:
+        """When the device must be free for frames that are not there yet, the first that can still be on time."""
+        latest = (
+            seen.deadline - self._allowed(source.lane)
+            for source, seen in self._seen.items()
+            if seen.deadline < math.inf and not seen.available and seen.expects_more
+        )
+        return min((each for each in latest if each > start), default=math.inf)
+
+    def _fill(self, lane: LaneT, sources: list[SourceT], start: float) -> tuple[list[SourceT], bool]:
+        """The sessions whose next frames make a batch of a lane, and whether they fill it.
+
+        Earliest deadline first, then what is late in any case, then least served.
+        """
+        soonest = start + self._service(lane)
+        seen = [self._seen[source] for source in sources]
+        heap = [(_rank(each.deadline, soonest), each.served, number, 0) for number, each in enumerate(seen)]
         heapq.heapify(heap)
         picked: list[SourceT] = []
         while heap and len(picked) < lane.batch:
             _, served, number, taken = heapq.heappop(heap)
-            source = sources[number]
-            picked.append(source)
-            if taken + 1 < source.available:
-                heapq.heappush(heap, (source.deadline(taken + 1), served + 1, number, taken + 1))
+            picked.append(sources[number])
+            if taken + 1 < seen[number].available:
+                rank = _rank(sources[number].deadline(taken + 1), soonest)
+                heapq.heappush(heap, (rank, served + 1, number, taken + 1))
         return picked, len(picked) == lane.batch
 
     def _more_may_come(self, lane: LaneT) -> bool:
-        return any(source.lane is lane and source.expects_more for source in self._served)
+        return any(seen.expects_more and source.lane is lane for source, seen in self._seen.items())
 
     def _chosen(self, lane: LaneT, picked: list[SourceT]) -> Choice[LaneT, SourceT]:
+        patient = [source for source in picked if self._seen[source].deadline == math.inf]
+        if patient:
+            self._level = max(self._level, self._least(patient))
+        for source in patient:
+            self._seen[source].served += 1
         for source in picked:
-            self._served[source] += 1
+            self.changed(source)
         return Choice(lane, tuple(picked))
+
+
+def _rank(deadline: float, soonest: float) -> tuple[int, float]:
+    """Where a frame stands that will be finished at `soonest` or later; what comes first is least."""
+    return (PATIENT if deadline == math.inf else LATE if deadline < soonest else ON_TIME, deadline)

@@ -12,7 +12,9 @@ from typing import Any
 
 from gpupipe.compose.protocol import Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.engine.features import KeptFeatures
 from gpupipe.engine.lane import Lane
+from gpupipe.engine.outputs import Outputs
 from gpupipe.engine.surfaces import Memory
 from gpupipe.errors import Cancelled
 from gpupipe.geometry import SPEECH_RATE, speech_position
@@ -46,13 +48,16 @@ class Session:
         placed: the same, where the compositor reads it.
         source: which cached frame an output frame shows.
         fps: output frames a second.
-        total: output frames; None: until the speech is finished.
+        outputs: which output frames it draws.
+        total: where the output ends that a speech which still comes is drawn for; None: not known yet, or `outputs`
+            ends by itself.
         format: of its surfaces.
         trace: where its share of the times goes.
         memory: its surfaces that are free.
-        changed: told, in any thread, that more of its frames may be available.
+        changed: told, in any thread, that more or fewer of its frames may be available.
         ended: told once, when it is closed and nothing of it is under way any more.
         notes: what was picked on its own, and why.
+        features: what is kept of the model's work on the cached frames.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
         started, finished: output frames so far.
     """
@@ -63,14 +68,16 @@ class Session:
     placed: Any
     source: Callable[[int], int]
     fps: Fraction
-    total: int | None
+    outputs: Outputs
     format: SurfaceFormat
     trace: Trace
     memory: list[Memory]
-    changed: Callable[[], None]
+    changed: Callable[[Session], None]
     ended: Callable[[Session], None]
     notes: tuple[str, ...] = ()
+    features: KeptFeatures | None = None
     due: Callable[[int], float] | None = None
+    total: int | None = None
     started: int = 0
     finished: int = 0
     _ready: deque[Surface] = field(default_factory=deque)
@@ -88,12 +95,12 @@ class Session:
         with self._condition:
             if self._closed or self._error is not None:
                 return 0
-            room = len(self.memory)
-        end = self._end()
-        count = min(room, end - self.started) if end is not None else room
-        while count > 0 and not self.speech.ready(*speech_position(self.started + count - 1, self.fps)):
-            count -= 1
-        return count
+            count = self.outputs.left(len(self.memory))
+            while count > 0 and not self.speech.ready(*speech_position(self.outputs.peek(count - 1) or 0, self.fps)):
+                count -= 1
+            # Asked last: once the speech is finished, every window is ready, those past its end too.
+            end = self._end()
+            return count if end is None else max(0, min(count, end - self.started))
 
     @property
     def expects_more(self) -> bool:
@@ -101,14 +108,27 @@ class Session:
         if self._closed or self._error is not None:
             return False
         end = self._end()
-        return end is None or self.started + self.available < end
+        if end is not None:
+            return self.started + self.available < end
+        with self._condition:
+            return self.outputs.left(self.available + 1) > self.available
 
     def deadline(self, ahead: int) -> float:
-        """When the `ahead`-th available frame must be finished; infinity for no deadline."""
-        return math.inf if self.due is None else self.due(self.started + ahead)
+        """When the `ahead`-th frame from now must be finished; infinity for no deadline."""
+        if self.due is None:
+            return math.inf
+        try:
+            with self._condition:
+                output = self.outputs.peek(ahead)
+            return math.inf if output is None else self.due(output)
+        except Exception as error:  # the session's own fault, which the engine must outlive
+            self.fail(error)
+            return math.inf
 
     def _end(self) -> int | None:
-        """Output frames in all, once that is known: a speech that grows lasts as long as its rows."""
+        """Output frames of a speech that still comes, once that is known: as long as its rows, unless told."""
+        if not self.outputs.endless:
+            return None
         if self.total is not None:
             return self.total
         if not self.speech.finished:
@@ -122,7 +142,9 @@ class Session:
         with self._condition:
             if self._closed or self._error is not None or not self.memory:
                 return None
-            index, memory = self.started, self.memory.pop()
+            if not self.outputs.left(1):
+                return None
+            index, memory = self.outputs.pop(), self.memory.pop()
             self.started += 1
             self._lent += 1
         surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
@@ -140,7 +162,7 @@ class Session:
                 self.finished += 1
             self._condition.notify_all()
         if dropped or error is not None:
-            task.drawing.surface.release()
+            task.drawing.surface.release()  # which tells that the session has changed
 
     def fail(self, error: BaseException) -> None:
         """End the session; the frames finished before are still given out."""
@@ -148,6 +170,7 @@ class Session:
             if not self._closed and self._error is None:
                 self._error = error
             self._condition.notify_all()
+        self.changed(self)
 
     # What the taker does.
 
@@ -170,9 +193,13 @@ class Session:
                     raise self._error
                 if self._closed:
                     raise Cancelled("the session was closed")
-                if self.finished == self._end():
+                if self._ended():
                     return None
                 self._condition.wait(POLL_SECONDS)
+
+    def _ended(self) -> bool:
+        end = self._end()
+        return self.finished == (self.started if end is None else end) and (end is not None or not self.outputs.left(1))
 
     def close(self) -> None:
         """End the session, whatever is still to be drawn, and give everything back. More than once is allowed."""
@@ -205,6 +232,5 @@ class Session:
             self._settled |= ending
         if ending:
             self.ended(self)
-            self.memory.clear()  # given back: whoever still holds the session, as an error's traceback does, holds none
         else:
-            self.changed()
+            self.changed(self)

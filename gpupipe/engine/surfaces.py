@@ -62,9 +62,10 @@ class SurfacePool:
         return taken
 
     def give_back(self, format: SurfaceFormat, memory: list[Memory]) -> None:
-        """Take back what was borrowed."""
+        """Take back what was borrowed. The list is emptied: who still holds it, as a traceback may, holds no memory."""
         with self._lock:
             self._free[format] += memory
+            memory.clear()
             kept = sum(each.nbytes * len(free) for each, free in self._free.items())
             for each in [*(other for other in self._free if other != format), format]:
                 while kept > KEPT_BYTES and self._free[each]:

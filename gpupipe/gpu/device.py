@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gpupipe.errors import DeviceError, DeviceMemoryError, reason
-from gpupipe.gpu.driver import device_count, load_cupy, version_text
+from gpupipe.gpu.driver import device_count, load_cupy, made_current, version_text
 from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows, Stream
+from gpupipe.machine import megabytes
 
 WAYS_OUT = (
     "use nv12 instead of bgr24, a smaller --batch, fewer --frames, another GPU, or --device cpu, "
@@ -81,11 +82,6 @@ def describe() -> dict[str, Any]:
     return found
 
 
-def megabytes(number: float) -> str:
-    """A number of bytes for people: `1234.5 MB`."""
-    return f"{number / 1e6:.1f} MB"
-
-
 class Device:
     """An open GPU; made by `open_device`.
 
@@ -110,7 +106,7 @@ class Device:
         self.total_bytes = int(properties["totalGlobalMem"])
         self.driver_version = int(self._runtime.driverGetVersion())
         self.runtime_version = int(self._runtime.runtimeGetVersion())
-        with _current(cupy, index):
+        with made_current(cupy, index):
             self.compute_stream: Stream = cupy.cuda.Stream(non_blocking=True)
             self.copy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
             self.upload_stream: Stream = cupy.cuda.Stream(non_blocking=True)
@@ -125,9 +121,9 @@ class Device:
             DeviceError: what is done inside fails on the GPU (a fault, a GPU that has gone).
         """
         try:
-            with _current(self._cupy, self.index):
+            with made_current(self._cupy, self.index):
                 yield
-        except self._runtime.CUDARuntimeError as error:
+        except (self._runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
             raise self._failure(error) from error
 
     @property
@@ -261,7 +257,8 @@ class Device:
 
     def elapsed_seconds(self, start: Event, end: Event) -> float:
         """Seconds from one event to another, both made with `timing` and already past."""
-        return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
+        with self.use():
+            return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
 
     def marker(self, name: str | None) -> None:
         """Open an NVTX range of that name in the calling thread, or close the innermost one (None)."""
@@ -295,25 +292,6 @@ class Device:
         """Wait, on the host, for everything queued on the streams."""
         for stream in (self.upload_stream, self.copy_stream, self.compute_stream):
             self.wait_for_queued(stream)
-
-
-@contextmanager
-def _current(cupy: ModuleType, index: int) -> Iterator[None]:
-    """Make a GPU the calling thread's current one, and go back only to a GPU that the thread has used.
-
-    `cupy.cuda.Device` always goes back (its `__exit__`, CuPy 14.2.0), and setting a device makes its context since
-    CUDA 12 (`cudaSetDevice`): a job on GPU 1 would take hundreds of MB on GPU 0, which a thread has by default.
-    """
-    runtime = cupy.cuda.runtime
-    used = bool(cupy.cuda.driver.ctxGetCurrent())
-    before = runtime.getDevice()
-    if before != index or not used:  # the driver's own calls, a kernel's launch among them, need a context
-        runtime.setDevice(index)
-    try:
-        yield
-    finally:
-        if before != index and used:
-            runtime.setDevice(before)
 
 
 def _address(array: Array) -> int:

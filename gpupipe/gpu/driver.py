@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from gpupipe.errors import DeviceError
@@ -63,6 +65,25 @@ def device_count(cupy: ModuleType) -> int:
             remedy="see the variable CUDA_VISIBLE_DEVICES, or use --device cpu",
         )
     return count
+
+
+@contextmanager
+def made_current(cupy: ModuleType, index: int) -> Iterator[None]:
+    """Make a GPU the calling thread's current one, and go back only to a GPU that the thread has used.
+
+    `cupy.cuda.Device` always goes back (its `__exit__`, CuPy 14.2.0), and setting a device makes its context since
+    CUDA 12 (`cudaSetDevice`): a job on GPU 1 would take hundreds of MB on GPU 0, which a thread has by default.
+    """
+    runtime = cupy.cuda.runtime
+    used = bool(cupy.cuda.driver.ctxGetCurrent())
+    before = runtime.getDevice()
+    if before != index or not used:  # the driver's own calls, a kernel's launch among them, need a context
+        runtime.setDevice(index)
+    try:
+        yield
+    finally:
+        if before != index and used:
+            runtime.setDevice(before)
 
 
 def current_gpu() -> int:

@@ -9,6 +9,7 @@ from gpupipe.gpu.kernels import load
 from gpupipe.gpu.types import Stream
 
 TRIAL_STEPS = 1 << 18
+TRIAL_MS = 30.0
 MOST_STEPS = (1 << 31) - 1
 
 
@@ -28,12 +29,15 @@ class Spin:
             self._kernel = load("spin", np.float32)
         self._out = device.empty((1,), np.uint32, "a kernel's result")
         begin, end = device.event(timing=True), device.event(timing=True)
-        for _ in range(2):  # the first launch loads the kernel
+        steps = TRIAL_STEPS
+        # The first launch loads the kernel; a GPU that has rested takes a while to reach its clock.
+        for _ in range(3):
             device.record(begin, device.compute_stream)
-            self._launch(device.compute_stream, TRIAL_STEPS)
+            self._launch(device.compute_stream, steps)
             device.record(end, device.compute_stream)
             device.wait(end)
-        self._steps_a_ms = TRIAL_STEPS / max(1e-3, 1e3 * device.elapsed_seconds(begin, end))
+            self._steps_a_ms = steps / max(1e-3, 1e3 * device.elapsed_seconds(begin, end))
+            steps = min(MOST_STEPS, round(TRIAL_MS * self._steps_a_ms))
 
     def queue(self, stream: Stream, milliseconds: float) -> None:
         """Queue work that takes about so long."""

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gpupipe.errors import InferenceError, OptionError, reason
-from gpupipe.model.runtime import (
-    SessionOptions,
-    assigned_nodes,
-    failures,
-    open_session,
-    raise_if_out_of_memory,
-    runtime,
-)
+from gpupipe.errors import OptionError
+from gpupipe.model.runner import Runner, place, runs_at_a_time, threads_of_a_run
+from gpupipe.model.runtime import SessionOptions, assigned_nodes, open_session
 from gpupipe.model.signature import Signature, precision_of
 
 Bindings = Sequence[Any]
 """What `Model.bind` gives and `Model.run` takes: ONNX Runtime's bindings of one slot's buffers, a run each."""
-
-
-SETTLING_RUNS = 256
-"""On a GPU one of so many runs waits for its end: only then does ONNX Runtime give back page-locked buffers whose
-release some operators (Concat and Split of unequal parts, ScatterND, batched MatMul, recurrent layers) put off
-(`DeviceStreamCollectionImpl::CleanUp`, device_stream_collection.cc, 0896ef2)."""
 
 
 class Model:
@@ -59,12 +44,12 @@ class Model:
     def __init__(self, path: Path, options: SessionOptions, *, batch: int, runs: int = 0) -> None:
         self.path, self.options = path, options
         on_cpu = options.provider == "cpu"
-        self.runs = min(runs or 4, options.threads, batch) if on_cpu else 1
+        self.runs = runs_at_a_time(options, batch, runs)
         self.provider = options.provider
         signature = Signature(path, open_session(path, SessionOptions())) if options.provider == "tensorrt" else None
         if signature is not None:
             options = replace(options, profile=signature.shapes(batch))
-        self._session = open_session(path, replace(options, threads=max(1, options.threads // self.runs)))
+        self._session = open_session(path, threads_of_a_run(options, self.runs))
         self.signature = signature or Signature(path, self._session)
         if not on_cpu and precision_of(self._session) == "int8":
             # Quantised for the CPU's kernels: CUDA has none (`quantise`), and TensorRT wants other zero points.
@@ -85,15 +70,8 @@ class Model:
                 value=batch,
                 remedy=f"use a multiple of {self.chunk}",
             )
-        self._pool = ThreadPoolExecutor(self.runs, "infer") if self.runs > 1 else None
         self.nodes = {} if on_cpu else assigned_nodes(self._session)
-        self._waiting, self._queueing = (runtime().RunOptions() for _ in range(2))
-        for settings in (self._waiting, self._queueing):
-            settings.log_severity_level = 4  # what fails is raised, and told once
-        if not on_cpu:
-            # The stream is ours and the caller waits for it: a wait inside every run would stop the overlap.
-            self._queueing.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._runs_done = 0
+        self._runner = Runner(path, self._session, self.options, self.runs)
 
     def bind(self, visual: Any, audio: Any, prediction: Any) -> Bindings:
         """Bind a slot's buffers, which must outlive the binding.
@@ -111,8 +89,8 @@ class Model:
             part = slice(start, start + self.chunk)
             binding = self._session.io_binding()
             for name, array in ((self.signature.visual, visual[part]), (self.signature.audio, audio[part])):
-                binding.bind_input(name, *_place(array))
-            binding.bind_output(self.signature.prediction, *_place(prediction[part]))
+                binding.bind_input(name, *place(array))
+            binding.bind_output(self.signature.prediction, *place(prediction[part]))
             bindings.append(binding)
         return bindings
 
@@ -129,30 +107,9 @@ class Model:
             InferenceError: the model failed.
             DeviceMemoryError: the GPU's memory does not suffice.
         """
-        needed = bindings[: -(-frames // self.chunk)]
-        try:
-            if self._pool is None or len(needed) == 1:
-                for binding in needed:
-                    self._runs_done += 1
-                    settling = self._runs_done % SETTLING_RUNS == 0
-                    self._session.run_with_iobinding(binding, self._waiting if settling else self._queueing)
-            else:  # on the CPU, where a run is done when it returns
-                list(self._pool.map(lambda b: self._session.run_with_iobinding(b, self._queueing), needed))
-        except failures() as error:
-            raise_if_out_of_memory(error, self.options, self.path)
-            raise InferenceError(
-                f"the model failed: {reason(error)}", file=self.path, remedy="export it again"
-            ) from error
+        self._runner.run(bindings[: -(-frames // self.chunk)])
 
     def close(self) -> None:
         """Stop the threads and release the session."""
-        if self._pool:
-            self._pool.shutdown()
+        self._runner.close()
         self._session = None
-
-
-def _place(array: Any) -> tuple[str, int, Any, tuple[int, ...], int]:
-    """Device, device number, element type, shape and address of an array, as `bind_input` takes them."""
-    if isinstance(array, np.ndarray):
-        return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
-    return "cuda", int(array.device.id), np.dtype(array.dtype).type, tuple(array.shape), int(array.data.ptr)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from gpupipe.gpu.device import Device
+from gpupipe.gpu.timer import Timer
+from gpupipe.gpu.types import Array
 from gpupipe.model.runtime import Provider, SessionOptions, open_session, runtime
 
 COPY_BYTES = 128 << 20
 """Bytes copied to measure a bandwidth: more than a core's own caches hold."""
 MATRIX_SIDE = 1536
+DEVICE_MATRIX_SIDE = 4096
+"""On a GPU: enough for a product to take longer than to queue it."""
+
+Arithmetic = Literal["float32", "tf32", "float16"]
+"""In which a product is computed; tf32 rounds what are float32 matrices."""
 
 MATMUL = (
     b"\x08\x08\x12\x00:[\n\x11\n\x01a\n\x01b\x12\x01c\x22\x06MatMul\x12\x01g"
@@ -22,6 +29,8 @@ MATMUL = (
     b"b\x15\n\x01c\x12\x10\n\x0e\x08\x01\x12\n\n\x03\x12\x01m\n\x03\x12\x01mB\x04\n\x00\x10\r"
 )
 """An ONNX model (IR version 8, opset 13) that multiplies two float32 matrices `[m, m]`."""
+_FLOAT_MATRIX, _HALF_MATRIX = b"\x08\x01\x12\n\n\x03", b"\x08\n\x12\n\n\x03"
+"""In it, the type of a matrix before its shape: 1 is float32, 10 float16."""
 
 
 def host_rates(threads: int) -> dict[str, float]:
@@ -33,8 +42,8 @@ def host_rates(threads: int) -> dict[str, float]:
 
 
 def device_rates(gpu: Device, provider: str) -> dict[str, float | None]:
-    """Of a GPU: bytes a second of a copy within it (read and written together) and of a copy to page-locked host
-    memory, and float32 operations a second of ONNX Runtime there (None if the model runs on the CPU)."""
+    """Of a GPU: bytes a second of a copy within it (read and written together) and of copies to and from page-locked
+    host memory, and float32 operations a second of ONNX Runtime there (None if the model runs on the CPU)."""
     first, second = (gpu.empty((COPY_BYTES,), np.uint8, "measuring") for _ in range(2))
     host = gpu.pinned((COPY_BYTES,), np.uint8, "measuring")
     host[:] = 1
@@ -43,8 +52,23 @@ def device_rates(gpu: Device, provider: str) -> dict[str, float | None]:
     return {
         "copy_bytes_per_second": 2 * COPY_BYTES / _copy_seconds(gpu, second, first),
         "to_host_bytes_per_second": COPY_BYTES / _copy_seconds(gpu, host, first),
-        "flops_per_second": _matrix_rate("cuda", 1, gpu.index) if provider == "cuda" else None,
+        "to_device_bytes_per_second": COPY_BYTES / _copy_seconds(gpu, first, host),
+        "flops_per_second": device_matrix_rate(gpu, "float32") if provider == "cuda" else None,
     }
+
+
+def device_matrix_rate(gpu: Device, arithmetic: Arithmetic) -> float:
+    """Operations a second of a matrix product by ONNX Runtime's CUDA provider.
+
+    Raises:
+        ProviderError: it does not open.
+    """
+    return _matrix_rate("cuda", 1, gpu.index, arithmetic, DEVICE_MATRIX_SIDE)
+
+
+def matmul(arithmetic: Arithmetic) -> bytes:
+    """`MATMUL`, of the type of matrices that is multiplied so."""
+    return MATMUL.replace(_FLOAT_MATRIX, _HALF_MATRIX) if arithmetic == "float16" else MATMUL
 
 
 def _best(work: Callable[[], object], times: int = 5) -> float:
@@ -57,21 +81,20 @@ def _best(work: Callable[[], object], times: int = 5) -> float:
     return min(seconds[1:])
 
 
-def _copy_seconds(gpu: Device, target: Any, source: Any) -> float:
-    begin, end = gpu.event(timing=True), gpu.event(timing=True)
-    seconds = []
-    for _ in range(4):
-        gpu.record(begin, gpu.copy_stream)
-        gpu.copy(target, source, gpu.copy_stream)
-        gpu.record(end, gpu.copy_stream)
-        gpu.wait(end)
-        seconds.append(gpu.elapsed_seconds(begin, end))
-    return min(seconds[1:])
+def _copy_seconds(gpu: Device, target: Array, source: Array) -> float:
+    stream = gpu.copy_stream
+    return min(Timer(gpu, runs=3).seconds(lambda: gpu.copy(target, source, stream), stream))
 
 
-def _matrix_rate(provider: Provider, threads: int, gpu: int = 0) -> float:
-    session = open_session(MATMUL, SessionOptions(provider, threads=threads, device_id=gpu))
-    matrix = np.random.default_rng(0).random((MATRIX_SIDE, MATRIX_SIDE), np.float32)
+def _matrix_rate(
+    provider: Provider, threads: int, gpu: int = 0, arithmetic: Arithmetic = "float32", side: int | None = None
+) -> float:
+    side = side or MATRIX_SIDE
+    options = SessionOptions(provider, threads=threads, device_id=gpu, tf32=arithmetic == "tf32")
+    session = open_session(matmul(arithmetic), options)
+    matrix = np.random.default_rng(0).random((side, side), np.float32)
+    if arithmetic == "float16":
+        matrix = matrix.astype(np.float16)
     binding = session.io_binding()
     kind = "cpu" if provider == "cpu" else "cuda"
     for name in ("a", "b"):
@@ -82,4 +105,4 @@ def _matrix_rate(provider: Provider, threads: int, gpu: int = 0) -> float:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
-    return 2 * MATRIX_SIDE**3 / _best(work)
+    return 2 * side**3 / _best(work)

@@ -16,10 +16,10 @@ from gpupipe.errors import OptionError
 
 Kind = Literal["text", "path", "features", "device", "number", "bytes", "choice", "switch"]
 """How an option is written. `features` is a path, or from Python an array too; `device` is "auto", "cpu", "cuda" or
-"cuda:1"; `bytes` is a number of bytes, on the command line with a unit (8G)."""
+"cuda:1", or several GPUs: "cuda:0,cuda:1"; `bytes` is a number of bytes, on the command line with a unit (8G)."""
 
 DEVICES: Final = ("auto", "cpu", "cuda", "cuda:N")
-"""Every device; N is a GPU's number, as CUDA numbers the visible ones."""
+"""Every device; N is a GPU's number, as CUDA numbers the visible ones. Several GPUs are separated by commas."""
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Option:
             remedy = f"give {listed(choices)}" if choices else None
             raise OptionError("not a name", field=spelled, value=value, remedy=remedy)
         if self.kind == "device":
-            if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d{0,2}))?", value, re.ASCII):
+            if not re.fullmatch(r"auto|cpu|{0}(,{0})*".format(r"cuda(?::(?:0|[1-9]\d{0,2}))?"), value, re.ASCII):
                 raise OptionError("no such device", field=spelled, value=value, remedy=f"give {listed(DEVICES)}")
         elif choices:
             OptionError.unless_among(spelled, value, choices)

@@ -36,7 +36,12 @@ MAX_THREADS: Final = 1024
 class EngineOptions(Checked):
     """What lives as long as an engine."""
 
-    device: str = option("auto", "where frames are composited", kind="device", metavar=f"{{{','.join(DEVICES)}}}")
+    device: str = option(
+        "auto",
+        "where frames are composited; several GPUs, as cuda:0,cuda:1, share the segments of a video",
+        kind="device",
+        metavar=f"{{{','.join(DEVICES)}}}",
+    )
     workers: int | None = option(
         None,
         "threads that composite on the CPU, and that encode images",
@@ -59,6 +64,13 @@ class EngineOptions(Checked):
         kind="bytes",
         metavar="SIZE",
         unset="half of what is free",
+    )
+    feature_cache: str = option(
+        "off",
+        "keep what the model makes of each cached frame alone, in memory up to this size, such as 4G; auto: where "
+        "frames are shown often enough, in a quarter of what is free; on the CPU, in fp32",
+        metavar="SIZE",
+        kind="text",
     )
 
 
@@ -125,6 +137,13 @@ class OutputOptions(Checked):
     preset: str | None = option(None, "encoding speed, by the encoder's names", unset="veryfast for libx264")
     encoder_threads: int | None = option(
         None, "encoder threads", metavar="N", least=1, most=MAX_THREADS, unset="4 on every machine"
+    )
+    encoders: int = option(
+        1,
+        "segments encoded at a time; the file is the same bytes for every number",
+        metavar="N",
+        least=1,
+        most=MAX_THREADS,
     )
     segment_frames: int = option(250, "frames encoded on their own, from a keyframe", metavar="N", least=1)
     pixel_format: PixelFormat | None = option(

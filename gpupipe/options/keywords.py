@@ -40,6 +40,7 @@ class HostKeywords(TypedDict, total=False):
 
     device: str
     workers: int | None
+    feature_cache: str
     max_memory: int | None
 
 
@@ -84,6 +85,7 @@ class JobKeywords(JobFramesKeywords, total=False):
     crf: int | None
     preset: str | None
     encoder_threads: int | None
+    encoders: int
     segment_frames: int
     image_format: ImageFormat
     jpeg_quality: int

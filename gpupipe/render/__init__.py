@@ -5,8 +5,8 @@
     live    speech that still comes                                    job     a render that was submitted
     queue   many jobs on several devices                               jobfile the file that lists them
     output  a video or a folder of images (`video_output`, `image_output`), made in a `work_folder`; `sink`: protocol
-    stats   what is told of a render                                   samples frames to calibrate and judge with
-    precision  the model's file, as it is or in another precision
+    stats   what is told of a render                                   segments  ranges of frames, encoded on their own
+    precision  the model's file, as it is or in another precision      samples   frames to calibrate and judge with
 
 This file imports nothing: `gpupipe.render` must be importable at once, see `gpupipe/__init__.py`.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
+from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.opening import open_backend, workers
+from gpupipe.errors import EngineClosed
 from gpupipe.options import (
     EngineKeywords,
     JobFramesKeywords,
@@ -68,9 +70,10 @@ class Engine(EngineCore):
         self._workers = workers(chosen)
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
         self._jobs: set[Job] = set()
+        self._takes_jobs = True
         self._jobs_lock = threading.Lock()
         cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
-        super().__init__(picked.backend, cache=cache)
+        super().__init__(picked.backend, cache=cache, features=feature_budget(chosen))
 
     @property
     def device(self) -> str:
@@ -98,7 +101,7 @@ class Engine(EngineCore):
         """
         _, model, *_ = split(options, ModelKeywords, by="Engine.load()")
         loaded = self._loaded(character)
-        self.holdings.load(whole(loaded, pixel_format, model, masked_video=masked_video))
+        self.hold(whole(loaded, pixel_format, model, masked_video=masked_video))
         return loaded
 
     @documented(JobKeywords)
@@ -109,6 +112,7 @@ class Engine(EngineCore):
         *,
         trace: Trace | None = None,
         progress: OnProgress | None = None,
+        beside: Sequence[EngineCore] = (),
         **options: Unpack[JobKeywords],
     ) -> RenderStats:
         """Render a character speaking, in the calling thread, into a video or a folder of images; see `gpupipe.render`.
@@ -118,9 +122,10 @@ class Engine(EngineCore):
             output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
             trace: collects the times of every stage.
             progress: called after each frame is written.
+            beside: other engines, which take segments of the video too as they become free.
         """
         _, *chosen = split(options, JobKeywords, by="Engine.render()")
-        return self._write(character, output, tuple(chosen), trace=trace, progress=progress)
+        return self._write(character, output, tuple(chosen), beside=beside, trace=trace, progress=progress)
 
     @documented(JobKeywords)
     def submit(
@@ -138,13 +143,15 @@ class Engine(EngineCore):
         """
         _, *chosen = split(options, JobKeywords, by="Engine.submit()")
         self._raise_if_closed()
-        job = Job(
-            output,
-            self._executor,
-            lambda told, opened: self._write(character, output, tuple(chosen), progress=told, opened=opened),
-            progress,
-        )
         with self._jobs_lock:
+            if not self._takes_jobs:
+                raise EngineClosed("the engine is being closed")
+            job = Job(
+                output,
+                self._executor,
+                lambda told, opened: self._write(character, output, tuple(chosen), progress=told, opened=opened),
+                progress,
+            )
             self._jobs.add(job)
         job.when_done(self._forget)
         return job
@@ -187,9 +194,7 @@ class Engine(EngineCore):
 
     def close(self) -> None:
         """Cancel what is under way, and release everything."""
-        with self._jobs_lock:
-            jobs = list(self._jobs)
-        for job in jobs:
+        for job in self._last_jobs():
             job.cancel()
         self._executor.shutdown(cancel_futures=True)
         super().close()
@@ -203,6 +208,7 @@ class Engine(EngineCore):
     ) -> None:
         """Wait for the jobs, unless the block failed, and close."""
         if kind is None:
+            self._last_jobs()
             self._executor.shutdown()
         self.close()
 
@@ -217,12 +223,26 @@ class Engine(EngineCore):
                 surface.release()
                 yield frame
 
-    def _write(self, character: AnyCharacter, output: Path | str, options: Any, **more: Any) -> RenderStats:
+    def _write(
+        self,
+        character: AnyCharacter,
+        output: Path | str,
+        options: Any,
+        *,
+        beside: Sequence[EngineCore] = (),
+        **more: Any,
+    ) -> RenderStats:
         loaded = self._loaded(character)
-        return write(self, loaded, output, options, workers=self._workers, notes=self.notes, **more)
+        return write([self, *beside], loaded, output, options, workers=self._workers, notes=self.notes, **more)
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return character if isinstance(character, Character) else Character.load(character)
+
+    def _last_jobs(self) -> list[Job]:
+        """The jobs that are not done; no more are taken."""
+        with self._jobs_lock:
+            self._takes_jobs = False
+            return list(self._jobs)
 
     def _forget(self, job: Job) -> None:
         with self._jobs_lock:

@@ -46,18 +46,29 @@ class ImageOutput:
         self._writing: deque[tuple[Future[None], Surface]] = deque()
         self._next = 0
 
+    def writer(self) -> ImageOutput:
+        """See `Output`: there is one writer, itself, that encodes several images at a time."""
+        return self
+
     def write(self, surface: Surface) -> None:
         """Write the next frame, beside the ones before it."""
         path = self._images / image_name(self._next, self._format)
         self._next += 1
-        if len(self._writing) == self._workers:
+        try:
+            if len(self._writing) == self._workers:
+                self._finish_oldest()
+            self._writing.append((self._pool.submit(self._encode, path, surface), surface))
+        except BaseException:
+            surface.release()
+            raise
+
+    def close(self) -> None:
+        """Wait for the images that are being written."""
+        while self._writing:
             self._finish_oldest()
-        self._writing.append((self._pool.submit(self._encode, path, surface), surface))
 
     def commit(self) -> None:
         """Move the images into the folder."""
-        while self._writing:
-            self._finish_oldest()
         self._pool.shutdown()
         with naming(self.folder):
             if not self.folder.is_dir():

@@ -11,10 +11,11 @@ from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import VideoInfo
 from gpupipe.options import OutputOptions
 from gpupipe.render.image_output import ImageOutput
-from gpupipe.render.sink import Output
+from gpupipe.render.segments import Segments
+from gpupipe.render.sink import Output, Writer
 from gpupipe.render.video_output import VideoOutput
 
-__all__ = ["ImageOutput", "Output", "VideoOutput", "is_video", "open_output"]
+__all__ = ["ImageOutput", "Output", "VideoOutput", "Writer", "is_video", "open_output"]
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
 
@@ -45,6 +46,7 @@ def open_output(
     pixel_format: PixelFormat,
     options: OutputOptions,
     *,
+    segments: Segments,
     workers: int = 1,
     sound: Path | None = None,
     gpu: int | None = None,
@@ -56,6 +58,7 @@ def open_output(
         body: the body video, whose size, rate and colours the output has.
         pixel_format: of the frames.
         options: how.
+        segments: which frames of a video are encoded on their own.
         workers: images encoded at a time.
         sound: the file whose sound goes into a video.
         gpu: the number of the GPU that composites, on which NVENC is to encode too; None: the CPU composites.
@@ -65,7 +68,7 @@ def open_output(
         OptionError: an option is out of range, or the encoder does not have it.
     """
     if is_video(output):
-        return VideoOutput(Path(output), body, pixel_format, EncoderOptions.of(options, gpu), options, sound)
+        return VideoOutput(Path(output), body, pixel_format, EncoderOptions.of(options, gpu), options, sound, segments)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
     return ImageOutput(Path(output), options, workers)

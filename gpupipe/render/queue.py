@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpupipe.character.folder import Character
-from gpupipe.engine.session import POLL_SECONDS
 from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError, MediaError
 from gpupipe.media.video import probe
 from gpupipe.options import EngineKeywords, JobKeywords, split
@@ -20,6 +19,7 @@ from gpupipe.render.jobfile import JobLine
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import Progress, RenderStats
+from gpupipe.render.threads import join_started, start_and_wait
 from gpupipe.render.write import pixel_format_of
 
 Status = Literal["done", "skipped", "failed"]
@@ -93,19 +93,13 @@ def run_jobs(
                 for _ in range(parallel or PARALLEL)
             ]
             try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    while thread.is_alive():  # in steps: Ctrl-C is not seen by a join everywhere (Windows)
-                        thread.join(POLL_SECONDS)
+                start_and_wait(threads)
             except BaseException:
                 queue.stop()  # before the engines are closed, which ends what is under way
                 raise
         queue.fail_the_rest()
     finally:
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        join_started(threads)
 
 
 class _Queue:

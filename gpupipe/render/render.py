@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Unpack, cast
 
@@ -39,8 +40,10 @@ def render(
         GpupipeError: one of its kinds; nothing is left of the output then.
     """
     engine_options, job_options = divided(options, RenderKeywords, by="render()")
-    with Engine(**engine_options) as engine:
-        return engine.render(character, output, trace=trace, progress=progress, **job_options)
+    devices = engine_options.get("device", "auto").split(",")
+    with ExitStack() as closing:
+        engine, *others = (closing.enter_context(Engine(**engine_options | {"device": device})) for device in devices)
+        return engine.render(character, output, beside=others, trace=trace, progress=progress, **job_options)
 
 
 @documented(FramesKeywords)

@@ -1,4 +1,4 @@
-"""What takes finished frames: the protocol of outputs."""
+"""What takes finished frames: the protocols of outputs and of those who write to them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ from numpy.typing import NDArray
 from gpupipe.compose.surface import Surface
 
 
-class Output(Protocol):
-    """Takes finished frames in order: a sink."""
+class Writer(Protocol):
+    """Writes frames of an output, in one thread: whole segments, each segment's frames in order."""
 
     def write(self, surface: Surface) -> None:
         """Take the next frame; it is released once it is written, or has failed."""
 
-    def commit(self) -> None:
-        """Finish, and give the result its name."""
+    def close(self) -> None:
+        """Finish the last segment."""
 
     def abort(self) -> None:
-        """Remove everything that was written. Does nothing after `commit`."""
+        """Stop, leaving what is not finished to the output's own `abort`."""
+
+
+class Output(Protocol):
+    """Where the frames of a render go."""
+
+    def writer(self) -> Writer:
+        """Somebody to write frames; several may write different segments at a time."""
+
+    def commit(self) -> None:
+        """Finish, and give the result its name. Every writer has been closed."""
+
+    def abort(self) -> None:
+        """Remove everything that was written. Every writer has been closed or aborted. Does nothing after `commit`."""
 
 
 @contextmanager

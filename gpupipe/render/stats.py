@@ -11,7 +11,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.engine.session import Session
 from gpupipe.machine import cpu_count, peak_rss_bytes
 from gpupipe.render.plan import Plan
-from gpupipe.trace import COMPOSITE, StageTimes, Trace
+from gpupipe.trace import COMPOSITE, INFER, LOAD, SAVE, StageTimes, Trace
 
 
 class Progress(NamedTuple):
@@ -30,7 +30,7 @@ OnProgress = Callable[[Progress], None]
 
 def progress_of(trace: Trace, done: int, total: int, seconds: float) -> Progress:
     """How far a render is, with times from its trace."""
-    infer, composite, save = (trace.mean_ms(*stages) for stages in (("infer",), COMPOSITE, ("save",)))
+    infer, composite, save = (trace.mean_ms(*stages) for stages in ((INFER,), COMPOSITE, (SAVE,)))
     return Progress(done, total, seconds, infer, composite, save)
 
 
@@ -90,7 +90,7 @@ def stats_of(
 ) -> RenderStats:
     """What a finished render did."""
     trace, spec, lane = session.trace, plan.order.spec, session.lane
-    infer = trace.times("infer")
+    infer = trace.times(INFER)
     return RenderStats(
         output=str(output),
         frames=plan.total,
@@ -103,10 +103,10 @@ def stats_of(
         workers=min(workers, lane.batch),
         inference_threads=plan.order.options.inference_threads or cpu_count(),
         total_seconds=seconds,
-        load_seconds=trace.times("load").total_seconds,
+        load_seconds=trace.times(LOAD).total_seconds,
         fps=plan.total / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
-        stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times("save")},
+        stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times(SAVE)},
         peak_rss_bytes=peak_rss_bytes(),
         cache_bytes=spec.cache_bytes,
         warnings=plan.character.notes,

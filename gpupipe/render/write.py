@@ -1,28 +1,37 @@
-"""One render on an engine: a session, and the file or folder that its frames go into."""
+"""One render: sessions on one engine or several, and the file or folder that their frames go into."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
+from gpupipe.errors import Cancelled
 from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
-from gpupipe.render.output import is_video, open_output
+from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
+from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
+from gpupipe.render.threads import join_started, start_and_wait
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import FINISH, SAVE, Trace
 
 JobOptions = tuple[ModelOptions, SpeechOptions, OutputOptions]
 
 
 def write(
-    engine: EngineCore,
+    engines: Sequence[EngineCore],
     character: Character,
     output: Path | str,
     options: JobOptions,
@@ -35,8 +44,10 @@ def write(
 ) -> RenderStats:
     """Render a character speaking into a video or a folder of images.
 
+    Each encoder has a session on one of the engines, and takes a segment whenever it is done with one.
+
     Args:
-        engine: that draws it.
+        engines: that draw it.
         character: whom.
         output: where.
         options: of the model, the speech and the output.
@@ -44,7 +55,7 @@ def write(
         notes: what was picked on its own before.
         trace: collects the times of every stage.
         progress: called after each frame is written.
-        opened: given the session once there is one.
+        opened: given each session once there is one.
 
     Raises:
         GpupipeError: one of its kinds; nothing is left of the output then.
@@ -55,32 +66,134 @@ def write(
     video = is_video(output)
     pixel_format = pixel_format_of(writing, video=video)
     plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)
-    gpu = engine.backend.gpu
+    segments = Segments(plan.total, writing.segment_frames if video else plan.total)
+    gpu = engines[0].backend.gpu
     sink = open_output(
         output,
         character.body,
         pixel_format,
         writing,
+        segments=segments,
         workers=workers,
         sound=plan.speech.sound,
         gpu=None if gpu is None else gpu.index,
     )
     try:
-        with opened_session(engine, plan, trace) as session:
-            if opened is not None:
-                opened(session)
-            first = time.perf_counter()
-            for surface in session:
-                with trace.span(SAVE, 1):
-                    sink.write(surface)
-                if progress is not None:
-                    progress(progress_of(trace, surface.index + 1, plan.total, time.perf_counter() - first))
-            with trace.span(FINISH):
-                sink.commit()
+        takers = _Takers(plan, segments, sink, trace, progress, opened)
+        each = writing.encoders if video else 1
+        takers.run([engine for _ in range(each) for engine in engines][: segments.count])
+        with trace.span(FINISH):
+            sink.commit()
     except BaseException:
         sink.abort()
         raise
-    return stats_of(plan, session, output, engine.backend.name, workers, notes, time.perf_counter() - began)
+    device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
+    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
+
+
+class _Takers:
+    """Who takes the frames of a render: one thread for each encoder, the caller's own if there is one."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        segments: Segments,
+        sink: Output,
+        trace: Trace,
+        progress: OnProgress | None,
+        opened: Callable[[Session], None] | None,
+    ) -> None:
+        self._plan, self._segments, self._sink, self._trace = plan, segments, sink, trace
+        self._progress, self._opened = progress, opened
+        self._lock = threading.Lock()
+        self._sessions: list[Session] = []
+        self._error: BaseException | None = None
+        self._written = 0
+        self._began = 0.0
+        self._features: NDArray[np.float32] | None = None
+        self._encoding = threading.Lock()
+
+    @property
+    def first(self) -> Session:
+        """The session that was opened first."""
+        return self._sessions[0]
+
+    def run(self, engines: Sequence[EngineCore]) -> None:
+        """Take every frame, with an encoder on each of the engines named.
+
+        Raises:
+            GpupipeError: the first that any of them raised, once all have ended.
+        """
+        if len(engines) == 1:
+            self._take(engines[0], self._sink.writer())
+            return
+        threads = [
+            threading.Thread(target=self._take_alone, args=(engine, self._sink.writer()), name="encode", daemon=True)
+            for engine in engines
+        ]
+        try:
+            start_and_wait(threads)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            join_started(threads)
+        if self._error is not None:
+            raise self._error
+
+    def _take_alone(self, engine: EngineCore, writer: Writer) -> None:
+        try:
+            self._take(engine, writer)
+        except BaseException as error:
+            self._fail(error)
+
+    def _take(self, engine: EngineCore, writer: Writer) -> None:
+        try:
+            order = replace(self._plan.order, segments=self._segments.take)
+            with engine.open_session(order, self._speech, trace=self._trace) as session:
+                self._enter(session)
+                for surface in session:
+                    with self._trace.span(SAVE, 1):
+                        writer.write(surface)
+                    self._tell()
+            with self._trace.span(FINISH):
+                writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+
+    def _speech(self, open_encoder: OpenEncoder) -> SpeechRows:
+        """What the character says, made once for all sessions."""
+        with self._encoding:
+            if self._features is None:
+                self._features = self._plan.speech.rows(open_encoder)
+        return SpeechRows(self._features)
+
+    def _enter(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.append(session)
+            self._began = self._began or time.perf_counter()
+            error = self._error
+        if error is not None:
+            session.fail(Cancelled("another encoder of this render has failed"))
+        elif self._opened is not None:
+            self._opened(session)
+
+    def _fail(self, error: BaseException) -> None:
+        """Let the others end too."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.fail(Cancelled("another encoder of this render has failed"))
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._written += 1
+            if self._progress is not None:
+                seconds = time.perf_counter() - self._began
+                self._progress(progress_of(self._trace, self._written, self._plan.total, seconds))
 
 
 def pixel_format_of(options: OutputOptions, *, video: bool) -> PixelFormat:
@@ -90,8 +203,10 @@ def pixel_format_of(options: OutputOptions, *, video: bool) -> PixelFormat:
 
 @contextmanager
 def opened_session(engine: EngineCore, plan: Plan, trace: Trace) -> Iterator[Session]:
-    """The session of a plan, for as long as a with block lasts."""
-    with engine.open_session(
-        plan.order, lambda open_encoder: SpeechRows(plan.speech.rows(open_encoder)), trace=trace
-    ) as session:
+    """A session that draws all of a plan, for as long as a with block lasts."""
+
+    def speech(open_encoder: OpenEncoder) -> SpeechRows:
+        return SpeechRows(plan.speech.rows(open_encoder))
+
+    with engine.open_session(plan.order, speech, trace=trace) as session:
         yield session

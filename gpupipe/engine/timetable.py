@@ -1,0 +1,62 @@
+"""How long batches take, and when the device will be done with those under way. No clock: every time is told."""
+
+from __future__ import annotations
+
+from collections import deque
+
+RECENT = 9
+"""Batches from which the time of the next one is told."""
+OUTLIERS = 1
+"""Of these, the longest, which are not counted: the system was busy with something else."""
+UNKNOWN_SECONDS = 0.1
+"""What a batch is taken to need before one has been seen: rather too much, for a deadline to be kept."""
+
+
+class Pace:
+    """How long batches of one kind take on the device.
+
+    Attributes:
+        seconds: of a batch, which the last few have not exceeded, but for one.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = UNKNOWN_SECONDS
+        self._recent: deque[float] = deque(maxlen=RECENT)
+
+    def took(self, seconds: float) -> None:
+        """A batch has taken so long."""
+        self._recent.append(seconds)
+        longest = sorted(self._recent)
+        self.seconds = longest[max(0, len(longest) - 1 - OUTLIERS)]
+
+
+class Timetable:
+    """The batches under way, which the device does one after the other, in the order in which they leave."""
+
+    def __init__(self) -> None:
+        self._under_way: deque[tuple[Pace, float]] = deque()
+        self._free_since = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no batch is under way."""
+        return not self._under_way
+
+    def left(self, pace: Pace, now: float) -> None:
+        """A batch leaves."""
+        self._under_way.append((pace, now))
+
+    def landed(self, now: float, *, counts: bool = True) -> None:
+        """The first of those under way is done; it tells how long the next take unless it failed."""
+        pace, left = self._under_way.popleft()
+        if counts:
+            pace.took(now - max(left, self._free_since))
+        self._free_since = now
+
+    def busy(self, now: float) -> float:
+        """Seconds until all that is under way will be done."""
+        if not self._under_way:
+            return 0.0
+        (first, left), *others = self._under_way
+        done = now - max(left, self._free_since)
+        return max(0.0, first.seconds - done) + sum(pace.seconds for pace, _ in others)

@@ -1,0 +1,99 @@
+"""Running an opened session on bound buffers: several frames at a time on the CPU, queued on the stream on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpupipe.errors import InferenceError, reason
+from gpupipe.model.runtime import SessionOptions, failures, raise_if_out_of_memory, runtime
+
+Binding = Any
+"""ONNX Runtime's binding of one run's buffers."""
+
+SETTLING_RUNS = 256
+"""On a GPU one of so many runs waits for its end: only then does ONNX Runtime give back page-locked buffers whose
+release some operators (Concat and Split of unequal parts, ScatterND, batched MatMul, recurrent layers) put off
+(`DeviceStreamCollectionImpl::CleanUp`, device_stream_collection.cc, 0896ef2)."""
+
+
+def runs_at_a_time(options: SessionOptions, batch: int, asked: int = 0) -> int:
+    """How many runs of a frame share the CPU's threads: one per thread, 4 at most, unless asked for; 1 on a GPU."""
+    return min(asked or 4, options.threads, batch) if options.provider == "cpu" else 1
+
+
+def threads_of_a_run(options: SessionOptions, runs: int) -> SessionOptions:
+    """The options with the threads that each of the runs has."""
+    return replace(options, threads=max(1, options.threads // runs))
+
+
+class Runner:
+    """Runs of one session.
+
+    Args:
+        path: the model's, for errors.
+        session: an `onnxruntime.InferenceSession`.
+        options: with which it was opened.
+        runs: at a time.
+    """
+
+    def __init__(self, path: Path, session: Any, options: SessionOptions, runs: int) -> None:
+        self.path, self.session, self.options = path, session, options
+        self._pool = ThreadPoolExecutor(runs, "infer") if runs > 1 else None
+        self._waiting, self._queueing = (runtime().RunOptions() for _ in range(2))
+        for settings in (self._waiting, self._queueing):
+            settings.log_severity_level = 4  # what fails is raised, and told once
+        if options.provider != "cpu":
+            # The stream is ours and the caller waits for it: a wait inside every run would stop the overlap.
+            self._queueing.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._runs_done = 0
+
+    def run(self, bindings: Sequence[Binding], before: Callable[[int], None] | None = None) -> None:
+        """Run on each of the bindings; on a GPU this queues the work on the stream and does not wait, but for one run
+        of `SETTLING_RUNS`.
+
+        Args:
+            bindings: of buffers that outlive the run.
+            before: called with the number of a binding right before its run, in the thread of the run.
+
+        Raises:
+            InferenceError: the model failed.
+            DeviceMemoryError: the GPU's memory does not suffice.
+        """
+
+        def one(number: int, settings: Any) -> None:
+            if before is not None:
+                before(number)
+            self.session.run_with_iobinding(bindings[number], settings)
+
+        try:
+            if self._pool is None or len(bindings) == 1:
+                for number in range(len(bindings)):
+                    self._runs_done += 1
+                    settling = self._runs_done % SETTLING_RUNS == 0
+                    one(number, self._waiting if settling else self._queueing)
+            else:  # on the CPU, where a run is done when it returns
+                list(self._pool.map(lambda number: one(number, self._queueing), range(len(bindings))))
+        except failures() as error:
+            raise_if_out_of_memory(error, self.options, self.path)
+            raise InferenceError(
+                f"the model failed: {reason(error)}", file=self.path, remedy="export it again"
+            ) from error
+
+    def close(self) -> None:
+        """Stop the threads and release the session."""
+        if self._pool:
+            self._pool.shutdown()
+        self.session = None
+
+
+def place(array: Any) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Device, device number, element type, shape and address of an array, as `bind_input` takes them."""
+    if isinstance(array, np.ndarray):
+        return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+    return "cuda", int(array.device.id), np.dtype(array.dtype).type, tuple(array.shape), int(array.data.ptr)

@@ -1,0 +1,73 @@
+"""Split models in the user's cache folder: cut once for each model, machine and version, by one process at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from gpupipe.errors import OutputError, reason
+from gpupipe.filelock import FileLock
+from gpupipe.machine import cache_folder, cpu_name, package_version
+from gpupipe.model.cpu_graph import cpu_graph
+from gpupipe.model.digest import digest
+from gpupipe.model.measured import onnx_package
+from gpupipe.model.split import REST_FILE, SOURCE_FILE, NotSplit, split
+
+WORTH: Final = 4.0
+"""What a byte that is kept must save (`split.split`): 42 % less is kept than at 1, nearly as much saved."""
+
+_REASON_FILE: Final = "not-split.json"
+
+
+class SplitFiles(NamedTuple):
+    """Both nets of a model."""
+
+    source: Path
+    rest: Path
+
+
+def split_files(path: Path) -> SplitFiles | NotSplit:
+    """The nets of a model for this machine's CPU, from the cache, or cut and put there.
+
+    Raises:
+        InferenceError: it is no lip-sync model, or does not run.
+        OutputError: the cache folder cannot be written to.
+        GpupipeError: the onnx package is not installed.
+    """
+    root = cache_folder() / "split"
+    told = [*digest(path)[:1], WORTH, cpu_name(), *(package_version(name) for name in ("gpupipe", "onnx"))]
+    told += [package_version("onnxruntime") or package_version("onnxruntime-gpu")]
+    folder = root / hashlib.sha256(json.dumps(told).encode("utf-8")).hexdigest()[:32]
+    if not folder.is_dir():
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / "lock"):
+                if not folder.is_dir():
+                    _make(path, folder)
+        except OSError as error:
+            raise OutputError(f"cannot be written: {reason(error)}", file=root, remedy="make it writable") from error
+    if (folder / _REASON_FILE).is_file():
+        return NotSplit(json.loads((folder / _REASON_FILE).read_text("utf-8")))
+    return SplitFiles(folder / SOURCE_FILE, folder / REST_FILE)
+
+
+def _make(path: Path, folder: Path) -> None:
+    """Cut a model into a folder that appears when it is complete."""
+    for left in folder.parent.glob(".*.partial"):  # of a process that was killed: no other works here now
+        shutil.rmtree(left, ignore_errors=True)
+    model = onnx_package().load(str(path))
+    cut = split(cpu_graph(model, file=path), file=path, worth=WORTH)
+    work = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder.parent))
+    try:
+        if isinstance(cut, NotSplit):
+            (work / _REASON_FILE).write_text(json.dumps(cut.reason), "utf-8")
+        else:
+            cut.write(work)
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
