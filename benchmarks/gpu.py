@@ -10,7 +10,8 @@ structure and cost where the `onnx` package is installed, else a small one.
 share: the least time over the time; 100% cannot be beaten. The least is what must be moved over the bandwidth, or
 computed over the rate, that a copy or a matrix product has reached here; "nominal" takes the memory's own bandwidth
 instead, and "issue" the instructions that `kernel_report.py` has counted over those that the GPU can issue. Kernels and
-copies begin with cold caches. Beside times of a few microseconds, mind what two events with nothing between them take.
+copies are queued ahead and begin with cold caches; the rest is timed as it comes, with the host's queuing. Beside times
+of a few microseconds, mind what two events with nothing between them take.
 
 Needs an NVIDIA GPU and pip install 'gpupipe[cuda,demo]'; takes some ten minutes. Where TensorRT is installed it builds
 its engines in the first run, which takes it minutes more; --providers cpu,cuda leaves it out. Ctrl-C ends with what has

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu as script
 from on_gpu import kernels as on_gpu_kernels
+from on_gpu import models as on_gpu_models
 from on_gpu.bench import VARIANTS, Bench
 from on_gpu.models import ENCODERS, batch_least
 from on_gpu.table import HEADS, Least, Subject, missing, table, timed, without_paths
@@ -83,6 +84,53 @@ def test_the_least_of_kernels_and_batches() -> None:
     assert batch_least(1e6, 1e6, 0.5e-3, reached).measured == pytest.approx(0.51e-3)  # 10 µs and the model
     assert batch_least(1e6, 9e6, 0.5e-3, reached).measured == pytest.approx(0.9e-3)  # the copy is longer
     assert batch_least(1e6, 1e6, None, reached) == Least()
+
+
+def test_whole_batches_are_counted_and_three_are_under_way() -> None:
+    """A run takes a second: so many frames as were prepared, none in a slot whose batch is not finished."""
+    told: list[str] = []
+    under_way: set[int] = set()
+
+    def prepare(slot: int, _: Any) -> None:
+        assert slot not in under_way
+        under_way.add(slot)
+        told.append(f"prepare with {len(under_way)}")
+
+    compositor = SimpleNamespace(
+        admit=lambda frames: None,
+        prepare=prepare,
+        ready=lambda slot: told.append("ready"),
+        paste=lambda slot: told.append("paste"),
+        finish=under_way.remove,
+    )
+    lane = SimpleNamespace(
+        batch=4,
+        compositor=compositor,
+        kind=SimpleNamespace(dtype=np.dtype(np.float32)),
+        free=[SimpleNamespace(buffers=number, bindings=None) for number in range(3)],
+        model=SimpleNamespace(run=lambda bindings, frames: told.append(f"run of {frames}")),
+    )
+    spec = FrameSpec(CropLayout(320), "nv12", 1280, 720, (Rect(532, 210, 714, 392),) * 4)
+    scene = SimpleNamespace(spec=spec, frames=None, drawings=lambda batch, to_host: [None] * batch)
+
+    def timed_once(work: Callable[[], None]) -> list[float]:
+        work()
+        return [1.0]
+
+    bench: Any = SimpleNamespace(
+        gpu=None,
+        timer=SimpleNamespace(host_seconds=timed_once),
+        model_seconds=lambda variant: 1e-3,
+        rates={"copy_bytes_per_second": 1e9, "to_host_bytes_per_second": 1e6},
+    )
+    given: Any = (lane, scene)
+    row = on_gpu_models._batches(bench, VARIANTS[0], Subject("batch", "cpu"), *given)
+    assert not under_way
+    batches = told.count("paste")
+    assert told[:4] == ["prepare with 1", "ready", "run of 4", "paste"]
+    assert told.count("prepare with 3") == batches - 2
+    assert (row["frames_a_run"], row["frames_a_second"]) == (4 * batches, 4 * batches)
+    assert row["least_ms"]["measured"] == 1382.4  # 1280 * 720 * 1.5 bytes at 1 MB/s
 
 
 @pytest.mark.parametrize(
@@ -281,10 +329,15 @@ def test_every_row_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             assert row["ms"]["median"] > 0
             least = row["least_ms"]["measured"]
             assert row["share"]["measured"] == pytest.approx(least / row["ms"]["median"], rel=0.02, abs=1e-4), row
+            in_a_run = {"copy": 1, "batch": 12 * (row["batch"] or 0), "engine": 12, "render": 12}
+            assert row["frames_a_run"] == in_a_run.get(row["part"], row["batch"]), row
         if row["part"] in ("kernel", "copy"):
             assert row["gb_a_second"] == pytest.approx(
                 row["bytes_a_frame"] / row["ms"]["median"] / 1e6, rel=0.02, abs=1e-3
             )
+    moved = {(row["name"], row["frame"]): row["bytes_a_frame"] for row in rows if row["part"] == "copy"}
+    for frame, size in (("1 MB", 1 << 20), ("96x64 nv12", 96 * 64 * 3 // 2), ("160x96 nv12", 160 * 96 * 3 // 2)):
+        assert [moved[way, frame] for way in ("up", "down", "within")] == [size, size, 2 * size]
     assert {key: found[key] for key in ("schema", "complete", "meaningless", "character")} == {
         "schema": script.SCHEMA, "complete": True, "meaningless": True, "character": "made up"
     }  # fmt: skip
@@ -324,7 +377,7 @@ def test_a_characters_own_model_on_the_gpu(tmp_path: Path, monkeypatch: pytest.M
     folder = small.small_character(tmp_path / "anna")
     found = run(tmp_path, str(folder), "--providers", "cuda,cpu")
     rows = {named(row): row for row in found["rows"]}
-    no_file = ("model", "cuda", "float16", None, None)
+    no_file = ("model", "cuda fp16", "float16", None, None)
     size = f"{small.WIDTH}x{small.HEIGHT}"
     wanted = always() | opened("cuda", "float32") | opened("cuda tf32", "float32") | {no_file}
     assert set(rows) == wanted | composed((size,), "cuda")

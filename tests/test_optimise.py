@@ -233,8 +233,10 @@ def test_fp32_is_the_file_as_it_is(folder: Path, own_cache: Path) -> None:
 
 def test_a_precision_that_the_provider_has_not(folder: Path, tmp_path: Path) -> None:
     character = Character.load(folder)
-    with pytest.raises(OptionError, match=r'precision="tf32": the CPU has no TF32|precision: the CPU has no TF32'):
-        model_file(character, ModelOptions(precision="tf32", provider="cpu"))
+    for provider in ("auto", "cpu"):
+        with pytest.raises(OptionError, match="the CPU has no TF32"):
+            gpupipe.render(character, tmp_path / "never.mp4", precision="tf32", provider=provider, device="cpu")
+    assert not (tmp_path / "never.mp4").exists()
     with pytest.raises(OptionError, match="runs on the CPU only"):
         model_file(character, ModelOptions(precision="int8", provider="cuda"))
 

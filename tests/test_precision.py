@@ -239,7 +239,7 @@ def test_the_search_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model, signature, samples = prepared(tmp_path, 0)
     quantiser = Quantiser(*equalise(model, measure(model, signature, samples)))
     said: list[str] = []
-    search = Search(quantiser, signature, samples, outputs(model, samples)[0], LAYOUT.mask, seconds=0)
+    search = Search(quantiser, signature, samples, outputs(model, samples)[0], LAYOUT.mask, trials=0)
     found = search.run(said.append)
     assert set(found.in_float) == set(quantiser.nodes)
     assert found.trials <= 2 + 2 * sensitive.PARTS

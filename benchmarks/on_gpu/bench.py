@@ -45,17 +45,16 @@ class Variant(NamedTuple):
     @property
     def name(self) -> str:
         """For people: "cuda tf32"."""
-        return " ".join((self.provider, *self.options))
+        return " ".join((self.provider, *self.options.values()))
 
 
 VARIANTS = (
     Variant("cpu", "float32", "float32"),
     Variant("cuda", "float32", "float32"),
-    Variant("cuda", "float32", "tf32", {"tf32": True}),
-    Variant("cuda", "float16", "float16"),
+    Variant("cuda", "float32", "tf32", {"precision": "tf32"}),
+    Variant("cuda", "float16", "float16", {"precision": "fp16"}),
     Variant("tensorrt", "float32", "tf32"),  # with or without being told to, wherever the GPU can
-    Variant("tensorrt", "float32", "float16", {"fp16": True}),
-    Variant("tensorrt", "float16", "float16"),
+    Variant("tensorrt", "float16", "float16", {"precision": "fp16"}),
 )
 
 
@@ -136,8 +135,8 @@ class Bench:
     @property
     def best(self) -> Variant:
         """What runs the model where only one way is asked for."""
-        files = [each for each in VARIANTS if each.file in self.models and not each.options]
-        on_gpu = [each for each in files if each.provider == "cuda" and self.problems.get("cuda", "") is None]
+        exact = [each for each in VARIANTS if each.file in self.models and each.arithmetic == each.file]
+        on_gpu = [each for each in exact if each.provider == "cuda" and self.problems.get("cuda", "") is None]
         return (on_gpu or [Variant("cpu", next(iter(self.models)), "float32")])[0]
 
     @cached_property

@@ -113,7 +113,8 @@ class HostBackend:
                 remedy="use --device cuda (see `gpupipe doctor`), or --provider cpu",
             )
         threads = options.inference_threads or cpu_count()
-        return Opened(Model(path, SessionOptions("cpu", threads=threads), batch=options.batch), ())
+        settings = SessionOptions("cpu", threads=threads, tf32=options.tf32)
+        return Opened(Model(path, settings, batch=options.batch), ())
 
     def warm_up(self, model: Model, kind: BatchKind) -> None:
         """Nothing: the CPU's memory is not counted out in advance."""

@@ -70,7 +70,7 @@ class GpuBackend:
         if os.environ.get(TF32_OVERRIDE) == "0":
             return ()
         return (
-            f"TensorRT computes in TF32 here, with or without --tf32; {TF32_OVERRIDE}=0 in the environment forbids it",
+            f"TensorRT computes in TF32 here, whatever --precision is; {TF32_OVERRIDE}=0 in the environment forbids it",
         )
 
     def warm_up(self, model: Model, kind: BatchKind) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -174,20 +174,20 @@ def rename(model: Graph, names: Mapping[str, str]) -> None:
 def clean(model: Graph) -> None:
     """Remove nodes and weights that nothing reads, imports of operators that are not used, and what was inferred."""
     read = {value.name for value in model.graph.output}
-    kept: list[Node] = []
-    for node in reversed(model.graph.node):  # which are in topological order
-        if read.intersection(node.output):
-            kept.append(node)
+    graph = model.graph
+    for place in reversed(range(len(graph.node))):  # which are in topological order
+        node = graph.node[place]
+        if not read.intersection(node.output):
+            del graph.node[place]
+        else:
             for each in _all_nodes([node]):
                 read.update(each.input)
                 read.update(value.name for inner in subgraphs(each) for value in inner.output)
-    graph = model.graph
-    refill(graph.node, reversed(kept))
-    refill(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+    _keep(graph.initializer, lambda tensor: tensor.name in read)
     del graph.value_info[:]
     domains = {node.domain for node in _all_nodes(graph.node)} | set(STANDARD)
     if not model.functions:
-        refill(model.opset_import, [entry for entry in model.opset_import if entry.domain in domains])
+        _keep(model.opset_import, lambda entry: entry.domain in domains)
 
 
 def float_types(model: Graph) -> dict[str, int]:
@@ -219,6 +219,13 @@ def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
         yield node
         for inner in subgraphs(node):
             yield from _all_nodes(inner.node)
+
+
+def _keep(field: Any, wanted: Callable[[Any], bool]) -> None:
+    """Remove from a repeated field what is not wanted."""
+    for place in reversed(range(len(field))):
+        if not wanted(field[place]):
+            del field[place]
 
 
 def refill(field: Any, values: Iterable[Any]) -> None:

@@ -44,6 +44,13 @@ class Model:
     def __init__(self, path: Path, options: SessionOptions, *, batch: int, runs: int = 0) -> None:
         self.path, self.options = path, options
         on_cpu = options.provider == "cpu"
+        if on_cpu and options.tf32:
+            raise OptionError(
+                "the CPU has no TF32",
+                field="--precision",
+                value="tf32",
+                remedy="use fp32, or int8, or another provider",
+            )
         self.runs = runs_at_a_time(options, batch, runs)
         self.provider = options.provider
         signature = Signature(path, open_session(path, SessionOptions())) if options.provider == "tensorrt" else None

@@ -21,7 +21,7 @@ from gpupipe.model.quality import FLOOR_DB, WORST_FLOOR_DB, Quality, compare, mo
 from gpupipe.model.quantise import Quantiser, adds_without_saturating, operator_counts
 from gpupipe.model.ranges import measure
 from gpupipe.model.samples import Samples, SampleSet, predict
-from gpupipe.model.sensitive import FRAMES, SEARCH_SECONDS, Search
+from gpupipe.model.sensitive import FRAMES, TRIALS, Search
 from gpupipe.model.signature import PRECISION_KEY, Signature
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -61,7 +61,7 @@ def settings_of(precision: Precision) -> dict[str, Any]:
         "precision": precision,
         "revision": REVISION,
         "saturating": precision == "int8" and not adds_without_saturating(),
-        "seconds": SEARCH_SECONDS if precision == "int8" else 0,
+        "trials": TRIALS if precision == "int8" else 0,
         "versions": {name: package_version(name) for name in packages},
     }
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from gpupipe.errors import InferenceError
-from gpupipe.model.graph import Graph, Node, check, clean, copied, load_onnx, opset
+from gpupipe.model.graph import Graph, Node, check, clean, consumers, copied, load_onnx, opset
 from gpupipe.model.ranges import Range
 
 OPERATORS: Final = ("Conv", "Add", "Concat", "Relu", "Resize", "MaxPool")
@@ -38,6 +38,8 @@ class Quantiser:
     Attributes:
         model: the graph, of an opset that can be quantised.
         nodes: the names of the nodes that can be quantised, in order.
+        units: the same, with each ReLU beside the node before it if that has no other reader: only what the ReLU gives
+            has a range that eight bits hold well.
     """
 
     def __init__(self, model: Graph, ranges: Mapping[str, Range]) -> None:
@@ -54,11 +56,23 @@ class Quantiser:
         self.nodes = [
             node.name for node in self.model.graph.node if node.op_type in OPERATORS and node.name not in last
         ]
+        self.units = self._united()
         if not self.nodes:
             raise InferenceError("has nothing that can be quantised", field="model", remedy="use --precision fp16")
 
-    def quantised(self, in_float: set[str]) -> Graph:
-        """The int8 model with these nodes left in float, by their names."""
+    def _united(self) -> list[tuple[str, ...]]:
+        read = consumers(self.model)
+        chosen, maker = set(self.nodes), {name: node for node in self.model.graph.node for name in node.output}
+        follows: dict[str, str] = {}
+        for node in self.model.graph.node:
+            before = maker.get(node.input[0]) if node.op_type == "Relu" and node.name in chosen else None
+            if before is not None and before.name in chosen and read[node.input[0]] == 1:
+                follows[before.name] = node.name
+        later = set(follows.values())
+        return [(name, follows[name]) if name in follows else (name,) for name in self.nodes if name not in later]
+
+    def quantised(self, in_float: set[str], *, checked: bool = True) -> Graph:
+        """The int8 model with these nodes left in float, by their names; `checked` unless it is only tried."""
         from onnxruntime.quantization import CalibrationMethod, QuantType
         from onnxruntime.quantization.calibrate import TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -83,7 +97,8 @@ class Quantiser:
             quantizer.model.topological_sort()  # it appends what it adds
         made = quantizer.model.model
         clean(made)
-        check(made)
+        if checked:
+            check(made)
         return made
 
 

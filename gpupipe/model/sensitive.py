@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.geometry import Rect
-from gpupipe.model.graph import Graph, session_of
+from gpupipe.model.graph import Graph, check, session_of
 from gpupipe.model.quality import FLOOR_DB, WORST_FLOOR_DB, drawn, psnr
 from gpupipe.model.quantise import Quantiser
 from gpupipe.model.samples import Samples, predict
@@ -30,24 +30,35 @@ SMALL: Final = 0.005
 """The share of a model's cost below which a part is not halved: to leave it in float costs little."""
 FRAMES: Final = 3
 """Frames that the search looks at."""
-SEARCH_SECONDS: Final = 120.0
+TRIALS: Final = 60
+"""After so many models nothing more is halved."""
+SEARCH_SECONDS: Final = 600.0
+"""Nor after so long, on a machine that is too slow for that."""
 
 MACS_A_VALUE: Final = 32
 """Multiplications that cost about as much as reading or writing a value."""
+
+
+Unit = tuple[str, ...]
 
 
 class Part(NamedTuple):
     """Nodes that lie together.
 
     Attributes:
-        nodes: their names.
+        units: their names, those together that must stay so (`Quantiser.units`).
         cost: their share of the model's.
         error: the mean squared error in the mouth region if they alone are quantised, levels squared.
     """
 
-    nodes: tuple[str, ...]
+    units: tuple[Unit, ...]
     cost: float
     error: float
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of its nodes."""
+        return [name for unit in self.units for name in unit]
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Search:
         samples: what it is tried on.
         wanted: what the float32 model predicts for them.
         region: the mouth region.
-        seconds: after so many nothing more is halved.
+        trials, seconds: after so many nothing more is halved.
     """
 
     def __init__(
@@ -89,6 +100,7 @@ class Search:
         wanted: NDArray[np.float32],
         region: Rect,
         *,
+        trials: int = TRIALS,
         seconds: float = SEARCH_SECONDS,
     ) -> None:
         self._quantiser, self._signature, self._samples = quantiser, signature, samples
@@ -97,7 +109,7 @@ class Search:
         self._costs = node_costs(quantiser.model, quantiser.nodes)
         self._began = time.monotonic()
         self._end = self._began + seconds
-        self._trials = 0
+        self._trials, self._most = 0, trials
 
     def run(self, told: Callable[[str], None] = lambda _: None) -> Found:
         """Search.
@@ -108,17 +120,18 @@ class Search:
         model, ratios = self._tried(set())
         told(f"all in int8: {np.mean(ratios):.1f} dB")
         if _enough(ratios):
+            check(model)
             return self._found(model, [])
         goal = 255**2 / 10 ** ((FLOOR_DB + MARGIN_DB) / 10)
-        parts = [self._part(nodes) for nodes in self._divided(self._quantiser.nodes, PARTS)]
-        while time.monotonic() < self._end:
+        parts = [self._part(units) for units in self._divided(self._quantiser.units, PARTS)]
+        while self._trials < self._most and time.monotonic() < self._end:
             kept = _left(parts, goal)
-            large = [part for part in kept if len(part.nodes) > 1 and part.cost > SMALL]
+            large = [part for part in kept if len(part.units) > 1 and part.cost > SMALL]
             if not large:
                 break
             blamed = max(large, key=lambda part: part.cost)
             parts.remove(blamed)
-            parts += [self._part(nodes) for nodes in self._divided(blamed.nodes, 2)]
+            parts += [self._part(units) for units in self._divided(blamed.units, 2)]
             told(f"{self._trials} trials: {100 * sum(part.cost for part in _left(parts, goal)):.0f} % stays in float")
         kept = _left(parts, goal)
         rest = sorted((part for part in parts if part not in kept), key=_blame)
@@ -126,6 +139,7 @@ class Search:
             model, ratios = self._tried({name for part in kept for name in part.nodes})
             told(f"{len(kept)} parts in float: {np.mean(ratios):.1f} dB, worst {min(ratios):.1f} dB")
             if _enough(ratios) or not rest:
+                check(model)
                 return self._found(model, kept)
             kept.append(rest.pop())
 
@@ -134,28 +148,28 @@ class Search:
         seconds = time.monotonic() - self._began
         return Found(model, nodes, sum(part.cost for part in kept), self._trials, seconds)
 
-    def _part(self, nodes: Sequence[str]) -> Part:
-        _, ratios = self._tried(set(self._quantiser.nodes) - set(nodes))
+    def _part(self, units: Sequence[Unit]) -> Part:
+        nodes = [name for unit in units for name in unit]
+        _, ratios = self._tried(set(self._quantiser.nodes).difference(nodes))
         error = float(np.mean([255**2 / 10 ** (ratio / 10) for ratio in ratios]))
-        return Part(tuple(nodes), sum(self._costs[name] for name in nodes), error)
+        return Part(tuple(units), sum(self._costs[name] for name in nodes), error)
 
     def _tried(self, in_float: set[str]) -> tuple[Graph, list[float]]:
         """The model with nodes left in float, and its PSNR in the mouth region, frame by frame."""
         self._trials += 1
-        model = self._quantiser.quantised(in_float)
+        model = self._quantiser.quantised(in_float, checked=False)
         found = drawn(predict(session_of(model), self._signature, self._samples))[self._inside]
         return model, [psnr(one, other) for one, other in zip(self._wanted, found, strict=True)]
 
-    def _divided(self, nodes: Sequence[str], count: int) -> list[Sequence[str]]:
-        """Nodes in parts of about equal cost."""
-        costs = np.cumsum([self._costs[name] for name in nodes])
+    def _divided(self, units: Sequence[Unit], count: int) -> list[Sequence[Unit]]:
+        """Units in parts of about equal cost."""
+        costs = np.cumsum([sum(self._costs[name] for name in unit) for unit in units])
         owner = np.minimum((costs - 1e-9) / costs[-1] * count, count - 1).astype(int)
-        parts = [[name for name, mine in zip(nodes, owner, strict=True) if mine == part] for part in range(count)]
+        parts = [[unit for unit, mine in zip(units, owner, strict=True) if mine == part] for part in range(count)]
         parts = [part for part in parts if part]
-        if len(parts) == 1 and len(nodes) > 1:  # one node is nearly all of it
-            heavy = int(np.argmax(np.diff(costs, prepend=0)))
-            at = heavy or 1
-            parts = [list(nodes[:at]), list(nodes[at:])]
+        if len(parts) == 1 and len(units) > 1:  # one unit is nearly all of it
+            at = int(np.argmax(np.diff(costs, prepend=0))) or 1
+            parts = [list(units[:at]), list(units[at:])]
         return list(parts)
 
 

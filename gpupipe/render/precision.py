@@ -42,10 +42,6 @@ def model_file(character: Character, options: ModelOptions) -> ModelFile:
     """
     path = character.model_path if options.model is None else Path(options.model)
     precision = options.precision
-    if precision == "tf32" and options.provider == "cpu":
-        raise OptionError(
-            "the CPU has no TF32", field="--precision", value=precision, remedy="use fp32, or int8, or another provider"
-        )
     if precision == "int8" and options.provider in ("cuda", "tensorrt"):
         raise OptionError(
             "runs on the CPU only", field="--precision", value=precision, remedy="use fp16, or --provider cpu"
