@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpupipe.errors import OptionError
-from gpupipe.model.runner import Runner, place, runs_at_a_time, threads_of_a_run
+from gpupipe.model.runner import Runner, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
 from gpupipe.model.runtime import SessionOptions, assigned_nodes, open_session
 from gpupipe.model.signature import Signature, precision_of
 
@@ -68,15 +68,7 @@ class Model:
                 remedy="use fp16, or --provider cpu",
             )
         self.size, self.dtype = self.signature.size, self.signature.dtype
-        self.chunk = self.signature.batch or (1 if on_cpu else batch)
-        if batch % self.chunk:
-            raise OptionError(
-                f"the model takes batches of {self.chunk} only",
-                file=path,
-                field="--batch",
-                value=batch,
-                remedy=f"use a multiple of {self.chunk}",
-            )
+        self.chunk = frames_of_a_run(path, options, batch, self.signature.batch)
         self.nodes = {} if on_cpu else assigned_nodes(self._session)
         self._runner = Runner(path, self._session, self.options, self.runs)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpupipe.errors import InferenceError, reason
+from gpupipe.errors import InferenceError, OptionError, reason
 from gpupipe.model.runtime import SessionOptions, failures, raise_if_out_of_memory, runtime
 
 Binding = Any
@@ -20,6 +20,30 @@ SETTLING_RUNS = 256
 """On a GPU one of so many runs waits for its end: only then does ONNX Runtime give back page-locked buffers whose
 release some operators (Concat and Split of unequal parts, ScatterND, batched MatMul, recurrent layers) put off
 (`DeviceStreamCollectionImpl::CleanUp`, device_stream_collection.cc, 0896ef2)."""
+
+
+def frames_of_a_run(path: Path, options: SessionOptions, batch: int, fixed: int | None) -> int:
+    """Frames that the model takes in one run: as many as it was made for, else one on the CPU, and all elsewhere.
+
+    Args:
+        path: the model, for errors.
+        options: how it is run.
+        batch: frames of a batch.
+        fixed: how many it was made for; None or 0: any number.
+
+    Raises:
+        OptionError: a batch is no multiple of that.
+    """
+    frames = fixed or (1 if options.provider == "cpu" else batch)
+    if batch % frames:
+        raise OptionError(
+            f"the model takes batches of {frames} only",
+            file=path,
+            field="--batch",
+            value=batch,
+            remedy=f"use a multiple of {frames}",
+        )
+    return frames
 
 
 def runs_at_a_time(options: SessionOptions, batch: int, asked: int = 0) -> int:

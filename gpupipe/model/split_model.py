@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gpupipe.errors import InferenceError, OptionError
+from gpupipe.errors import InferenceError
 from gpupipe.gpu.types import Array
 from gpupipe.model.features import ALIGNMENT, Allocate, FeatureRow, Gather, consecutive, gather_on_host
 from gpupipe.model.measured import DTYPES
 from gpupipe.model.nets import TensorSpec
-from gpupipe.model.runner import Binding, Runner, place, runs_at_a_time, threads_of_a_run
+from gpupipe.model.runner import Binding, Runner, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
 from gpupipe.model.runtime import SessionOptions, open_session
 
 
@@ -33,15 +33,7 @@ class _OpenNet:
         session = open_session(path, threads_of_a_run(options, runs))
         self._look(session)
         fixed = next(iter(self.inputs.values())).shape[0]
-        self.chunk = fixed or (1 if options.provider == "cpu" else batch)
-        if batch % self.chunk:
-            raise OptionError(
-                f"the model takes batches of {self.chunk} only",
-                file=path,
-                field="--batch",
-                value=batch,
-                remedy=f"use a multiple of {self.chunk}",
-            )
+        self.chunk = frames_of_a_run(path, options, batch, fixed)
         self.runner = Runner(path, session, options, runs)
 
     def _look(self, session: Any) -> None:
