@@ -17,7 +17,7 @@ from gpupipe.character.folder import Character
 from gpupipe.compose.protocol import BatchKind
 from gpupipe.compose.traffic import least_bytes
 from gpupipe.engine.gpu_backend import GpuBackend
-from gpupipe.engine.lane import SLOTS, Lane
+from gpupipe.engine.lane import SLOTS, Lane, slots_of
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.options import ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
@@ -85,7 +85,7 @@ def _lane(bench: Bench, variant: Variant, subject: Subject) -> tuple[Lane, tuple
     try:
         kind = BatchKind(bench.layout, "nv12", model.dtype, subject.batch)
         backend.warm_up(model, kind)
-        backend.require(backend.lane_bytes(kind, model, SLOTS))
+        backend.require(backend.lane_bytes(kind, model, slots_of(model, kind.batch)))
         return Lane(model, backend.compositor(kind, model), model.close), notes
     except BaseException:
         model.close()
@@ -105,7 +105,7 @@ def _batches(bench: Bench, variant: Variant, subject: Subject, lane: Lane, scene
     """Whole batches through a lane, as an engine takes them: each slot again as soon as its batch is finished."""
     gpu, batch, compositor = bench.gpu, lane.batch, lane.compositor
     compositor.admit(scene.frames)
-    flights = [(slot, scene.drawings(batch, to_host=True)) for slot in lane.free]
+    flights = [(slot, scene.drawings(batch, to_host=True)) for slot in lane.free[:SLOTS]]
 
     def work() -> None:
         for number in range(PASSES * len(flights)):

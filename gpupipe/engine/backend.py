@@ -183,13 +183,14 @@ class HostBackend:
         )
 
     def stages(self, steps: Steps, finish: Callable[[Flight], None]) -> list[Stage[Flight]]:
-        """Each step has a thread, so that one batch is prepared and one pasted while one is inferred."""
+        """One thread prepares batches and starts the model on them, whose own threads take them as they become free,
+        so that none of them waits for the end of a batch; one waits for it; one pastes."""
 
         def paste(flight: Flight) -> None:
             steps.paste(flight)
             finish(flight)
 
-        return [Stage("prepare", steps.prepare), Stage("infer", steps.infer), Stage("paste", paste)]
+        return [Stage("prepare", steps.begin), Stage("infer", steps.infer), Stage("paste", paste)]
 
     def close(self) -> None:
         """Nothing is queued."""

@@ -14,7 +14,7 @@ from gpupipe.compose.protocol import BatchKind
 from gpupipe.engine.backend import Backend, Opened
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import FeatureBudget, KeptFeatures
-from gpupipe.engine.lane import SLOTS, Lane
+from gpupipe.engine.lane import Lane, slots_of
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import Resident, ResidentKey, Residents
 from gpupipe.engine.shelf import Digests, Shelf
@@ -91,7 +91,7 @@ class Holdings:
         if not self._lanes.holds(lane_key):
             self._on_compute_thread(lambda: backend.warm_up(model, kind))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
-        depth = (SLOTS + 1) * kind.batch  # a batch in each slot, and one with the sink
+        depth = (slots_of(model, kind.batch) + 1) * kind.batch  # a batch in each slot, and one with the sink
         self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind))
         held.callback(self._lanes.give_back, lane_key)
@@ -168,7 +168,7 @@ class Holdings:
             if not self.residents.holds(key, order.spec.count):
                 parts |= backend.frame_bytes(order.spec)
             if not self._lanes.holds(lane_key):
-                parts |= backend.lane_bytes(kind, model, SLOTS)
+                parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
             parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth)
             return parts | backend.speech_bytes(rows)
 
