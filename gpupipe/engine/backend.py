@@ -39,6 +39,9 @@ class Backend(Protocol):
     def gpu(self) -> Device | None:
         """The GPU, if it is one."""
 
+    def check(self, options: ModelOptions) -> None:
+        """Raise if no model can be run so here: before one is made in that precision, or anything is decoded."""
+
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model."""
 
@@ -103,7 +106,7 @@ class HostBackend:
     def __init__(self, workers: int, max_memory: int | None) -> None:
         self._workers, self._max_memory = workers, max_memory
 
-    def open_model(self, path: Path, options: ModelOptions) -> Opened:
+    def check(self, options: ModelOptions) -> None:
         """See `Backend`."""
         if options.provider not in ("auto", "cpu"):
             raise OptionError(
@@ -112,6 +115,9 @@ class HostBackend:
                 value=options.provider,
                 remedy="use --device cuda (see `gpupipe doctor`), or --provider cpu",
             )
+
+    def open_model(self, path: Path, options: ModelOptions) -> Opened:
+        """See `Backend`."""
         threads = options.inference_threads or cpu_count()
         settings = SessionOptions("cpu", threads=threads, tf32=options.tf32)
         return Opened(Model(path, settings, batch=options.batch), ())

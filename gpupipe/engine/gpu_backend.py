@@ -16,11 +16,11 @@ from gpupipe.engine.backend import Opened
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
-from gpupipe.errors import ProviderError
+from gpupipe.errors import OptionError, ProviderError
 from gpupipe.gpu.device import Device
 from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.model.model import Model
-from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions
+from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions, runtime
 from gpupipe.model.signature import model_shapes
 from gpupipe.options import ModelOptions
 from gpupipe.speech.rows import SpeechRows
@@ -39,6 +39,17 @@ class GpuBackend:
     def __init__(self, gpu: Device) -> None:
         self.gpu = gpu
         self.name = f"cuda:{gpu.index} ({gpu.name})"
+
+    def check(self, options: ModelOptions) -> None:
+        """See `Backend`. What is quantised for the CPU's kernels is for them: CUDA has none (`model/quantise.py`)."""
+        cuda = PROVIDER_NAMES["cuda"] in runtime().get_available_providers()
+        if options.precision == "int8" and options.provider != "cpu" and (options.provider != "auto" or cuda):
+            raise OptionError(
+                "runs on the CPU only",
+                field="--precision",
+                value="int8",
+                remedy="use fp16, or --provider cpu",
+            )
 
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model with the provider that was asked for; "auto" is CUDA, or, saying so, the CPU."""

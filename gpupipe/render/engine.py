@@ -25,6 +25,7 @@ from gpupipe.options import (
     JobKeywords,
     LiveKeywords,
     ModelKeywords,
+    ModelOptions,
     documented,
     split,
 )
@@ -100,7 +101,7 @@ class Engine(EngineCore):
             The character, for `render`, `submit` and `frames`.
         """
         _, model, *_ = split(options, ModelKeywords, by="Engine.load()")
-        loaded = self._loaded(character)
+        loaded = self._loaded(character, model)
         self.hold(whole(loaded, pixel_format, model, masked_video=masked_video))
         return loaded
 
@@ -187,7 +188,7 @@ class Engine(EngineCore):
             trace: collects the times of every stage.
         """
         _, model, said, output = split(options, LiveKeywords, by="Engine.live()")
-        loaded = self._loaded(character)
+        loaded = self._loaded(character, model)
         order = whole(loaded, output.pixel_format or "nv12", model, masked_video=said.masked_video)
         encoder = loaded.audio_encoder_path if said.audio_encoder is None else Path(said.audio_encoder)
         return Live(self, replace(order, start=said.start_frame), encoder, due=due, trace=trace)
@@ -215,7 +216,7 @@ class Engine(EngineCore):
     def _frames(
         self, character: AnyCharacter, pixel_format: PixelFormat, options: Any, trace: Trace | None
     ) -> Iterator[NDArray[np.uint8]]:
-        plan = Plan.make(self._loaded(character), pixel_format, *options, sound=False)
+        plan = Plan.make(self._loaded(character, options[0]), pixel_format, *options, sound=False)
         with opened_session(self, plan, trace or Trace()) as session:
             for surface in session:
                 assert surface.host is not None
@@ -232,10 +233,12 @@ class Engine(EngineCore):
         beside: Sequence[EngineCore] = (),
         **more: Any,
     ) -> RenderStats:
-        loaded = self._loaded(character)
+        loaded = self._loaded(character, options[0])
         return write([self, *beside], loaded, output, options, workers=self._workers, notes=self.notes, **more)
 
-    def _loaded(self, character: AnyCharacter) -> Character:
+    def _loaded(self, character: AnyCharacter, model: ModelOptions) -> Character:
+        """The character, once the options of its model have been checked."""
+        self.backend.check(model)
         return character if isinstance(character, Character) else Character.load(character)
 
     def _last_jobs(self) -> list[Job]:
