@@ -214,6 +214,7 @@ def test_a_render_makes_its_model_once(folder: Path, tmp_path: Path, precision: 
         stats = gpupipe.render(folder, f"{tmp_path}/one/", **options)
     (note,) = (note for note in stats.notes if note.startswith(f"the model in {precision}: "))
     assert "dB in the mouth region" in note
+    assert any("computes a float16 model in float32" in note for note in stats.notes) == (precision == "fp16")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gpupipe.render(folder, f"{tmp_path}/two/", **options)

@@ -120,7 +120,8 @@ class HostBackend:
         """See `Backend`."""
         threads = options.inference_threads or cpu_count()
         settings = SessionOptions("cpu", threads=threads, tf32=options.tf32)
-        return Opened(Model(path, settings, batch=options.batch), ())
+        notes = ("the CPU computes a float16 model in float32, no faster than fp32",) if options.fp16 else ()
+        return Opened(Model(path, settings, batch=options.batch), notes)
 
     def warm_up(self, model: Model, kind: BatchKind) -> None:
         """Nothing: the CPU's memory is not counted out in advance."""
