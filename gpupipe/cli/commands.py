@@ -22,6 +22,8 @@ INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "render": "render a character speaking into a video or a folder of images",
     "batch": "render many jobs, listed in a file",
+    "join": "join the segments of a render, made by `gpupipe render --segments`",
+    "verify": "decode a finished video, or folder of images, and tell whether it is whole",
     "features": "compute the speech features of a sound",
     "optimize": "make a character's model smaller and faster, and tell what that costs",
     "demo": "make a small character from nothing",

@@ -79,7 +79,16 @@ def media_url(path: Path | str) -> str:
 
 
 @contextmanager
-def _opened(path: Path, **options: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened_video(path: Path, **options: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """A video file and its first video stream, open for as long as a with block lasts.
+
+    Args:
+        path: the file.
+        options: FFmpeg's, for its format.
+
+    Raises:
+        MediaError: it is missing, or no video.
+    """
     if not path.is_file():
         raise MediaError("no such file", file=path, remedy="add it, or check the folder's name")
     try:
@@ -110,12 +119,12 @@ def probe(path: Path | str) -> VideoInfo:
         MediaError: it is missing, not a video, empty, or has fewer frames than its header says.
     """
     path = Path(path)
-    with _opened(path) as (container, stream):
+    with opened_video(path) as (container, stream):
         context = stream.codec_context
         packets = stored = _packets(path, container, stream)
         if len(packets) < stream.frames:
             # The header counts those too that an edit list leaves out.
-            with _opened(path, ignore_editlist="1") as (again, same):
+            with opened_video(path, ignore_editlist="1") as (again, same):
                 stored = _packets(path, again, same)
         if not stored and not stream.frames:
             raise MediaError("holds no frame", file=path, remedy="write it again")
@@ -130,7 +139,7 @@ def probe(path: Path | str) -> VideoInfo:
         if not fps:
             raise MediaError("has no frame rate", file=path, field="fps", value=fps, remedy="write it again with one")
         if is_matroska(container):
-            with _opened(path) as (again, _):
+            with opened_video(path) as (again, _):
                 short = shortfall(path, again, float(1 / fps))
             if short is not None:
                 raise MediaError(f"is truncated: {short}", file=path, remedy="write it again")
@@ -176,7 +185,7 @@ def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None =
     path = Path(path)
     reformatter = VideoReformatter()
     done = 0
-    with _opened(path) as (container, stream):
+    with opened_video(path) as (container, stream):
         stream.thread_type = "AUTO"
         try:
             for frame in container.decode(stream) if count != 0 else ():

@@ -1,0 +1,90 @@
+"""Whether a finished video is whole: every packet decoded, every time stamp looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from gpupipe.errors import reason
+from gpupipe.media.video import media_url, opened_video, probe
+
+SOUND_FRAME_SECONDS = 0.05
+"""By how much sound may be longer or shorter than the picture: a frame of AAC at 22,050 Hz lasts 46 ms."""
+
+
+@dataclass
+class Verified:
+    """What a finished video, or folder of images, was found to hold.
+
+    Attributes:
+        path: which.
+        frames: decoded.
+        width, height: pixels.
+        fps: frames a second; None for images.
+        keyframes: the numbers of the frames at which decoding can begin.
+        sound_seconds: how long the decoded sound is; None without any.
+        problems: what is wrong, each in a line.
+    """
+
+    path: Path
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    fps: Fraction | None = None
+    keyframes: list[int] = field(default_factory=list)
+    sound_seconds: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def verify_video(path: Path) -> Verified:
+    """Decode a video from its first frame to its last.
+
+    Raises:
+        MediaError: it is missing, no video, truncated, or holds no frame.
+    """
+    info = probe(path)
+    found = Verified(path, width=info.width, height=info.height, fps=info.fps)
+    wrong_times = 0
+    with opened_video(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                wrong_times += frame.pts is None or round(frame.pts * stream.time_base * info.fps) != found.frames
+                if frame.key_frame:
+                    found.keyframes.append(found.frames)
+                if (frame.width, frame.height) != (info.width, info.height):
+                    found.problems.append(f"frame {found.frames} is {frame.width}x{frame.height}")
+                found.frames += 1
+        except (av.FFmpegError, OSError) as error:
+            found.problems.append(f"frame {found.frames} cannot be decoded: {reason(error)}")
+    if found.frames != info.frames:
+        found.problems.append(f"{found.frames} frames of {info.frames} can be decoded")
+    if wrong_times:
+        found.problems.append(f"{wrong_times} frames are not shown at their number over {info.fps} frames a second")
+    if found.keyframes[:1] != [0]:
+        found.problems.append("the first frame is no keyframe")
+    _verify_sound(path, found, float(found.frames / info.fps))
+    return found
+
+
+def _verify_sound(path: Path, found: Verified, picture_seconds: float) -> None:
+    with av.open(media_url(path)) as container:
+        if not container.streams.audio:
+            return
+        seconds = Fraction(0)
+        try:
+            for frame in _sound(container):
+                seconds += Fraction(frame.samples, frame.sample_rate)
+        except (av.FFmpegError, OSError) as error:
+            found.problems.append(f"the sound cannot be decoded after {float(seconds):.2f} s: {reason(error)}")
+        found.sound_seconds = float(seconds)
+        if abs(found.sound_seconds - picture_seconds) > SOUND_FRAME_SECONDS:
+            found.problems.append(f"the sound lasts {found.sound_seconds:.2f} s, the picture {picture_seconds:.2f} s")
+
+
+def _sound(container: Any) -> Iterator[Any]:
+    yield from container.decode(container.streams.audio[0])

@@ -1,0 +1,94 @@
+"""What changes a pixel or a sample of an output, told by hashes and values: see `parts`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from gpupipe.engine.core import EngineCore
+from gpupipe.errors import OutputError, reason
+from gpupipe.machine import cpu_name, package_version
+from gpupipe.media.encoders import EncoderOptions
+from gpupipe.model.digest import digest
+from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
+from gpupipe.render.durable import hash_of
+from gpupipe.render.plan import Plan
+
+PACKAGES = ("gpupipe", "av", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "opencv-python")
+"""Whose versions change what is drawn, or how it is encoded."""
+GPU_PACKAGES = ("cupy-cuda12x",)
+
+
+def fingerprint(
+    plan: Plan,
+    model: ModelOptions,
+    said: SpeechOptions,
+    writing: OutputOptions,
+    engines: Sequence[EngineCore],
+    *,
+    video: bool,
+) -> dict[str, str]:
+    """Of a render.
+
+    Args:
+        plan: what is rendered.
+        model, said, writing: its options.
+        engines: that draw it.
+        video: whether a video is written; else images.
+
+    Raises:
+        OutputError: an input file cannot be read.
+    """
+    order = plan.order
+    gpus = [engine.backend.gpu for engine in engines]
+    on_gpu = any(gpu is not None for gpu in gpus)
+    found = {path.name: _file(path) for path in order.files()}
+    found |= {"model": digest(order.model).sha256 if order.model.is_file() else "missing"} | _speech(plan, said)
+    found |= {
+        "--frames": str(plan.total),
+        "--start-frame": str(order.start),
+        "--masked-video": str(order.spec.recorded),
+        "--pixel-format": order.spec.pixel_format,
+        "--provider": model.provider,
+        "--precision": model.precision,
+        "--segment-frames": str(writing.segment_frames),
+        "--device": ", ".join(dict.fromkeys("cpu" if gpu is None else gpu.name for gpu in gpus)),
+        "processor": cpu_name(),
+    }
+    if on_gpu:  # on the CPU the model runs frame by frame
+        found["--batch"] = str(model.batch)
+    if video:
+        encoder = asdict(EncoderOptions.of(writing))
+        found |= {
+            f"--{name.replace('threads', 'encoder-threads')}": str(encoder[name]) for name in encoder if name != "gpu"
+        }
+    else:
+        found |= {"--image-format": writing.image_format, "--jpeg-quality": str(writing.jpeg_quality)}
+    packages = (*PACKAGES, *(GPU_PACKAGES if on_gpu else ()))
+    return found | {name: version for name in packages if (version := package_version(name)) is not None}
+
+
+def _speech(plan: Plan, said: SpeechOptions) -> dict[str, str]:
+    """Of the files and arrays that the features and the sound come from."""
+    found = {"sound": "none" if plan.speech.sound is None else _file(plan.speech.sound)}
+    if isinstance(said.features, np.ndarray):
+        found["features"] = hashlib.sha256(np.ascontiguousarray(said.features).tobytes()).hexdigest()
+    elif said.features is not None:
+        found["features"] = _file(Path(said.features))
+    elif said.audio is not None:
+        encoder = plan.character.audio_encoder_path if said.audio_encoder is None else Path(said.audio_encoder)
+        found |= {"--audio": _file(Path(said.audio)), "audio encoder": _file(encoder)}
+    else:
+        found["features"] = _file(plan.character.features_path)
+    return found
+
+
+def _file(path: Path) -> str:
+    try:
+        return hash_of(path)
+    except OSError as error:
+        raise OutputError(f"cannot be read: {reason(error)}", file=path, remedy="check its rights") from error
