@@ -202,7 +202,7 @@ def renders(bench: Bench, characters: Sequence[Character], folder: Path) -> Iter
     """Sessions of an engine whose frames nobody keeps, in every batch size; and videos, in the usual one."""
     variant, batches = bench.best, bench.settings.batches
     features = np.random.default_rng(0).random((bench.settings.rendered, SPEECH_WIDTH), np.float32)
-    usual = min(batches, key=lambda batch: abs(batch - ModelOptions().batch))
+    usual = min(batches, key=lambda batch: abs(batch - BATCH))
     with Engine(device=f"cuda:{bench.gpu.index}") as engine:
         given = _Renders(bench, engine, variant, features, folder)
         for character in characters:
