@@ -38,7 +38,7 @@ OUTPUT = set(declared(OutputOptions))
         (options.RenderKeywords, set(EVERY) - {"cache"}),
         (options.FramesKeywords, set(EVERY) - {"cache", "sound"} - (OUTPUT - {"pixel_format"})),
         (options.JobKeywords, set(EVERY) - ENGINE),
-        (options.TuneKeywords, set("device max_memory model provider precision features encoder".split())),
+        (options.TuneKeywords, {"device", "max_memory", "model", "provider", "precision", "features", "encoder"}),
         (options.JobFramesKeywords, set(EVERY) - ENGINE - {"sound"} - (OUTPUT - {"pixel_format"})),
     ],
 )

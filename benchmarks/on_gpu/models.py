@@ -19,7 +19,7 @@ from gpupipe.compose.traffic import least_bytes
 from gpupipe.engine.gpu_backend import GpuBackend
 from gpupipe.engine.lane import SLOTS, Lane
 from gpupipe.geometry import SPEECH_WIDTH
-from gpupipe.options import ModelOptions, SpeechOptions
+from gpupipe.options import BATCH, ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import RenderStats
