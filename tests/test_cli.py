@@ -450,6 +450,7 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
             "dtype": "float32",
         },
         "cache_bytes": {"host": {name: size + 12 * 3 * 40 * 40 for name, size in tables.items()}},
+        "tunings": [],
         "faults": [],
         "notes": [],
     }

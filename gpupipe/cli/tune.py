@@ -13,12 +13,11 @@ from gpupipe.cli.show import check_folders, write_json
 from gpupipe.errors import GpupipeError, reason
 from gpupipe.options import TuneKeywords
 from gpupipe.render.tuning import Settings, forget
-from gpupipe.tune import Report, tune
-from gpupipe.tune.tune import SECONDS
+from gpupipe.tune import SECONDS, Report, tune
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The parameters of `tune.tune`, and where what was measured goes."""
+    """The parameters of `tune.run.tune`, and where what was measured goes."""
     add = parser.add_argument
     add("character", type=Path, metavar="CHARACTER", help="the character's folder")
     add("--seconds", type=number(1), default=SECONDS, metavar="N", help="how long it may take, about")

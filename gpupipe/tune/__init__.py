@@ -4,9 +4,9 @@ It renders, and times whole renders; nothing that renders knows of it. What it f
 and used by `render.tuned`.
 
     search  which settings to compare, and who wins      rig  engines that stay open, and the time of a render on them
-    tune    both together, and what is found
+    run     both together, and what is found
 """
 
-from gpupipe.tune.tune import Report, tune
+from gpupipe.tune.run import SECONDS, Report, tune
 
-__all__ = ["Report", "tune"]
+__all__ = ["SECONDS", "Report", "tune"]

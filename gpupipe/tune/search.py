@@ -96,7 +96,7 @@ class Row:
         return self.decided and self.speedup > WIN
 
     def __str__(self) -> str:
-        verdict = "" if self.decided else " (undecided: no time for more turns)"
+        verdict = "" if self.decided else " (undecided)"
         return f"  {self.settings}: {median(self.seconds) * 1e3:.2f} ms a frame, speedup {self.speedup:.3f}{verdict}"
 
 
@@ -154,6 +154,10 @@ class Search:
 
     def _compared(self, base: Settings, rivals: Sequence[Settings], until: float) -> list[Row]:
         """Settings measured in turn with others, forth and back, so that whatever drifts drifts for all."""
+        if self._clock() >= until:
+            self._told(f"no time to compare {base} with {len(rivals)} others")
+            self._late = True
+            return []
         self._told(f"compared with {base}:")
         self._rig.keep([base, *rivals])
         self._rig.prepare(base)
@@ -177,10 +181,10 @@ class Search:
                 break
             alive = self._turn(base, alive, backwards=turn % 2 == 1)
             longest = max(longest, self._clock() - began)
+        self._late |= any(not row.decided for row in alive)
         measured = [row for row in rows if row.speedups]
         for row in measured:
             self._told(str(row))
-            self._late |= not row.decided
         self.rows += measured
         return measured
 
