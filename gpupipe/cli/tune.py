@@ -74,6 +74,8 @@ def text(report: Report) -> str:
         found = f"nothing is faster than the default, {default}"
     else:
         found = f"fastest: {tuning.settings}, {tuning.speedup:.3f} times as fast as the default"
+    if not report.complete:
+        found += "; there was no time for all comparisons (give more --seconds)"
     return "\n".join([*lines, f"{found}; found in {report.seconds:.0f} s, remembered in {report.file}"])
 
 

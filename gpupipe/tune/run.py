@@ -49,6 +49,7 @@ class Report:
         rows: every comparison, in order.
         frames: of a render, at most.
         seconds: that it all took.
+        complete: whether there was time for every comparison.
     """
 
     tuning: Tuning
@@ -57,6 +58,7 @@ class Report:
     rows: tuple[Row, ...]
     frames: int
     seconds: float
+    complete: bool
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values; of each comparison every turn, milliseconds a frame."""
@@ -66,6 +68,7 @@ class Report:
             "default": self.default.known(),
             "frames": self.frames,
             "seconds": self.seconds,
+            "complete": self.complete,
             "comparisons": [
                 {
                     "settings": row.settings.known(),
@@ -95,7 +98,7 @@ def tune(
 
     Args:
         character: the character, or its folder.
-        seconds: how long it may take, about: what is under way is ended.
+        seconds: how long it may take, about: what is under way is ended, and what was found is compared once more.
         told: given a line now and then, for people who wait.
 
     Raises:
@@ -130,7 +133,7 @@ def tune(
         break_even = rig.break_even if settings.feature_cache == "auto" else None
     tuning = Tuning(subject, settings, speedup, break_even, date.today().isoformat())
     file = remember(tuning)
-    return Report(tuning, file, default, tuple(search.rows), rig.frames, time.monotonic() - began)
+    return Report(tuning, file, default, tuple(search.rows), rig.frames, time.monotonic() - began, not search.late)
 
 
 def defaults(*, on_gpu: bool, provider: str = "auto") -> Settings:

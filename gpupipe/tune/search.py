@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,7 +20,7 @@ MOST_TURNS: Final = 7
 WIN: Final = 1.02
 """The speedup beyond which settings replace the ones that they are compared with: what is less is noise."""
 HOPELESS: Final = 0.9
-"""The speedup in the first turn below which settings are not measured again."""
+"""The speedup in each of the first two turns below which settings are not measured again."""
 
 Told = Callable[[str], None]
 Rivals = Callable[[Settings], Sequence[Settings]]
@@ -83,7 +84,7 @@ class Row:
     @property
     def hopeless(self) -> bool:
         """Whether it is too slow to be measured again."""
-        return bool(self.speedups) and self.speedups[0] < HOPELESS
+        return len(self.speedups) >= 2 and max(self.speedups[:2]) < HOPELESS
 
     @property
     def decided(self) -> bool:
@@ -111,12 +112,13 @@ class Search:
 
     Attributes:
         rows: every comparison, in order.
+        late: whether some were left out, or undecided, for want of time.
     """
 
     def __init__(self, rig: Rig, ends: float, clock: Callable[[], float], told: Told) -> None:
         self._rig, self._ends, self._clock, self._told = rig, ends, clock, told
         self.rows: list[Row] = []
-        self._late = False
+        self.late = False
 
     def fastest(self, start: Settings, steps: Sequence[Step]) -> tuple[Settings, float]:
         """The fastest settings, and how much faster than `start` they are: 1.0 if nothing is.
@@ -131,11 +133,11 @@ class Search:
             left = sum(each.share for each in steps[number:]) + 1
             until = self._clock() + (self._ends - self._clock()) * step.share / left
             best = self._climbed(best, step.rivals, until)
-        if self._late and not any(row.decided for row in self.rows):
+        if self.late and not any(row.decided for row in self.rows):
             raise GpupipeError("there was no time to compare anything", remedy="give more --seconds")
         if best == start:
             return start, 1.0
-        rows = self._compared(start, [best], self._ends)
+        rows = self._compared(start, [best], self._ends, latest=math.inf)
         if rows and rows[0].wins:
             return best, rows[0].speedup
         self._told(f"{best}: not confirmed against {start}, which stays")
@@ -146,26 +148,29 @@ class Search:
         tried = {best}
         while new := [each for each in rivals(best) if each not in tried]:
             tried.update(new)
-            winners = [row for row in self._compared(best, new, until) if row.wins]
+            winners = [row for row in self._compared(best, new, until, latest=self._ends) if row.wins]
             if not winners:
                 break
             best = max(winners, key=lambda row: row.speedup).settings
         return best
 
-    def _compared(self, base: Settings, rivals: Sequence[Settings], until: float) -> list[Row]:
-        """Settings measured in turn with others, forth and back, so that whatever drifts drifts for all."""
-        if self._clock() >= until:
+    def _compared(self, base: Settings, rivals: Sequence[Settings], until: float, *, latest: float) -> list[Row]:
+        """Settings measured in turn with others, forth and back, so that whatever drifts drifts for all.
+
+        As often as is needed to decide, if that ends by `latest`; more often by `until` only.
+        """
+        if self._clock() >= latest:
             self._told(f"no time to compare {base} with {len(rivals)} others")
-            self._late = True
+            self.late = True
             return []
         self._told(f"compared with {base}:")
         self._rig.keep([base, *rivals])
         self._rig.prepare(base)
         rows = []
         for settings in rivals:
-            if self._clock() >= until:
+            if self._clock() >= latest:
                 self._told(f"  {settings}: left out: no time")
-                self._late = True
+                self.late = True
                 continue
             try:
                 self._rig.prepare(settings)
@@ -177,11 +182,11 @@ class Search:
         alive = rows
         for turn in range(MOST_TURNS):
             began = self._clock()
-            if not alive or began + longest > until:
+            if not alive or began + longest > (latest if turn < TURNS else until):
                 break
             alive = self._turn(base, alive, backwards=turn % 2 == 1)
             longest = max(longest, self._clock() - began)
-        self._late |= any(not row.decided for row in alive)
+        self.late |= any(not row.decided for row in alive)
         measured = [row for row in rows if row.speedups]
         for row in measured:
             self._told(str(row))
