@@ -166,7 +166,7 @@ def test_it_stops_in_time(each: float, opening: float, ends: float) -> None:
     except GpupipeError as caught:
         error = str(caught)
     assert (error is None) == any(row.decided for row in looking.rows)
-    assert error in (None, "there was no time to compare anything; give more seconds")
+    assert error in (None, "there was no time to compare anything often enough; give more seconds")
     assert best in (START, START._replace(workers=1))
     assert rig.now <= ends + 6 * each + opening + 2 * (TURNS * each + opening)
     if ends >= 300:

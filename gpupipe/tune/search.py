@@ -134,7 +134,7 @@ class Search:
             until = self._clock() + (self._ends - self._clock()) * step.share / left
             best = self._climbed(best, step.rivals, until)
         if self.late and not any(row.decided for row in self.rows):
-            raise GpupipeError("there was no time to compare anything", remedy="give more --seconds")
+            raise GpupipeError("there was no time to compare anything often enough", remedy="give more --seconds")
         if best == start:
             return start, 1.0
         rows = self._compared(start, [best], self._ends, latest=math.inf)
