@@ -19,7 +19,7 @@ from gpupipe.compose.traffic import least_bytes
 from gpupipe.engine.gpu_backend import GpuBackend
 from gpupipe.engine.lane import SLOTS, Lane, slots_of
 from gpupipe.geometry import SPEECH_WIDTH
-from gpupipe.options import ModelOptions, SpeechOptions
+from gpupipe.options import BATCH, ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import RenderStats
@@ -202,7 +202,7 @@ def renders(bench: Bench, characters: Sequence[Character], folder: Path) -> Iter
     """Sessions of an engine whose frames nobody keeps, in every batch size; and videos, in the usual one."""
     variant, batches = bench.best, bench.settings.batches
     features = np.random.default_rng(0).random((bench.settings.rendered, SPEECH_WIDTH), np.float32)
-    usual = min(batches, key=lambda batch: abs(batch - ModelOptions().batch))
+    usual = min(batches, key=lambda batch: abs(batch - BATCH))
     with Engine(device=f"cuda:{bench.gpu.index}") as engine:
         given = _Renders(bench, engine, variant, features, folder)
         for character in characters:

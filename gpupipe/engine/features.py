@@ -30,10 +30,12 @@ class FeatureBudget(NamedTuple):
     Attributes:
         nbytes: for all characters together.
         always: for every frame that there is room for; else only where a frame is shown often enough for it to win.
+        tuned: only of sessions that are tuned to it; see `SessionOrder.features`.
     """
 
     nbytes: int
     always: bool
+    tuned: bool = False
 
 
 class KeptFeatures:

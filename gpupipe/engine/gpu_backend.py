@@ -22,7 +22,7 @@ from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions, runtime
 from gpupipe.model.signature import model_shapes
-from gpupipe.options import ModelOptions
+from gpupipe.options import BATCH, ModelOptions
 from gpupipe.speech.rows import SpeechRows
 
 SPARE_BYTES = 64_000_000
@@ -64,7 +64,7 @@ class GpuBackend:
                 fp16=options.fp16,
                 engine_cache=cache_folder() / "tensorrt" / _folder_name(self.gpu),
             )
-            return Model(path, settings, batch=options.batch)
+            return Model(path, settings, batch=options.batch or BATCH, runs=options.runs or 0)
 
         if options.provider != "auto":
             model = opened(options.provider)
@@ -111,9 +111,9 @@ class GpuBackend:
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """As many as were asked for."""
-        return options.batch
+        return options.batch or BATCH
 
-    def compositor(self, kind: BatchKind, model: Model) -> GpuCompositor:
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> GpuCompositor:
         """See `Backend`."""
         return GpuCompositor(self.gpu, kind, model_on_device=model.provider != "cpu")
 
