@@ -190,7 +190,7 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     from gpupipe.errors import InferenceError
     from gpupipe.gpu.device import open_device
-    from gpupipe.model import model, runtime
+    from gpupipe.model import features, model, runner, runtime, split_model
 
     runs: list[int] = []
     run = model.Model.run
@@ -204,6 +204,17 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             runs.append(open_device().free_bytes)
         run(opened, bindings, frames)
 
+    run_bound = runner.Runner.run
+
+    def settled(opened: runner.Runner, bindings: Any, before: Callable[[int], None] | None = None) -> None:
+        def then(number: int) -> None:
+            if before is not None:
+                before(number)
+            if opened.options.provider == "cuda":  # what it has queued, or a run of another net before
+                cupy.cuda.runtime.streamSynchronize(opened.options.stream)
+
+        run_bound(opened, bindings, then)
+
     def place(array: Any) -> Any:
         address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
         return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
@@ -211,7 +222,9 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
     monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
     monkeypatch.setattr(model.Model, "run", waiting)
-    monkeypatch.setattr(model, "place", place)
+    monkeypatch.setattr(runner.Runner, "run", settled)
+    for room in (model, features, split_model):
+        monkeypatch.setattr(room, "place", place)
     return runs
 
 
