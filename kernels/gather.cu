@@ -18,7 +18,11 @@
 // it where it lies (without it each thread makes a copy of 3 KB of its own). It holds GATHER_PLACES places; a larger
 // batch takes another launch.
 //
-// Bytes a frame must move, each once: 2 * (bytes of all tensors).
+// Bytes a frame must move, each once: 2 * (bytes of all tensors). The published model keeps 11 264 000 in float32, half of
+// it in float16. Measured 1.000 times that.
+//
+// Tried: a table without __grid_constant__, see above. Tables in memory, uploaded: 16 bytes a frame more to the device,
+// and page-locked staging that must outlive the copy.
 #include "table.cuh"
 
 struct Place {
