@@ -195,12 +195,8 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     runs: list[int] = []
     run = model.Model.run
 
-    def waiting(opened: model.Model, bindings: Any, frames: int) -> None:
+    def counted(opened: model.Model, bindings: Any, frames: int) -> None:
         if opened.provider == "cuda":
-            try:
-                cupy.cuda.runtime.streamSynchronize(opened.options.stream)
-            except cupy.cuda.runtime.CUDARuntimeError as error:
-                raise InferenceError(f"the model failed: {error}", file=opened.path) from error
             runs.append(open_device().free_bytes)
         run(opened, bindings, frames)
 
@@ -210,8 +206,11 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def then(number: int) -> None:
             if before is not None:
                 before(number)
-            if opened.options.provider == "cuda":  # what it has queued, or a run of another net before
-                cupy.cuda.runtime.streamSynchronize(opened.options.stream)
+            if opened.options.provider == "cuda":
+                try:
+                    cupy.cuda.runtime.streamSynchronize(opened.options.stream)
+                except cupy.cuda.runtime.CUDARuntimeError as error:
+                    raise InferenceError(f"the model failed: {error}", file=opened.path) from error
 
         run_bound(opened, bindings, then)
 
@@ -221,7 +220,7 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
     monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
-    monkeypatch.setattr(model.Model, "run", waiting)
+    monkeypatch.setattr(model.Model, "run", counted)
     monkeypatch.setattr(runner.Runner, "run", settled)
     for room in (model, features, split_model):
         monkeypatch.setattr(room, "place", place)
