@@ -27,7 +27,7 @@ from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.features import SplitModel
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.kept_features import KeptFeatures
-from gpupipe.errors import DeviceMemoryError, InferenceError
+from gpupipe.errors import DeviceError, DeviceMemoryError, InferenceError
 from gpupipe.geometry import SPEECH_SHAPE
 from gpupipe.gpu.device import Device, open_device
 from gpupipe.gpu.timer import Timer
@@ -223,7 +223,7 @@ def test_a_render_draws_the_whole_models_frames_whatever_has_room(
         assert split.source_runs == made
         (said,) = notes(engine, folder)
         assert said.startswith("features of 12 of 12 frames are kept, ")
-        assert said.endswith(f"on the GPU, where frames agree with the whole model's within the rounding of {dtype}")
+        assert said.endswith("; on the GPU, where frames agree with the whole model's within rounding")
     with Engine(device="cuda", feature_cache=str(7 * each + 3)) as engine:
         assert distance(drawn(engine, folder), wanted) <= (1 if dtype == "float32" else 6)
         split = split_of(engine)
@@ -353,6 +353,40 @@ def test_nets_that_do_not_fit_are_left_out_and_that_is_said(
         (said,) = notes(engine, folder)
         assert said.startswith("no features are kept: both nets do not fit beside the model: ")
         assert len(drawn(engine, folder)) == 70
+
+
+def test_features_that_do_not_fit_after_all(
+    folder: Path, model_on_device: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free may be free in pieces, too small each."""
+
+    def full(_: SplitModel, frames: int) -> KeptFeatures:
+        raise DeviceMemoryError("GPU 0 is out of memory")
+
+    monkeypatch.setattr(SplitModel, "keep", full)
+    with Engine(device="cuda", feature_cache="1G") as engine:
+        assert notes(engine, folder) == ("no features are kept: GPU 0 is out of memory",)
+        assert len(drawn(engine, folder)) == 70
+
+
+@pytest.mark.parametrize("launches", range(6))
+def test_a_device_that_fails_where_features_are_copied(
+    folder: Path, model_on_device: list[int], softcuda_fail_after: Callable[[int], None], launches: int
+) -> None:
+    """Any of three launches a batch: the session ends with the device's error."""
+    with Engine(device="cuda", feature_cache="1G") as engine:
+        jobs = [engine.frames(folder, features=small.features(400), start_frame=start, **OPTIONS) for start in (0, 2)]
+
+        def take(frames: int) -> None:
+            for _ in range(frames):
+                for job in jobs:
+                    next(job)
+
+        take(40)
+        softcuda_fail_after(launches)
+        with pytest.raises(DeviceError):
+            take(360)
+    softcuda_fail_after(-1)
 
 
 def test_features_go_with_the_frames(folder: Path, model_on_device: list[int]) -> None:

@@ -109,7 +109,11 @@ class FeatureStore:
             if room < 1:
                 self._reasons[key] = f"{megabytes(left)} are left, and a frame needs {megabytes(split.frame_bytes)}"
                 return None
-            mine[key] = split.keep(room)
+            try:
+                mine[key] = split.keep(room)
+            except DeviceMemoryError as error:  # free in pieces, or taken meanwhile
+                self._reasons[key] = error.brief()
+                return None
             return mine[key]
 
     def _left(self, on_device: bool) -> int:
@@ -139,5 +143,5 @@ class FeatureStore:
             said += f"; worth it from {split.break_even:.1f} showings of a frame on, and there are {shown:.1f}"
         if not split.on_device:
             return (said,)
-        said += f"; on the GPU, where frames agree with the whole model's within the rounding of {split.model.dtype}"
+        said += "; on the GPU, where frames agree with the whole model's within rounding"
         return (said, *elsewhere(split.nodes, split.model.provider, "the model's two nets"))
