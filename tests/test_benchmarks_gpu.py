@@ -29,13 +29,14 @@ from on_gpu.table import HEADS, Least, Subject, missing, table, timed, without_p
 
 from gpupipe.bench import machine_facts
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.compose.traffic import least_bytes
+from gpupipe.compose.traffic import gathered_bytes, least_bytes
 from gpupipe.errors import DeviceMemoryError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.gpu import state as gpu_state
 from gpupipe.gpu.limits import Limits, limits_of
 from gpupipe.gpu.timer import Timer
 from gpupipe.model import rates
+from gpupipe.model.nets import TensorSpec
 from gpupipe.model.runtime import SessionOptions, open_session
 
 cuda = pytest.mark.cuda
@@ -154,6 +155,11 @@ def test_bytes_of_prepare_and_of_what_is_outside() -> None:
     assert least_bytes("prepare", spec, "float16", range(8)) == 1_558_336
     one, other = (least_bytes("paste_bgr24", spec, "float32", [source]) for source in (0, 1))
     assert one - other == 8 * (50 + 60) - 8 * (100 + 120)  # as much of the body is covered
+
+
+def test_bytes_that_are_gathered() -> None:
+    specs = [TensorSpec("skip", (None, 12, 320, 320), np.dtype(np.float16), "frame")] * 2
+    assert gathered_bytes(specs) == 2 * 2 * 2 * 12 * 320 * 320
 
 
 def test_counted_instructions_are_of_one_size() -> None:
@@ -293,7 +299,7 @@ def always() -> set[tuple[Any, ...]]:
     frames = ("1 MB", *(f"{size} nv12" for size in SIZES))
     return {
         *(("copy", way, None, frame, None) for way, frame in product(("up", "down", "within"), frames)),
-        *(("kernel", "prepare", dtype, "32x32", batch) for dtype, batch in product(dtypes, BATCHES)),
+        *(("kernel", name, *each) for name, *each in product(("prepare", "gather"), dtypes, ("32x32",), BATCHES)),
         *(
             ("kernel", name, *each)
             for name, *each in product(("paste_bgr24", "paste_nv12"), dtypes, SIZES, BATCHES)
@@ -409,7 +415,7 @@ def test_rates_of_matrix_products(arithmetic: Any) -> None:
 @pytest.mark.usefixtures("in_a_hurry")
 def test_what_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One kind of kernel does not fit, one has a fault, and then somebody has had enough."""
-    measured = on_gpu_kernels._kernel
+    measured = on_gpu_kernels._row
 
     def failing(bench: Bench, subject: Subject, *given: Any) -> Any:
         if subject.batch == 2:
@@ -424,7 +430,7 @@ def test_what_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: p
         yield missing(Subject("model", "first"), "none")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_gpu_kernels, "_kernel", failing)
+    monkeypatch.setattr(on_gpu_kernels, "_row", failing)
     monkeypatch.setattr(script, "models", interrupted)
     found = run(tmp_path)
     assert found["complete"] is False
