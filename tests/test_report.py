@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from gpupipe import cli
 from gpupipe.errors import PackageError
+from gpupipe.report.circumstances import circumstances
 from gpupipe.report.page import html_page
 from gpupipe.report.plots import Bar, bars, lines, nice_ticks
 from gpupipe.report.results import Change, Result, compare, differences_in_kind, failures, load, load_all, wrong
-from gpupipe.report.tables import aligned, circumstances, mark, stage_table, tables, text
+from gpupipe.report.tables import aligned, mark, stage_table, tables, text
 from gpupipe.trace import PARTS
 
 

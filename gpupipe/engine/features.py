@@ -59,6 +59,10 @@ class KeptFeatures:
         self._made[frame] = True
         return bool(missing)
 
+    def forget(self) -> None:
+        """Take none for made: whoever draws next makes them again. No session may be drawing."""
+        self._made[:] = False
+
 
 class SplitModel:
     """A model opened in two nets, beside the whole, on the CPU.
