@@ -20,6 +20,7 @@ import pytest
 import reference
 import small
 import unets
+from conftest import on_softcuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ from gpupipe.bench.measure import (
     spread,
     timing,
 )
+from gpupipe.bench.memory import measure_memory
 from gpupipe.bench.plain_ways import tuned_cpu
 from gpupipe.bench.precisions import Likeness, Mouths, make_files
 from gpupipe.bench.registry import FAMILIES, FORMATS, family_of, way_named, ways_here
@@ -55,7 +57,7 @@ from gpupipe.bench.way import BenchStage, Save, Way
 from gpupipe.character.folder import MODEL
 from gpupipe.colour import Colour, PixelFormat, matrices
 from gpupipe.doctor import sample
-from gpupipe.errors import InferenceError, OptionError
+from gpupipe.errors import GpupipeError, InferenceError, OptionError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.model import rates
 from gpupipe.model.cost import ModelFloor, model_cost, moved_bytes
@@ -768,7 +770,12 @@ def scene_of(folder: Path, *precisions: Precision, feature_cache: str = "off") -
     return scene
 
 
-def test_reduced_precisions_have_a_class_of_their_own(unet: Path) -> None:
+def test_reduced_precisions_have_a_class_of_their_own(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(options: SceneOptions, name: str) -> dict[str, Any]:
+        """A process for each takes long."""
+        return measure_memory(options, name) if name.endswith("int8-features") else {"peak_rss_bytes": 1}
+
+    monkeypatch.setattr("gpupipe.bench.compare.measure_memory", measured)
     said: list[str] = []
     options = BenchOptions(
         unet, frames=30, runs=2, quick=True, ways=("sequential", "gpupipe-cpu"), precision=("fp32", "int8"),
@@ -805,6 +812,7 @@ def test_reduced_precisions_have_a_class_of_their_own(unet: Path) -> None:
     assert any(note.startswith("features of 12 of 12 frames are kept") for note in notes)
     assert any(note.endswith("here it is shown 2.5 times") for note in notes)
     assert set(result["memory"]) == exact | reduced
+    assert result["memory"]["gpupipe-cpu-nv12-int8-features"]["peak_rss_bytes"] > 1 << 20
     assert result["settings"]["command"].endswith("--precision fp32,int8 --feature-cache 1G --runs 2 --quick")
     again: list[str] = []
     one = BenchOptions(unet, frames=4, runs=1, stage="infer", ways=("gpupipe-cpu",), precision=("int8",))
@@ -884,6 +892,47 @@ def test_features_are_made_anew_in_every_pass(unet: Path, tmp_path: Path, monkey
         table.time(stage, ())
         assert runs == [1] * 12 * 3, "each frame once in the warm-up and in both runs"
     way.close()
+
+
+@pytest.mark.cuda
+def test_features_under_a_gpu(unet: Path) -> None:
+    """Composited there, while the model runs on the CPU: the same frames. Where the model runs there too, it is timed
+    by the GPU's own clock."""
+    if not on_softcuda():
+        pytest.skip("a GPU runs the model itself")
+    way = opened(scene_of(unet, "fp32", feature_cache="1G"), "gpupipe-cuda-nv12-features")
+    assert way.gpu_provider == "cpu"
+    found = check(way, ("infer", "render"))
+    assert all(entry.within(ROUNDING) for entry in exactly(found).values())
+    assert len(found) == 2
+    on_host = way.infer()
+    way.gpu_provider = "cuda"
+    by_events = way.infer()
+    way.close()
+    assert on_host is not None
+    assert by_events is not None
+    assert on_host > 0
+    assert by_events > 0
+
+
+def test_memory_that_a_process_cannot_tell_is_left_out(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near the break-even another process may find that features do not pay."""
+
+    def measured(_: SceneOptions, name: str) -> dict[str, Any]:
+        if name == failing:
+            raise GpupipeError("no features are kept")
+        return {"peak_rss_bytes": 1}
+
+    monkeypatch.setattr("gpupipe.bench.compare.measure_memory", measured)
+    options = BenchOptions(
+        unet, frames=4, runs=1, ways=("gpupipe-cpu",), batches=(4,), workers=(1,), feature_cache="1G"
+    )
+    failing, said = "gpupipe-cpu-nv12-features", list[str]()
+    assert set(run(options, said.append)["memory"]) == set(OURS)
+    assert said[-1] == f"{failing}: memory is left out: no features are kept"
+    failing = "gpupipe-cpu-nv12"
+    with pytest.raises(GpupipeError, match="no features are kept"):
+        run(options)
 
 
 def test_features_that_are_not_kept_are_no_way(unet: Path) -> None:

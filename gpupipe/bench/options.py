@@ -98,9 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         type=_precisions,
         metavar="P,…",
-        default=("fp32",),
+        default="fp32",
         help=f"precisions to run the model in, of {', '.join(get_args(Precision))}; each but fp32 is ranked in a class "
-        "of its own [default: fp32]",
+        "of its own",
     )
     add(
         "--feature-cache",
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         default="off",
         help="also compare gpupipe with what the model makes of each cached frame alone kept in memory up to this "
-        "size, such as 4G; auto: where frames are shown often enough [default: off]",
+        "size, such as 4G; auto: where frames are shown often enough",
     )
     add("--runs", type=_positive, metavar="N", help="timed passes of each")
     add("--quick", action="store_true", help="less of everything: a minute on two cores")
