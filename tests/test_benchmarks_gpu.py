@@ -121,7 +121,7 @@ def test_whole_batches_are_counted_and_three_are_under_way() -> None:
     bench: Any = SimpleNamespace(
         gpu=None,
         timer=SimpleNamespace(host_seconds=timed_once),
-        model_seconds=lambda variant: 1e-3,
+        model_seconds=lambda variant, batch: 1e-3,
         rates={"copy_bytes_per_second": 1e9, "to_host_bytes_per_second": 1e6},
     )
     given: Any = (lane, scene)
@@ -357,6 +357,8 @@ def test_every_row_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["rates"].keys() == {
         *(f"{way}_bytes_per_second" for way in ("copy", "to_host", "to_device")),
         "cpu_flops_per_second",
+        "cpu_copy_bytes_per_second",
+        "cpu_threads_copy_bytes_per_second",
     }
     out, err = capsys.readouterr()
     head, lines = out.split("\n\n")
@@ -396,8 +398,39 @@ def test_a_characters_own_model_on_the_gpu(tmp_path: Path, monkeypatch: pytest.M
     assert found["rates"].keys() >= {"cpu_flops_per_second", "float32_flops_per_second", "tf32_flops_per_second"}
     for name, rate in (("cuda", 1e9), ("cuda tf32", 4e9)):
         for batch in BATCHES:
-            least = rows["model", name, "float32", None, batch]["least_ms"]["measured"]
-            assert least == pytest.approx(2e3 * found["model"]["macs"] / rate, abs=1e-6)
+            row = rows["model", name, "float32", None, batch]
+            operations = 2e3 * found["model"]["macs"] / rate
+            moved = 4 * found["model"]["activations"] + found["model"]["weight_bytes"] / batch
+            taken = 1e3 * moved / found["rates"]["copy_bytes_per_second"]
+            assert row["least_ms"]["measured"] == pytest.approx(max(operations, taken), abs=1e-6)
+            assert row["notes"][-1] == f"at least, ms a frame: operations {operations:.4f}, bytes {taken:.4f}"
+
+
+def test_the_longer_of_a_models_floors_counts(tmp_path: Path) -> None:
+    """1 GMAC, 10 million numbers and 8 MB of weights, by GPUs and a CPU of round numbers."""
+    files = {"float32": tmp_path / "single.onnx", "float16": tmp_path / "half.onnx"}
+    files["float32"].write_bytes(bytes(8_000_000))
+    files["float16"].write_bytes(bytes(4_000_000))
+    bench: Any = SimpleNamespace(
+        models=files,
+        cost={"macs": 1_000_000_000, "activations": 10_000_000, "weight_bytes": 1},
+        host_rates={"flops_per_second": 1e11, "threads_copy_bytes_per_second": 1e10},
+        flops={"float32": 1e13, "float16": 1e14},
+        rates={"copy_bytes_per_second": 1e12},
+    )
+    bench.model_floor = lambda *given: Bench.model_floor(bench, *given)
+    by_name = {(each.name, each.file): each for each in VARIANTS}
+    for name, batch, floor, longer in (
+        (("cpu", "float32"), 8, (20.0, 4.8), 20.0),  # the weights are read for every frame
+        (("cuda", "float32"), 1, (0.2, 0.048), 0.2),
+        (("cuda fp16", "float16"), 1, (0.02, 0.024), 0.024),
+        (("cuda fp16", "float16"), 8, (0.02, 0.0205), 0.0205),
+    ):
+        assert Bench.model_floor(bench, by_name[name], batch) == pytest.approx(floor)
+        assert Bench.model_seconds(bench, by_name[name], batch) == pytest.approx(longer / 1e3)
+    no_rate = by_name["cuda tf32", "float32"]
+    assert Bench.model_floor(bench, no_rate, 1).operations is None
+    assert Bench.model_seconds(bench, no_rate, 1) is None, "then the other may not be the longer one"
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32", "float16"])

@@ -56,6 +56,10 @@ class KeptFeatures:
         """A frame's are there now, or will be for what is queued from now on."""
         self._made[frame] = True
 
+    def forget(self) -> None:
+        """Take none for made: whoever draws next makes them again. No session may be drawing."""
+        self._made[:] = False
+
     def close(self) -> None:
         """Release the memory; whoever used it is done."""
         vars(self).pop("features", None)
