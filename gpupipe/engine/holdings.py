@@ -91,7 +91,7 @@ class Holdings:
         if not self._lanes.holds(lane_key):
             self._on_compute_thread(lambda: backend.warm_up(model, kind))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
-        depth = (SLOTS + 1) * kind.batch  # a batch in each slot, and one with the sink
+        depth = (SLOTS + 1) * kind.batch + order.kept  # a batch in each slot, and one with the sink
         self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind))
         held.callback(self._lanes.give_back, lane_key)
@@ -99,8 +99,8 @@ class Holdings:
         held.callback(self.residents.give_back, resident)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
-        memory = self._pool.borrow(spec.format, depth)
-        held.callback(self._pool.give_back, spec.format, memory)
+        memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
+        held.callback(self._pool.give_back, spec.format, memory, on_host=order.on_host)
         kept = self._kept.of(lane.split, resident.frames, model_key, order.shown, spec.count)
         notes = (*opened.notes, *self._kept.notes(model_key, kept, spec.count))
         return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
@@ -169,7 +169,7 @@ class Holdings:
                 parts |= backend.frame_bytes(order.spec)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, SLOTS)
-            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth)
+            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
             return parts | backend.speech_bytes(rows)
 
         self.residents.make_room(lambda: not backend.fits(wanted()))
