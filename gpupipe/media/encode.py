@@ -80,7 +80,7 @@ class VideoWriter:
         self.path = Path(path)
         self._next = 0
         self._last_dts: int | None = None
-        self._reading: dict[int, Callable[[], None]] = {}
+        self._reading: dict[int, tuple[Any, Callable[[], None]]] = {}
         self._encoder, self._gpu = options.encoder, gpu
         self._time_base = 1 / fps
         self._hand_over: Callable[[Any], av.VideoFrame]
@@ -140,7 +140,8 @@ class VideoWriter:
             OutputError: the file cannot be written, or the encoder fails.
         """
         number, self._next = self._next, self._next + 1
-        self._reading[number] = read
+        # The frame too: FFmpeg lets go of frames in the order they came, not in that of their packets.
+        self._reading[number] = frame, read
         try:
             picture = self._hand_over(frame)
         except av.FFmpegError as error:
@@ -214,7 +215,8 @@ class VideoWriter:
             packet = packets = picture = None  # a traceback that held them would keep the encoder open
 
     def _has_read(self, number: int) -> None:
-        if (read := self._reading.pop(number, None)) is not None:
+        if number in self._reading:
+            _, read = self._reading.pop(number)
             read()
 
     def _have_read_all(self) -> None:
