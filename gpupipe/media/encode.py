@@ -142,12 +142,7 @@ class VideoWriter:
         number, self._next = self._next, self._next + 1
         # The frame too: FFmpeg lets go of frames in the order they came, not in that of their packets.
         self._reading[number] = frame, read
-        try:
-            picture = self._hand_over(frame)
-        except av.FFmpegError as error:
-            raise self._not_opened(error) from error
-        picture.pts, picture.time_base = number, self._time_base
-        self._mux(picture)
+        self._mux(self._picture(frame, number))
         if self._gpu is None:
             self._has_read(number)
         elif len(self._reading) > NVENC_DELAY:
@@ -160,9 +155,13 @@ class VideoWriter:
 
     def close(self) -> None:
         """Flush the encoder and finish the file."""
-        if self._stream.codec_context.is_open:
-            self._mux(None)
-        self._have_read_all()
+        try:
+            if self._stream.codec_context.is_open:
+                self._mux(None)
+        except BaseException:
+            self.abort()
+            raise
+        self._let_go()
         try:
             self._container.close()
         except (av.FFmpegError, OSError) as error:
@@ -171,9 +170,9 @@ class VideoWriter:
     def abort(self) -> None:
         """Stop, leaving a file that is not finished."""
         if self._gpu is not None and self._reading:
-            with suppress(av.FFmpegError, OSError):  # what failed has been told; here frames are to be waited for
+            with suppress(av.FFmpegError, OSError):  # what has failed was told: this is to wait for what is being read
                 self._stream.encode(None)
-        self._have_read_all()
+        self._let_go()
         with suppress(av.FFmpegError, OSError):  # the file is thrown away: only its handle has to be released
             self._container.close()
 
@@ -189,6 +188,14 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+    def _picture(self, frame: Any, number: int) -> av.VideoFrame:
+        try:
+            picture = self._hand_over(frame)
+        except av.FFmpegError as error:
+            raise self._not_opened(error) from error
+        picture.pts, picture.time_base = number, self._time_base
+        return picture
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         packet: Any = None
@@ -212,16 +219,21 @@ class VideoWriter:
         except (av.FFmpegError, OSError) as error:
             raise write_error(self.path, error) from error
         finally:
-            packet = packets = picture = None  # a traceback that held them would keep the encoder open
+            packet = packets = picture = None  # a traceback that held them would hold the encoder, too
 
     def _has_read(self, number: int) -> None:
         if number in self._reading:
             _, read = self._reading.pop(number)
             read()
 
-    def _have_read_all(self) -> None:
+    def _let_go(self) -> None:
+        """Give back every frame, and drop the encoder: whoever still holds this, as an error's traceback does, holds no
+        place among those that the driver allows. Collected in a cycle, PyAV's `CudaContext` writes to standard error
+        (its `__dealloc__`, PyAV 18.1)."""
         for number in list(self._reading):
             self._has_read(number)
+        for name in ("_stream", "_hand_over"):
+            vars(self).pop(name, None)
 
     def _begin_file(self) -> None:
         try:
