@@ -184,15 +184,21 @@ def test_an_encoder_that_gives_no_packets_is_an_error_and_no_standstill(
     assert sorted(surfaces.back) == list(range(6))  # read to the end, then given back
 
 
-def test_an_abandoned_encoder_has_read_what_it_gives_back(tmp_path: Path, nvenc: Counted) -> None:
+def test_an_abandoned_encoder_has_read_what_it_gives_back(
+    tmp_path: Path, nvenc: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is closed when it gives back what it had no packet for."""
     device = open_device()
     surfaces = Surfaces(device)
     writer = opened(tmp_path / "a.mp4", "p4", device)
     for number, frame in enumerate(noise(9)):
         surfaces.write(writer, number, frame)
     assert surfaces.back == []
+    still_open: list[int] = []
+    monkeypatch.setattr(surfaces, "draw", lambda *_: still_open.append(nvenc()["open"]))
     writer.abort()
     assert sorted(surfaces.back) == list(range(9))
+    assert still_open == [0] * 9
     assert nvenc()["open"] == 0  # though the writer is still there
 
 

@@ -161,20 +161,21 @@ class VideoWriter:
         except BaseException:
             self.abort()
             raise
-        self._let_go()
         try:
             self._container.close()
         except (av.FFmpegError, OSError) as error:
             raise write_error(self.path, error) from error
+        finally:
+            self._let_go()
 
     def abort(self) -> None:
         """Stop, leaving a file that is not finished."""
         if self._gpu is not None and self._reading:
             with suppress(av.FFmpegError, OSError):  # what has failed was told: this is to wait for what is being read
                 self._stream.encode(None)
-        self._let_go()
         with suppress(av.FFmpegError, OSError):  # the file is thrown away: only its handle has to be released
             self._container.close()
+        self._let_go()
 
     def __enter__(self) -> VideoWriter:
         """Begin a with block."""
@@ -227,13 +228,15 @@ class VideoWriter:
             read()
 
     def _let_go(self) -> None:
-        """Give back every frame, and drop the encoder: whoever still holds this, as an error's traceback does, holds no
-        place among those that the driver allows. Collected in a cycle, PyAV's `CudaContext` writes to standard error
-        (its `__dealloc__`, PyAV 18.1)."""
-        for number in list(self._reading):
-            self._has_read(number)
+        """Drop the encoder, then give back every frame that it has not.
+
+        Whoever still holds this, as an error's traceback does, holds no place among the encoders that the driver
+        allows. Collected in a cycle, PyAV's `CudaContext` writes to standard error (its `__dealloc__`, PyAV 18.1).
+        """
         for name in ("_stream", "_hand_over"):
             vars(self).pop(name, None)
+        for number in list(self._reading):
+            self._has_read(number)
 
     def _begin_file(self) -> None:
         try:
