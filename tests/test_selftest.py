@@ -25,6 +25,7 @@ from gpupipe.doctor.check import Check, Found, NotPossible, Subject
 from gpupipe.doctor.libraries import by_name, loaded_libraries
 from gpupipe.geometry import CropLayout
 from gpupipe.gpu import device as gpu_device
+from gpupipe.media.encode import VideoWriter
 from gpupipe.model import rates, runtime
 from gpupipe.model.cost import model_cost
 from gpupipe.model.model import Model
@@ -309,6 +310,34 @@ from gpupipe.doctor import selftest
 selftest.CHECKS = [check for check in selftest.CHECKS if check.name in ("cpu opens", "render exact", "current device")]
 pathlib.Path(sys.argv[1]).write_text(json.dumps(selftest.run("cuda:1")), "utf-8")
 """
+
+
+ON_NVENC = (
+    "nvenc from GPU memory: h264_nvenc", "nvenc sessions", "input copied: h264_nvenc", "segments join: h264_nvenc"
+)  # fmt: skip
+
+
+@cuda
+@pytest.mark.skipif(not on_softcuda(), reason="softcuda's encoder, which loses nothing")
+@pytest.mark.parametrize("early", [False, True])
+def test_an_encoder_that_reads_gpu_memory(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    only(monkeypatch, *ON_NVENC)
+    monkeypatch.setenv("SOFTCUDA_NVENC", "1")
+    if early:  # frames are given back before they have been read
+        write = VideoWriter.write
+
+        def given_back(writer: VideoWriter, frame: Any, read: Any = lambda: None) -> None:
+            write(writer, frame)
+            read()
+
+        monkeypatch.setattr(VideoWriter, "write", given_back)
+    made = selftest.run()
+    assert failed(made) == ({ON_NVENC[0]} if early else set())
+    assert set(ON_NVENC[early:]) <= {name for name, result in results(made).items() if result == "passed"}
+    (found,) = (check for check in made["checks"] if check["name"] == ON_NVENC[0])
+    if not early:
+        assert found["measured"] == "60 of 60 frames; mean square difference at most 0.000; 14 held at most"
+        assert found["numbers"] == {"frames": 60, "mean_square_difference": 0.0, "held": 14}
 
 
 # Its parts

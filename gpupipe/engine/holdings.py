@@ -93,7 +93,8 @@ class Holdings:
         if not self._lanes.holds(lane_key):
             self._on_compute_thread(lambda: self._warm_up(opened, kind, model_key))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
-        depth = (slots_of(model, kind.batch) + 1) * kind.batch  # a batch in each slot, and one with the sink
+        # A batch in each slot, and one with the sink.
+        depth = (slots_of(model, kind.batch) + 1) * kind.batch + order.kept
         self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers))
         held.callback(self._lanes.give_back, lane_key)
@@ -101,8 +102,8 @@ class Holdings:
         held.callback(self.residents.give_back, resident)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
-        memory = self._pool.borrow(spec.format, depth)
-        held.callback(self._pool.give_back, spec.format, memory)
+        memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
+        held.callback(self._pool.give_back, spec.format, memory, on_host=order.on_host)
         split, shown, store = lane.split, order.shown, self._kept
         kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, spec.count))
         notes = (*opened.notes, *(store.notes(model_key, split, kept, shown, spec.count) if keep else ()))
@@ -189,7 +190,7 @@ class Holdings:
                 parts |= backend.frame_bytes(order.spec)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
-            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth)
+            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
             return parts | backend.speech_bytes(rows)
 
         self.residents.make_room(lambda: not backend.fits(wanted()))
