@@ -26,12 +26,12 @@ NVENC_DRIVER = "570"
 NVENC_DELAY = 32
 """Frames by which NVENC's packets lag behind, at the most: so many it may still have to read when `encode` returns.
 
-FFmpeg takes a packet out once so many frames are under way (libavcodec/nvenc.c, FFmpeg 8.1: `output_ready`), or one
-less than its `nb_surfaces`, which it makes at least four times the distance of two P frames (`nvenc_recalc_surfaces`).
-Each call of `encode` takes one frame in and one packet out (`ff_nvenc_receive_packet`), so fewer than that stay under
-way. Lookahead, which presets p6 and p7 may turn on, is cut down to what the delay leaves room for
-(`nvenc_setup_rate_control`: the delay less the distance of P frames less 4). With the 32 surfaces that batches of 8
-keep busy this makes 64, as many as FFmpeg keeps registered (`MAX_REGISTERED_FRAMES`)."""
+FFmpeg takes a packet out once so many frames are under way (libavcodec/nvenc.c, as in librempeg 08b68b9:
+`output_ready`), or one less than its `nb_surfaces`, which it makes at least four times the distance of two P frames
+(`nvenc_recalc_surfaces`). Each call of `encode` takes one frame in and one packet out (`ff_nvenc_receive_packet`), so
+fewer than that stay under way. Lookahead, which presets p6 and p7 may turn on, is cut down to what the delay leaves
+room for (`nvenc_setup_rate_control`: the delay less the distance of P frames less 4). With the 32 surfaces that batches
+of 8 keep busy this makes 64, as many as FFmpeg keeps registered (`MAX_REGISTERED_FRAMES`)."""
 
 DEFAULTS: dict[str, tuple[int, str]] = {
     "libx264": (20, "veryfast"),
