@@ -21,7 +21,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     """The options of every model that is opened; none is."""
     seen: list[SessionOptions] = []
 
-    def model(_: Path, options: SessionOptions, *, batch: int) -> Any:
+    def model(_: Path, options: SessionOptions, *, batch: int, runs: int) -> Any:
         seen.append(options)
         nodes = {"tensorrt": {TENSORRT: 9}, "cuda": {CUDA: 8, CPU: 1}, "cpu": {}}[options.provider]
         return SimpleNamespace(provider=options.provider, nodes=nodes)

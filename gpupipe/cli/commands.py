@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "batch": "render many jobs, listed in a file",
     "join": "join the segments of a render, made by `gpupipe render --segments`",
     "verify": "decode a finished video, or folder of images, and tell whether it is whole",
+    "tune": "find the settings that render a character fastest on this machine, and remember them",
     "features": "compute the speech features of a sound",
     "optimize": "make a character's model smaller and faster, and tell what that costs",
     "demo": "make a small character from nothing",

@@ -17,7 +17,7 @@ from gpupipe.gpu.device import Device
 from gpupipe.machine import cpu_count, megabytes, memory_available_bytes
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.options import ModelOptions
+from gpupipe.options import BATCH, ModelOptions
 from gpupipe.speech.rows import SpeechRows
 
 
@@ -51,8 +51,8 @@ class Backend(Protocol):
     def batch(self, model: Model, options: ModelOptions) -> int:
         """Frames in a batch."""
 
-    def compositor(self, kind: BatchKind, model: Model) -> Compositor[Any, Any, Any]:
-        """A compositor for batches that a model predicts."""
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> Compositor[Any, Any, Any]:
+        """A compositor for batches that a model predicts; on the CPU with so many threads, None: with the engine's."""
 
     def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
         """Memory that a lane takes besides its model, by name."""
@@ -121,7 +121,7 @@ class HostBackend:
         threads = options.inference_threads or cpu_count()
         settings = SessionOptions("cpu", threads=threads, tf32=options.tf32)
         notes = ("the CPU computes a float16 model in float32, no faster than fp32",) if options.fp16 else ()
-        return Opened(Model(path, settings, batch=options.batch), notes)
+        return Opened(Model(path, settings, batch=options.batch or BATCH, runs=options.runs or 0), notes)
 
     def warm_up(self, model: Model, kind: BatchKind) -> None:
         """Nothing: the CPU's memory is not counted out in advance."""
@@ -129,11 +129,11 @@ class HostBackend:
     def batch(self, model: Model, options: ModelOptions) -> int:
         """No more frames than the model runs at a time: what one step has written is still in the processor's cache
         when the next one reads it."""
-        return min(options.batch, model.runs * model.chunk)
+        return min(options.batch or BATCH, model.runs * model.chunk)
 
-    def compositor(self, kind: BatchKind, model: Model) -> CpuCompositor:
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> CpuCompositor:
         """See `Backend`."""
-        return CpuCompositor(kind, workers=self._workers)
+        return CpuCompositor(kind, workers=workers or self._workers)
 
     def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
         """See `Backend`."""

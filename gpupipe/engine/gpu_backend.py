@@ -22,7 +22,7 @@ from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions, runtime
 from gpupipe.model.signature import model_shapes
-from gpupipe.options import ModelOptions
+from gpupipe.options import BATCH, ModelOptions
 from gpupipe.speech.rows import SpeechRows
 
 SPARE_BYTES = 64_000_000
@@ -64,14 +64,14 @@ class GpuBackend:
                 fp16=options.fp16,
                 engine_cache=cache_folder() / "tensorrt" / _folder_name(self.gpu),
             )
-            return Model(path, settings, batch=options.batch)
+            return Model(path, settings, batch=options.batch or BATCH, runs=options.runs or 0)
 
         if options.provider != "auto":
             model = opened(options.provider)
-            return Opened(model, (*_elsewhere(model), *self._tf32_notes(options)))
+            return Opened(model, (*elsewhere(model.nodes, model.provider, "the model"), *self._tf32_notes(options)))
         try:
             model = opened("cuda")
-            return Opened(model, _elsewhere(model))
+            return Opened(model, elsewhere(model.nodes, model.provider, "the model"))
         except ProviderError as error:
             return Opened(opened("cpu"), (f"running the model on the CPU: {error.brief()}",))
 
@@ -111,9 +111,9 @@ class GpuBackend:
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """As many as were asked for."""
-        return options.batch
+        return options.batch or BATCH
 
-    def compositor(self, kind: BatchKind, model: Model) -> GpuCompositor:
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> GpuCompositor:
         """See `Backend`."""
         return GpuCompositor(self.gpu, kind, model_on_device=model.provider != "cpu")
 
@@ -176,14 +176,16 @@ def _folder_name(gpu: Device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-")
 
 
-def _elsewhere(model: Model) -> tuple[str, ...]:
-    """What to say of a model that does not run where it was asked to, or not all of it."""
-    total, own = sum(model.nodes.values()), model.nodes.get(PROVIDER_NAMES[model.provider], 0)
-    others = ", ".join(
-        f"{count} by {name}" for name, count in model.nodes.items() if name != PROVIDER_NAMES[model.provider]
-    )
-    return (
-        (f"of {total} nodes of the model {own} are run by {PROVIDER_NAMES[model.provider]}, {others}",)
-        if others
-        else ()
-    )
+def elsewhere(nodes: Mapping[str, int], provider: Provider, what: str) -> tuple[str, ...]:
+    """What to say of a model that does not run where it was asked to, or not all of it.
+
+    Args:
+        nodes: how many each provider runs, as `Model.nodes`.
+        provider: the one that was asked for.
+        what: whose nodes they are.
+    """
+    wanted = PROVIDER_NAMES[provider]
+    others = ", ".join(f"{count} by {name}" for name, count in nodes.items() if name != wanted)
+    if not others:
+        return ()
+    return (f"of {sum(nodes.values())} nodes of {what} {nodes.get(wanted, 0)} are run by {wanted}, {others}",)

@@ -35,6 +35,10 @@ class SessionOrder:
         total: output frames; None: as long as the speech lasts.
         segments: gives the next range of output frames that the session is to draw, None after the last; None: it
             draws all of them.
+        workers: threads that composite on the CPU; None: the engine's.
+        features: whether its frames' features are kept where the engine leaves that to what is tuned.
+        on_host: whether its taker wants finished frames on the host; else a GPU leaves them where it has drawn them.
+        kept: finished frames that its taker keeps at a time, at most, besides those that he is given meanwhile.
     """
 
     character: Character
@@ -45,6 +49,10 @@ class SessionOrder:
     start: int = 0
     total: int | None = None
     segments: Callable[[], range | None] | None = None
+    workers: int | None = None
+    features: bool = False
+    on_host: bool = True
+    kept: int = 0
 
     @property
     def shown(self) -> float:

@@ -17,17 +17,18 @@ from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
 from gpupipe.errors import Cancelled
-from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
+from gpupipe.options import OutputOptions, SpeechOptions
 from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
 from gpupipe.render.threads import join_started, start_and_wait
+from gpupipe.render.tuned import Tuned
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import FINISH, SAVE, Trace
 
-JobOptions = tuple[ModelOptions, SpeechOptions, OutputOptions]
+JobOptions = tuple[Tuned, SpeechOptions, OutputOptions]
 
 
 def write(
@@ -50,7 +51,7 @@ def write(
         engines: that draw it.
         character: whom.
         output: where.
-        options: of the model, the speech and the output.
+        options: of the model, and what else is tuned; of the speech; of the output.
         workers: images encoded at a time.
         notes: what was picked on its own before.
         trace: collects the times of every stage.
@@ -62,12 +63,12 @@ def write(
     """
     began = time.perf_counter()
     trace = trace or Trace()
-    model, said, writing = options
+    tuned, said, writing = options
     video = is_video(output)
     pixel_format = pixel_format_of(writing, video=video)
-    plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)
+    plan = Plan.make(character, pixel_format, tuned.model, said, sound=said.sound and video)
+    plan = replace(plan, order=tuned.ordered(plan.order))
     segments = Segments(plan.total, writing.segment_frames if video else plan.total)
-    gpu = engines[0].backend.gpu
     sink = open_output(
         output,
         character.body,
@@ -76,11 +77,11 @@ def write(
         segments=segments,
         workers=workers,
         sound=plan.speech.sound,
-        gpu=None if gpu is None else gpu.index,
+        gpus=[engine.backend.gpu for engine in engines],
     )
     try:
         takers = _Takers(plan, segments, sink, trace, progress, opened)
-        each = writing.encoders if video else 1
+        each = tuned.encoders if video else 1
         takers.run([engine for _ in range(each) for engine in engines][: segments.count])
         with trace.span(FINISH):
             sink.commit()
@@ -88,6 +89,7 @@ def write(
         sink.abort()
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
+    notes = (*notes, *tuned.notes, *sink.notes)
     return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
 
 
@@ -125,10 +127,10 @@ class _Takers:
             GpupipeError: the first that any of them raised, once all have ended.
         """
         if len(engines) == 1:
-            self._take(engines[0], self._sink.writer())
+            self._take(engines[0], self._writer(engines[0]))
             return
         threads = [
-            threading.Thread(target=self._take_alone, args=(engine, self._sink.writer()), name="encode", daemon=True)
+            threading.Thread(target=self._take_alone, args=(engine, self._writer(engine)), name="encode", daemon=True)
             for engine in engines
         ]
         try:
@@ -141,6 +143,9 @@ class _Takers:
         if self._error is not None:
             raise self._error
 
+    def _writer(self, engine: EngineCore) -> Writer:
+        return self._sink.writer(engine.backend.gpu)
+
     def _take_alone(self, engine: EngineCore, writer: Writer) -> None:
         try:
             self._take(engine, writer)
@@ -149,15 +154,15 @@ class _Takers:
 
     def _take(self, engine: EngineCore, writer: Writer) -> None:
         try:
-            order = replace(self._plan.order, segments=self._segments.take)
+            order = replace(self._plan.order, segments=self._segments.take, on_host=writer.on_host, kept=writer.kept)
             with engine.open_session(order, self._speech, trace=self._trace) as session:
                 self._enter(session)
                 for surface in session:
                     with self._trace.span(SAVE, 1):
                         writer.write(surface)
                     self._tell()
-            with self._trace.span(FINISH):
-                writer.close()
+                with self._trace.span(FINISH):  # before the session gives back the memory that is encoded from
+                    writer.close()
         except BaseException:
             writer.abort()
             raise
