@@ -171,6 +171,16 @@ class OutputOptions(Checked):
     pixel_format: PixelFormat | None = option(
         None, "of finished frames", choices=get_args(PixelFormat), unset="nv12 for video, else bgr24"
     )
+    resume: bool = option(
+        False, "go on with a render that was interrupted: what is finished of it is kept beside the output"
+    )
+    segments: str | None = option(
+        None,
+        "render these segments only, and keep them beside the output for `gpupipe join`; numbers from 0, such as 3-7",
+        kind="text",
+        metavar="A-B",
+        unset="all",
+    )
     image_format: ImageFormat = option("jpg", "of images", choices=get_args(ImageFormat))
     jpeg_quality: int = option(95, "1 to 100, libjpeg's scale", metavar="Q", least=1, most=100)
     overwrite: bool = option(False, "replace an existing output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from gpupipe.errors import OutputError
 from gpupipe.gpu.device import Device
 from gpupipe.media.images import image_name, write_image
 from gpupipe.options import ImageFormat, OutputOptions
+from gpupipe.render.durable import sync_folder
+from gpupipe.render.manifest import Manifest
+from gpupipe.render.parts import Parts, naming, start_of
+from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
-from gpupipe.render.work_folder import WorkFolder, naming, remove_abandoned
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -23,10 +27,41 @@ def images_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if re.fullmatch(r"frame_\d{4,}\.(jpg|png)", path.name)]
 
 
+def parts_beside(folder: Path) -> Path:
+    """Of which output the parts of a folder of images are: inside it if it is there already, for its own rights are what
+    counts then."""
+    return folder / "images" if folder.is_dir() else folder
+
+
+def join_images(parts: Parts, folder: Path, segments: Sequence[int]) -> None:
+    """Move the images of all segments into their folder, whose other images go; the parts go.
+
+    Raises:
+        OSError: the disk.
+    """
+    images = [path for segment in segments for path in sorted(parts.segment(segment, "").iterdir())]
+    if folder.is_dir():
+        old = {path.name for path in images_in(folder)}
+        for path in images:
+            path.replace(folder / path.name)
+        for name in old.difference(path.name for path in images):
+            (folder / name).unlink()
+        sync_folder(folder)
+        parts.remove()
+        return
+    joined = parts.unfinished("joined")
+    joined.mkdir()
+    for path in images:
+        path.replace(joined / path.name)
+    parts.place(joined)
+
+
 class ImageOutput:
     """A folder of images, `frame_0000.jpg` and on; see `open_output`."""
 
-    def __init__(self, folder: Path, options: OutputOptions, workers: int) -> None:
+    def __init__(
+        self, folder: Path, options: OutputOptions, workers: int, segments: Segments, manifest: Manifest
+    ) -> None:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
@@ -36,16 +71,13 @@ class ImageOutput:
             )
         self._format: ImageFormat = options.image_format
         self._quality = options.jpeg_quality
-        if folder.is_dir():
-            remove_abandoned(folder)  # of a render that was killed before there was a folder
-        # Inside the folder if it is there already: its own rights are what counts.
-        self._work = WorkFolder(folder / "images" if folder.is_dir() else folder)
-        self._images = self._work.path / "images"  # with the rights that any new folder of the user gets
-        self._images.mkdir()
+        self._parts = Parts(parts_beside(folder), manifest, start_of(options))
+        self.segments = segments
+        segments.skip(self._parts.finished)
+        self._segment: int | None = None
         self._pool = ThreadPoolExecutor(workers, "image")
         self._workers = workers
         self._writing: deque[tuple[Future[None], Surface]] = deque()
-        self._next = 0
 
     on_host = True
     """Images are encoded by the CPU."""
@@ -62,9 +94,12 @@ class ImageOutput:
 
     def write(self, surface: Surface) -> None:
         """Write the next frame, beside the ones before it."""
-        path = self._images / image_name(self._next, self._format)
-        self._next += 1
         try:
+            if (segment := self.segments.of(surface.index)) != self._segment:
+                self.close()
+                self._folder(segment).mkdir()
+                self._segment = segment
+            path = self._folder(segment) / image_name(surface.index, self._format)
             if len(self._writing) == self._workers:
                 self._finish_oldest()
             self._writing.append((self._pool.submit(self._encode, path, surface), surface))
@@ -73,32 +108,36 @@ class ImageOutput:
             raise
 
     def close(self) -> None:
-        """Wait for the images that are being written."""
+        """Wait for the images that are being written, and keep the segment."""
         while self._writing:
             self._finish_oldest()
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            with naming(self.folder):
+                self._parts.finish(segment, "", self.segments.outputs(segment))
 
     def commit(self) -> None:
         """Move the images into the folder."""
         self._pool.shutdown()
         with naming(self.folder):
-            if not self.folder.is_dir():
-                self._images.rename(self.folder)
-                self._work.remove()
-                return
-            names = [image_name(number, self._format) for number in range(self._next)]
-            old = {path.name for path in images_in(self.folder)}
-            for name in names:
-                (self._images / name).replace(self.folder / name)
-            for name in old.difference(names):
-                (self.folder / name).unlink()
-        self._work.remove()
+            join_images(self._parts, self.folder, self.segments.all)
 
     def abort(self) -> None:
-        """Remove everything that was written."""
-        self._pool.shutdown(cancel_futures=True)
-        for _, surface in self._writing:
+        """See `Writer`."""
+        while self._writing:
+            future, surface = self._writing.popleft()
+            future.cancel()
             surface.release()
-        self._work.remove()
+        self._segment = None
+
+    def leave(self) -> None:
+        """See `Output`."""
+        self._pool.shutdown(cancel_futures=True)
+        self.abort()
+        self._parts.leave()
+
+    def _folder(self, segment: int) -> Path:
+        return self._parts.unfinished(self._parts.segment(segment, "").name)
 
     def _encode(self, path: Path, surface: Surface) -> None:
         try:

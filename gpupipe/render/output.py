@@ -13,6 +13,7 @@ from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import VideoInfo
 from gpupipe.options import OutputOptions
 from gpupipe.render.image_output import ImageOutput
+from gpupipe.render.manifest import Manifest
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import Output, Writer
 from gpupipe.render.video_output import VideoOutput
@@ -49,6 +50,7 @@ def open_output(
     options: OutputOptions,
     *,
     segments: Segments,
+    manifest: Manifest,
     workers: int = 1,
     sound: Path | None = None,
     gpus: Sequence[Device | None] = (None,),
@@ -60,7 +62,8 @@ def open_output(
         body: the body video, whose size, rate and colours the output has.
         pixel_format: of the frames.
         options: how.
-        segments: which frames of a video are encoded on their own.
+        segments: which frames are encoded on their own; those that are finished already are left out.
+        manifest: of what is rendered.
         workers: images encoded at a time.
         sound: the file whose sound goes into a video.
         gpus: that draw the frames, on which NVENC is to encode too; None: the CPU draws them. The encoder is tried.
@@ -71,7 +74,7 @@ def open_output(
     """
     if is_video(output):
         encoding = EncoderOptions.of(options)
-        return VideoOutput(Path(output), body, pixel_format, encoding, options, sound, segments, gpus)
+        return VideoOutput(Path(output), body, pixel_format, encoding, options, sound, segments, manifest, gpus)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
-    return ImageOutput(Path(output), options, workers)
+    return ImageOutput(Path(output), options, workers, segments, manifest)

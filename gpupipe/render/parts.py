@@ -9,24 +9,46 @@ byte, or is told what has changed.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from gpupipe.errors import OutputError, reason
 from gpupipe.filelock import FileLock
+from gpupipe.options import OutputOptions
 from gpupipe.render.durable import hash_of, sync_folder
+from gpupipe.render.manifest import MANIFEST, Manifest, Segment, read_manifest
 
 SUFFIX: Final = ".parts"
-MANIFEST, LOCK = "manifest.json", "lock"
+LOCK: Final = "lock"
 UNFINISHED: Final = "unfinished-"
-"""What the name of everything that is not complete begins with."""
-VERSION: Final = 1
+"""What the name of everything begins with that is not complete."""
+PATIENCE_SECONDS: Final = 30.0
+"""How long a process that renders some segments waits for another one to have written the manifest."""
 
-Fingerprint = Mapping[str, str]
-"""What changes pixels or sound, by names that people know, each with its hash or its value."""
+
+class Start(NamedTuple):
+    """What is to be done with what there is from before.
+
+    Attributes:
+        resume: go on with the segments that are finished.
+        restart: throw them away; unless either is asked for, they are an error.
+        shared: other processes add segments too.
+    """
+
+    resume: bool = False
+    restart: bool = False
+    shared: bool = False
+
+
+def start_of(options: OutputOptions) -> Start:
+    """What the options of an output say of that."""
+    shared = options.segments is not None
+    return Start(resume=options.resume, restart=options.overwrite and not (options.resume or shared), shared=shared)
 
 
 def parts_folder(output: Path) -> Path:
@@ -35,29 +57,29 @@ def parts_folder(output: Path) -> Path:
 
 
 class Parts:
-    """The parts of one output, for one process at a time.
+    """The parts of one output, for one process at a time, or for some that share them.
 
     Args:
         output: a file or folder, which need not be there.
-        fingerprint: of what is to be rendered.
-        resume: go on with the segments that are finished.
-        restart: throw those away that there are; unless either is asked for, they are an error.
+        manifest: of what is to be rendered; its segments do not count.
+        start: what is to be done with what there is from before.
 
     Attributes:
+        output: of which they are.
         path: the folder.
-        finished: the segments that are complete, by number.
 
     Raises:
         OutputError: another process works on the output; it was begun with something else, by the fingerprint; it could
             be resumed, and nothing is said of that; or its folder is missing, or cannot be written to.
     """
 
-    def __init__(self, output: Path, fingerprint: Fingerprint, *, resume: bool = False, restart: bool = False) -> None:
+    def __init__(self, output: Path, manifest: Manifest, start: Start = Start()) -> None:  # noqa: B008 - immutable
         if not output.parent.is_dir():
             raise OutputError("no such folder", file=output.parent, field="output", remedy="create it first")
         self.output, self.path = output, parts_folder(output)
-        self._fingerprint = dict(fingerprint)
-        self._segments: dict[int, dict[str, Any]] = {}
+        self._start, self._manifest = start, manifest
+        self._segments: dict[int, Segment] = {}
+        self._writing = threading.Lock()
         try:
             self.path.mkdir(exist_ok=True)
         except OSError as error:
@@ -68,22 +90,21 @@ class Parts:
                 remedy="use another folder",
             ) from error
         self._lock = FileLock(self.path / LOCK)
-        if not self._lock.acquire(timeout=0):
-            raise OutputError(
-                f"is being rendered by process {self._lock.holder}",
-                file=output,
-                field="output",
-                remedy="wait for it, or use another name",
-            )
+        if start.shared:
+            with self._alone():
+                self._take_over()
+            return
+        self._acquire(0.0)
         try:
-            self._take_over(resume=resume, restart=restart)
+            self._take_over()
+            self._sweep()
         except BaseException:
             self._lock.release()
             raise
 
     @property
     def finished(self) -> frozenset[int]:
-        """See the class."""
+        """The segments that are complete, by number."""
         return frozenset(self._segments)
 
     def segment(self, number: int, suffix: str) -> Path:
@@ -91,11 +112,11 @@ class Parts:
         return self.path / f"segment_{number:05d}{suffix}"
 
     def unfinished(self, name: str) -> Path:
-        """Where something is written until it is complete."""
-        return self.path / f"{UNFINISHED}{name}"
+        """Where this process writes something until it is complete."""
+        return self.path / f"{UNFINISHED}{os.getpid()}-{name}"
 
     def finish(self, number: int, suffix: str, frames: range) -> None:
-        """A segment has been written completely, under `unfinished(segment(…).name)`: keep it.
+        """A segment has been written completely, to `unfinished(segment(number, suffix).name)`: keep it.
 
         Raises:
             OSError: the disk.
@@ -103,9 +124,12 @@ class Parts:
         final = self.segment(number, suffix)
         written = self.unfinished(final.name)
         sha256 = hash_of(written, sync=True)
-        written.replace(final)
-        self._segments[number] = {"name": final.name, "frames": [frames.start, frames.stop], "sha256": sha256}
-        self._write()
+        with self._writing, self._alone() if self._start.shared else _nothing():
+            if self._start.shared and (before := read_manifest(self.path)) is not None:
+                self._segments = dict(before.segments)
+            _replace(written, final)
+            self._segments[number] = Segment(final.name, frames.start, frames.stop, sha256)
+            self._write()
 
     def place(self, written: Path) -> None:
         """What was joined of the parts is complete: give it the output's name, and remove the parts.
@@ -121,120 +145,73 @@ class Parts:
     def leave(self) -> None:
         """Stop: segments that are finished stay for who resumes; without any, nothing is left. More than once is
         allowed."""
-        if self._segments:
+        if self._segments or self._start.shared:
             self._sweep()
             self._lock.release()
         else:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it."""
+        """Remove the folder and all that is in it; the lock goes last."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.name != LOCK:
+                _remove(path)
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _take_over(self, *, resume: bool, restart: bool) -> None:
+    def _take_over(self) -> None:
         """See what there is from before."""
-        before = None if restart else read_manifest(self.path)
-        if before is not None and before["segments"]:
-            if not resume:
+        start = self._start
+        try:
+            before = None if start.restart else read_manifest(self.path)
+        except OutputError:
+            if start.resume or start.shared:
+                raise
+            before = None
+        if before is not None and before.segments:
+            if not (start.resume or start.shared):
                 raise OutputError(
-                    f"was not finished: {len(before['segments'])} segments of it are",
+                    f"was not finished: {len(before.segments)} of its {before.count} segments are",
                     file=self.output,
                     field="output",
                     remedy="go on with --resume, or begin again with --overwrite",
                 )
-            self._require_same(before["fingerprint"])
-            self._segments = {
-                number: entry for number, entry in before["segments"].items() if _is_whole(self.path, entry)
-            }
-        self._sweep()
+            self._manifest.require_same(before, self.output)
+            self._segments = {n: one for n, one in before.segments.items() if one.is_whole(self.path)}
         self._write()
 
-    def _read(self, *, resume: bool) -> dict[str, Any] | None:
-        """The manifest, if there is one that names a segment.
-
-        Raises:
-            OutputError: it cannot be read, and is to be resumed.
-        """
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """None of those that share the parts looks at the manifest, or changes it, in the with block."""
+        self._acquire(PATIENCE_SECONDS)
         try:
-            found = json.loads((self.path / MANIFEST).read_text("utf-8"))
-            segments = {int(number): _entry(entry) for number, entry in found["segments"].items()}
-            if found["version"] != VERSION or not all(
-                isinstance(value, str) for value in found["fingerprint"].values()
-            ):
-                raise ValueError(f"version {found['version']!r}")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if not resume:
-                return None
-            raise OutputError(
-                f"cannot be read: {reason(error)}",
-                file=self.path / MANIFEST,
-                remedy="begin again with --overwrite, without --resume",
-            ) from error
-        return {"fingerprint": found["fingerprint"], "segments": segments} if segments else None
+            yield
+        finally:
+            self._lock.release()
 
-    def _require_same(self, before: Fingerprint) -> None:
-        now = self._fingerprint
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if not changed:
-            return
-        name = changed[0]
-        others = f"; so are {', '.join(changed[1:])}" if len(changed) > 1 else ""
-        raise OutputError(
-            f"{name} is not what it was when this was begun: {_told(before.get(name))}, now {_told(now.get(name))}"
-            f"{others}",
-            file=self.output,
-            field="--resume",
-            remedy="put it back, or begin again with --overwrite, without --resume",
-        )
+    def _acquire(self, seconds: float) -> None:
+        if not self._lock.acquire(timeout=seconds):
+            raise OutputError(
+                f"is being rendered by process {self._lock.holder}",
+                file=self.output,
+                field="output",
+                remedy="wait for it, or use another name",
+            )
 
     def _sweep(self) -> None:
-        """Remove all that is no finished segment."""
-        kept = {MANIFEST, LOCK, *(entry["name"] for entry in self._segments.values())}
-        for path in self.path.iterdir():
-            if path.name not in kept:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    with suppress(OSError):
-                        path.unlink()
+        """Remove all that is no finished segment: where others work too, what this process has not finished."""
+        kept = {MANIFEST, LOCK, *(one.name for one in self._segments.values())}
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            mine = path.name.startswith(f"{UNFINISHED}{os.getpid()}-")
+            if mine or (path.name not in kept and not self._start.shared):
+                _remove(path)
 
     def _write(self) -> None:
-        told = {
-            "version": VERSION,
-            "output": self.output.name,
-            "fingerprint": self._fingerprint,
-            "segments": {str(number): self._segments[number] for number in sorted(self._segments)},
-        }
         written = self.unfinished(MANIFEST)
-        written.write_text(json.dumps(told, indent=1), "utf-8")
+        written.write_text(json.dumps(self._manifest.as_dict(self._segments), indent=1), "utf-8")
         hash_of(written, sync=True)
         written.replace(self.path / MANIFEST)
         sync_folder(self.path)
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest in a folder of parts, checked: `fingerprint`, and `segments` by number; None if there is none.
-
-    Raises:
-        OutputError: it cannot be read.
-    """
-    try:
-        found = json.loads((folder / MANIFEST).read_text("utf-8"))
-        if found["version"] != VERSION or not all(isinstance(value, str) for value in found["fingerprint"].values()):
-            raise ValueError(f"version {found['version']!r}")
-        segments = {int(number): _entry(entry) for number, entry in found["segments"].items()}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OutputError(
-            f"cannot be read: {reason(error)}",
-            file=folder / MANIFEST,
-            remedy="begin again with --overwrite, without --resume",
-        ) from error
-    return found | {"segments": segments}
 
 
 def wrong_parts(output: Path) -> list[str]:
@@ -244,24 +221,49 @@ def wrong_parts(output: Path) -> list[str]:
         manifest = read_manifest(folder)
     except OutputError as error:
         return [str(error)]
-    return [f"{folder.name}/{entry['name']} is not what was written" for entry in manifest["segments"].values()
-            if not _is_whole(folder, entry)] if manifest else []  # fmt: skip
+    segments = {} if manifest is None else manifest.segments
+    return [
+        f"{folder.name}/{one.name} is not what was written" for one in segments.values() if not one.is_whole(folder)
+    ]
 
 
-def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
-    with suppress(OSError):
-        return hash_of(folder / entry["name"]) == entry["sha256"]
-    return False
+def resumable(output: Path) -> str | None:
+    """What to say of an output that can be resumed; None where there is nothing."""
+    with suppress(OutputError):
+        manifest = read_manifest(parts_folder(output))
+        if manifest is not None and manifest.segments:
+            return f"{output}: {len(manifest.segments)} of {manifest.count} segments are finished; go on with --resume"
+    return None
 
 
-def _entry(entry: Any) -> dict[str, Any]:
-    """What a manifest says of a segment, if it is that."""
-    name, frames, sha256 = entry["name"], entry["frames"], entry["sha256"]
-    if not isinstance(name, str) or Path(name).name != name or not isinstance(sha256, str):
-        raise ValueError(f"no segment: {name!r}")
-    start, stop = map(int, frames)
-    return {"name": name, "frames": [start, stop], "sha256": sha256}
+@contextmanager
+def naming(output: Path) -> Iterator[None]:
+    """Let what fails inside name the output, not the part of it that could not be written and is gone."""
+    try:
+        yield
+    except OutputError as error:
+        raise error.naming(output) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {reason(error)}", file=output, remedy="check the folder, its rights and its free space"
+        ) from error
 
 
-def _told(value: str | None) -> str:
-    return "nothing" if value is None else value if len(value) < 40 else f"{value[:12]}…"
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _replace(written: Path, final: Path) -> None:
+    """Give a file, or a folder, its name; what had it before goes."""
+    if final.is_dir():
+        shutil.rmtree(final)
+    written.replace(final)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

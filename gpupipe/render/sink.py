@@ -29,7 +29,7 @@ class Writer(Protocol):
         """Finish the last segment, and release every frame."""
 
     def abort(self) -> None:
-        """Stop, and release every frame; what is not finished is left to the output's own `abort`."""
+        """Stop, and release every frame; what is not finished is left to the output's own `leave`."""
 
 
 class Output(Protocol):
@@ -49,8 +49,8 @@ class Output(Protocol):
     def commit(self) -> None:
         """Finish, and give the result its name. Every writer has been closed."""
 
-    def abort(self) -> None:
-        """Remove everything that was written. Every writer has been closed or aborted. Does nothing after `commit`."""
+    def leave(self) -> None:
+        """Stop: what is finished stays beside the output, for who resumes. Every writer has been closed or aborted."""
 
 
 def on_host(surface: Surface) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions, 
 from gpupipe.media.join import join
 from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import OutputOptions
+from gpupipe.render.manifest import Manifest
+from gpupipe.render.parts import Parts, naming, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
-from gpupipe.render.work_folder import WorkFolder, naming
 
 
 class VideoOutput:
@@ -33,7 +35,8 @@ class VideoOutput:
         encoding: how to encode.
         options: of the output.
         sound: the file whose sound goes into it.
-        segments: which frames are encoded on their own.
+        segments: which frames are encoded on their own; those that are finished already are left out.
+        manifest: of what is rendered.
         gpus: that draw the frames; None: the CPU does.
 
     Attributes:
@@ -49,6 +52,7 @@ class VideoOutput:
         options: OutputOptions,
         sound: Path | None,
         segments: Segments,
+        manifest: Manifest,
         gpus: Sequence[Device | None] = (None,),
     ) -> None:
         if path.exists() and not options.overwrite:
@@ -61,14 +65,14 @@ class VideoOutput:
         self._takes_gpu_memory = takes_gpu_memory(encoding.encoder, pixel_format)
         nvenc = encoding.encoder in QUALITY_OPTION
         self.notes = tuple(dict.fromkeys(self._note(gpu) for gpu in gpus)) if nvenc else ()
-        self._work = WorkFolder(path)
-        self._begun: set[int] = set()
-        self._first: tuple[VideoWriter, Device | None] | None = None
+        self._parts = Parts(path, manifest, start_of(options))
+        segments.skip(self._parts.finished)
+        self._first: tuple[int, VideoWriter, Device | None] | None = None
         try:
             for gpu in dict.fromkeys(gpus):
                 self._try(gpu)
         except BaseException:
-            self.abort()
+            self.leave()
             raise
 
     def writer(self, gpu: Device | None = None) -> SegmentWriter:
@@ -82,13 +86,16 @@ class VideoOutput:
 
     def open_segment(self, segment: int, gpu: Device | None) -> VideoWriter:
         """Begin a segment, whose frames a GPU draws, or the CPU (None)."""
-        self._begun.add(segment)
-        if segment == 0 and self._first is not None:
-            (first, of), self._first = self._first, None
+        if self._first is not None and self._first[0] == segment:
+            (_, first, of), self._first = self._first, None
             if of is gpu:
                 return first
             first.abort()
         return self._open(self._part(segment), gpu)
+
+    def finish_segment(self, segment: int) -> None:
+        """Keep a segment that has been encoded completely."""
+        self._parts.finish(segment, self._suffix, self.segments.outputs(segment))
 
     def _open(self, path: Path, gpu: Device | None) -> VideoWriter:
         with naming(self.path):
@@ -110,10 +117,10 @@ class VideoOutput:
         if memory is not None:  # opened by a frame, whatever it shows
             format = SurfaceFormat(self._pixel_format, self._body.width, self._body.height)
             blank = memory.empty(device_shape(format), np.uint8, "a frame to try the encoder with")
-            with naming(self.path), self._open(self._work.path / f"trial{self._suffix}", gpu) as trial:
+            with naming(self.path), self._open(self._parts.unfinished(f"trial{self._suffix}"), gpu) as trial:
                 trial.write(blank)
-        elif self._first is None:
-            self._first = self._open(self._part(0), gpu), gpu
+        elif self._first is None and (left := self.segments.left):
+            self._first = left[0], self._open(self._part(left[0]), gpu), gpu
 
     def _note(self, gpu: Device | None) -> str:
         encoder = self._encoding.encoder
@@ -125,20 +132,29 @@ class VideoOutput:
     def commit(self) -> None:
         """Join the segments and give the video its name."""
         with naming(self.path):
-            joined = self._work.path / f"joined{self.path.suffix}"
-            join([self._part(segment) for segment in sorted(self._begun)], joined, self._body.fps, sound=self._sound)
-            joined.replace(self.path)
-        self._work.remove()
+            join_segments(self._parts, self._suffix, self.segments.all, self._body.fps, self._sound)
 
-    def abort(self) -> None:
-        """Remove everything that was written."""
+    def leave(self) -> None:
+        """See `Output`."""
         if self._first is not None:
-            self._first[0].abort()
+            self._first[1].abort()
             self._first = None
-        self._work.remove()
+        self._parts.leave()
 
     def _part(self, segment: int) -> Path:
-        return self._work.path / f"segment_{segment:05d}{self._suffix}"
+        return self._parts.unfinished(self._parts.segment(segment, self._suffix).name)
+
+
+def join_segments(parts: Parts, suffix: str, segments: Sequence[int], fps: Fraction, sound: Path | None) -> None:
+    """Join all segments of a video, add the sound, and give it its name; the parts go.
+
+    Raises:
+        OutputError: it cannot be written.
+        MediaError: the sound cannot be read.
+    """
+    joined = parts.unfinished(f"joined{parts.output.suffix}")
+    join([parts.segment(segment, suffix) for segment in segments], joined, fps, sound=sound)
+    parts.place(joined)
 
 
 class SegmentWriter:
@@ -185,6 +201,7 @@ class SegmentWriter:
         if encoder is not None:
             with naming(self._output.path):
                 encoder.close()
+                self._output.finish_segment(self._segment)
 
     def abort(self) -> None:
         """Stop."""

@@ -18,6 +18,8 @@ from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
 from gpupipe.errors import Cancelled
 from gpupipe.options import OutputOptions, SpeechOptions
+from gpupipe.render.fingerprint import fingerprint
+from gpupipe.render.manifest import Manifest
 from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
@@ -59,7 +61,8 @@ def write(
         opened: given each session once there is one.
 
     Raises:
-        GpupipeError: one of its kinds; nothing is left of the output then.
+        GpupipeError: one of its kinds; nothing has the output's name then, and what is finished of it is kept beside it,
+            for `resume`.
     """
     began = time.perf_counter()
     trace = trace or Trace()
@@ -68,13 +71,21 @@ def write(
     pixel_format = pixel_format_of(writing, video=video)
     plan = Plan.make(character, pixel_format, tuned.model, said, sound=said.sound and video)
     plan = replace(plan, order=tuned.ordered(plan.order))
-    segments = Segments(plan.total, writing.segment_frames if video else plan.total)
+    segments = Segments(plan.total, writing.segment_frames, writing.segments)
+    manifest = Manifest(
+        fingerprint(plan, tuned.model, said, writing, engines, video=video),
+        plan.total,
+        writing.segment_frames,
+        fps=str(character.body.fps) if video else None,
+        sound=None if plan.speech.sound is None else str(plan.speech.sound.resolve()),
+    )
     sink = open_output(
         output,
         character.body,
         pixel_format,
         writing,
         segments=segments,
+        manifest=manifest,
         workers=workers,
         sound=plan.speech.sound,
         gpus=[engine.backend.gpu for engine in engines],
@@ -82,11 +93,14 @@ def write(
     try:
         takers = _Takers(plan, segments, sink, trace, progress, opened)
         each = tuned.encoders if video else 1
-        takers.run([engine for _ in range(each) for engine in engines][: segments.count])
+        takers.run([engine for _ in range(each) for engine in engines][: max(1, len(segments.left))])
         with trace.span(FINISH):
-            sink.commit()
+            if segments.chosen == segments.all:
+                sink.commit()
+            else:
+                sink.leave()
     except BaseException:
-        sink.abort()
+        sink.leave()
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
     notes = (*notes, *tuned.notes, *sink.notes)
