@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
 from gpupipe.compose.device_speech import DeviceSpeech
@@ -18,8 +20,10 @@ from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import ProviderError
 from gpupipe.gpu.device import Device
+from gpupipe.gpu.driver import opening_lock
 from gpupipe.machine import cache_folder, cpu_count
-from gpupipe.model.model import Model
+from gpupipe.model.layout import open_model
+from gpupipe.model.model import Bindings, Model
 from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions
 from gpupipe.model.signature import model_shapes
 from gpupipe.options import ModelOptions
@@ -43,7 +47,7 @@ class GpuBackend:
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model with the provider that was asked for; "auto" is CUDA, or, saying so, the CPU."""
 
-        def opened(provider: Provider) -> Model:
+        def opened(provider: Provider) -> Opened:
             settings = SessionOptions(
                 provider,
                 threads=options.inference_threads or cpu_count(),
@@ -53,16 +57,24 @@ class GpuBackend:
                 fp16=options.fp16,
                 engine_cache=cache_folder() / "tensorrt" / _folder_name(self.gpu),
             )
-            return Model(path, settings, batch=options.batch)
+            if provider != "cuda":
+                model, layout = Model(path, settings, batch=options.batch), None
+            else:
+                timed = cache_folder() / "layouts" / _folder_name(self.gpu)
+                model, layout = open_model(self.gpu, path, settings, options.batch, timed)
+            return Opened(model, (*_elsewhere(model), *filter(None, [layout])))
 
         if options.provider != "auto":
-            model = opened(options.provider)
-            return Opened(model, (*_elsewhere(model), *self._tf32_notes(options)))
+            model, notes = opened(options.provider)
+            return Opened(model, (*notes, *self._tf32_notes(options)))
         try:
-            model = opened("cuda")
-            return Opened(model, _elsewhere(model))
+            return opened("cuda")
         except ProviderError as error:
-            return Opened(opened("cpu"), (f"running the model on the CPU: {error.brief()}",))
+            return Opened(opened("cpu").model, (f"running the model on the CPU: {error.brief()}",))
+
+    def opening(self) -> AbstractContextManager[Any]:
+        """See `Backend`."""
+        return opening_lock(self.gpu.index)
 
     def _tf32_notes(self, options: ModelOptions) -> tuple[str, ...]:
         if options.provider != "tensorrt" or options.tf32 or options.fp16 or self.gpu.compute_capability < (8, 0):
@@ -77,7 +89,7 @@ class GpuBackend:
         """Run a model that runs on the device, so that the memory that it works in is no longer counted as free.
 
         ONNX Runtime takes that memory as it runs, and keeps it. Searching for algorithms and loading kernels, which
-        the first runs do too, is done then as well.
+        the first runs do too, is done then as well, and a CUDA graph is made to see what one takes.
 
         Raises:
             DeviceMemoryError: the GPU's memory does not suffice.
@@ -95,8 +107,19 @@ class GpuBackend:
             bound = model.bind(*buffers)
             for _ in range(2):
                 model.run(bound, kind.batch)
+            gpu.synchronize()
+            before, graphs = gpu.free_bytes, model.graphs
+            self.capture(model, [bound])
+            if model.graphs > graphs:
+                model.graph_bytes = max(0, before - gpu.free_bytes)
         finally:
             gpu.synchronize()
+
+    def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
+        """See `Backend`."""
+        with self.gpu.capturing:
+            for bindings in slots:
+                model.capture(bindings)
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """As many as were asked for."""
@@ -108,7 +131,8 @@ class GpuBackend:
 
     def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
         """See `Backend`."""
-        return GpuCompositor.bytes_wanted(kind, slots=slots, model_on_device=model.provider != "cpu")
+        wanted = GpuCompositor.bytes_wanted(kind, slots=slots, model_on_device=model.provider != "cpu")
+        return wanted | {"CUDA graphs": slots * model.graph_bytes}
 
     def frame_bytes(self, spec: FrameSpec) -> dict[str, int]:
         """See `Backend`."""

@@ -82,14 +82,15 @@ class Holdings:
         """
         backend, spec = self._backend, order.spec
         model_key = (self._digests.of(order.model), replace(order.options, model=None))
-        opened = self._models.take(model_key, lambda: _OpenModel(*backend.open_model(order.model, order.options)))
+        opened = self._models.take(model_key, lambda: self._open_model(order))
         held.callback(self._models.give_back, model_key)
         model = opened.model
         model.signature.check_size(spec.layout)
         kind = BatchKind(spec.layout, spec.pixel_format, model.dtype, backend.batch(model, order.options))
         lane_key = (model_key, kind.layout, kind.pixel_format)
         if not self._lanes.holds(lane_key):
-            self._on_compute_thread(lambda: backend.warm_up(model, kind))
+            with backend.opening():
+                self._on_compute_thread(lambda: backend.warm_up(model, kind))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         depth = (SLOTS + 1) * kind.batch  # a batch in each slot, and one with the sink
         self._make_room(order, kind, lane_key, model, rows, depth)
@@ -102,7 +103,7 @@ class Holdings:
         memory = self._pool.borrow(spec.format, depth)
         held.callback(self._pool.give_back, spec.format, memory)
         kept = self._kept.of(lane.split, resident.frames, model_key, order.shown, spec.count)
-        notes = (*opened.notes, *self._kept.notes(model_key, kept, spec.count))
+        notes = (*opened.notes, *model.notes, *self._kept.notes(model_key, kept, spec.count))
         return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
 
     def load(self, order: SessionOrder) -> None:
@@ -134,14 +135,26 @@ class Holdings:
         self._models.close()
         self._encoders.close()
 
+    def _open_model(self, order: SessionOrder) -> _OpenModel:
+        with self._backend.opening():
+            return _OpenModel(*self._backend.open_model(order.model, order.options))
+
     def _open_lane(self, model_key: Hashable, kind: BatchKind) -> Lane:
         model = self._models.take(model_key, _must_be_open).model
         try:
-            split = self._kept.open(model, model_key)
+            with self._backend.opening():
+                split = self._kept.open(model, model_key)
             compositor = self._backend.compositor(kind, model)
             lane = Lane(model, compositor, lambda: self._models.give_back(model_key), split)
         except BaseException:
             self._models.give_back(model_key)
+            raise
+        try:
+            slots = [slot.bindings for slot in lane.free]
+            with self._backend.opening():
+                self._on_compute_thread(lambda: self._backend.capture(model, slots))
+        except BaseException:
+            lane.close()
             raise
         release_free_memory()
         return lane
@@ -149,7 +162,12 @@ class Holdings:
     def _encoder(self, path: Path, batch: int, model: Model, held: ExitStack) -> AudioEncoder:
         """An audio encoder, run by the model's provider."""
         key = (self._digests.of(path), batch, model.provider)
-        encoder = self._encoders.take(key, lambda: AudioEncoder(path, model.options, batch=batch))
+
+        def opened() -> AudioEncoder:
+            with self._backend.opening():
+                return AudioEncoder(path, model.options, batch=batch)
+
+        encoder = self._encoders.take(key, opened)
         held.callback(self._encoders.give_back, key)
         return encoder
 
