@@ -46,6 +46,9 @@ class Binding:
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
     def bind_input(self, name: str, *place: Any) -> None:
         self.inputs[name] = place
         self.real.bind_input(name, *place)
@@ -75,10 +78,10 @@ class Session:
     opened: ClassVar[list[Log]] = []
     during_capture: ClassVar[Callable[[], None] | None] = None
 
-    def __init__(self, path: Any, settings: Any, *, providers: Any, **_: Any) -> None:
-        self.provider: dict[str, str] = providers[0][1]
+    def __init__(self, path: Any, settings: Any = None, *, providers: Any, **_: Any) -> None:
+        name, self.provider = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
         self.graphs = self.provider.get("enable_cuda_graph") == "1"
-        self.session = OPENING(path, settings, providers=[(providers[0][0], {})])
+        self.session = OPENING(path, settings, providers=[(name, {})])
         if self.graphs:
             self._refuse()
         self.runs: list[Run] = []
@@ -103,7 +106,7 @@ class Session:
     def io_binding(self) -> Any:
         return Binding(self.session)
 
-    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+    def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
         graph = entry(options, "gpu_graph_id", "0")
         waits = entry(options, "disable_synchronize_execution_providers", "0") == "0"
 
@@ -142,6 +145,6 @@ class Session:
 def entry(options: Any, name: str, missing: str) -> str:
     """A run entry."""
     try:
-        return str(options.get_run_config_entry(name))
+        return missing if options is None else str(options.get_run_config_entry(name))
     except RuntimeError:  # there is no such entry
         return missing

@@ -19,6 +19,7 @@ from gpupipe.compose.traffic import least_bytes
 from gpupipe.engine.gpu_backend import GpuBackend
 from gpupipe.engine.lane import SLOTS, Lane
 from gpupipe.geometry import SPEECH_WIDTH
+from gpupipe.model.model import Bindings
 from gpupipe.options import ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
 from gpupipe.render.plan import Plan
@@ -67,9 +68,21 @@ def _opened(bench: Bench, variant: Variant, subject: Subject, scenes: Sequence[K
             stack.callback(lane.close)
             lanes.append(lane)
             least = Least(bench.model_seconds(variant))
-            return timed(subject, _model_seconds(bench, lane), lane.batch, least=least, notes=notes)
+            return timed(
+                subject, _model_seconds(bench, lane, lane.free[0].bindings), lane.batch, least=least, notes=notes
+            )
+
+        def node_by_node() -> Row:
+            (lane,) = lanes
+            buffers = lane.free[0].buffers
+            bindings = lane.model.bind(buffers.visual, buffers.audio, buffers.prediction)
+            least = Least(bench.model_seconds(variant))
+            return timed(named, _model_seconds(bench, lane, bindings), lane.batch, least=least)
 
         yield bench.attempt(subject, alone)
+        if lanes and lanes[0].model.graphs:
+            named = subject._replace(name=f"{subject.name}, no graph")
+            yield bench.attempt(named, node_by_node)
         for lane in lanes:
             for scene in scenes:
                 named = subject._replace(part="batch", frame=text_of((scene.spec.width, scene.spec.height)))
@@ -86,15 +99,17 @@ def _lane(bench: Bench, variant: Variant, subject: Subject) -> tuple[Lane, tuple
         kind = BatchKind(bench.layout, "nv12", model.dtype, subject.batch)
         backend.warm_up(model, kind)
         backend.require(backend.lane_bytes(kind, model, SLOTS))
-        return Lane(model, backend.compositor(kind, model), model.close), notes
+        lane = Lane(model, backend.compositor(kind, model), model.close)
+        backend.capture(model, [slot.bindings for slot in lane.free])
+        return lane, (*notes, *model.notes)
     except BaseException:
         model.close()
         raise
 
 
-def _model_seconds(bench: Bench, lane: Lane) -> list[float]:
+def _model_seconds(bench: Bench, lane: Lane, bindings: Bindings) -> list[float]:
     def work() -> None:
-        lane.model.run(lane.free[0].bindings, lane.batch)
+        lane.model.run(bindings, lane.batch)
 
     if lane.model.provider == "cpu":
         return bench.timer.host_seconds(work)

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from gpupipe.character.folder import Character
-from gpupipe.doctor import checks_encoder, checks_frames, checks_machine, checks_model, checks_runs, checks_times
+from gpupipe.doctor import (
+    checks_encoder,
+    checks_frames,
+    checks_graphs,
+    checks_machine,
+    checks_model,
+    checks_runs,
+    checks_times,
+)
 from gpupipe.doctor.check import Check, Subject
 from gpupipe.doctor.sample import model_bytes, write_character
 from gpupipe.errors import OptionError
@@ -24,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     *checks_frames.CHECKS,
     *checks_model.CHECKS,
     *checks_runs.CHECKS,
+    *checks_graphs.CHECKS,
     *checks_encoder.CHECKS,
     *checks_machine.CHECKS,
     *checks_times.CHECKS,
