@@ -73,10 +73,12 @@ class Session:
     Attributes:
         opened: of every session on a stream, in order.
         during_capture: called between the beginning and the end of each capture.
+        throws: whether what fails in a capture leaves it open.
     """
 
     opened: ClassVar[list[Log]] = []
     during_capture: ClassVar[Callable[[], None] | None] = None
+    throws: ClassVar[bool] = False
 
     def __init__(self, path: Any, settings: Any = None, *, providers: Any, **_: Any) -> None:
         name, self.provider = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
@@ -135,11 +137,13 @@ class Session:
             run()
             if Session.during_capture is not None:
                 Session.during_capture()
-        finally:
-            try:
-                runtime.streamEndCapture(stream)
-            except runtime.CUDARuntimeError as error:
-                raise RuntimeError(f"CUDA failure: {error}") from error
+        except BaseException:
+            if Session.throws:
+                raise
+        try:
+            runtime.graphDestroy(runtime.streamEndCapture(stream))
+        except runtime.CUDARuntimeError as error:
+            raise RuntimeError(f"CUDA failure: {error}") from error
 
 
 def entry(options: Any, name: str, missing: str) -> str:

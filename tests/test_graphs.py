@@ -113,6 +113,7 @@ def test_versions(model_on_device: list[int], monkeypatch: pytest.MonkeyPatch, v
     monkeypatch.setattr(onnxruntime, "__version__", version)
     with Engine(device="cuda") as engine:
         assert drawn(engine) == ((REPLAYED,) if said is None else (f"the model's runs are no CUDA graphs: {said}",))
+        assert (engine.backend.opening() is opening_lock(0)) == (said is None)
     assert log().provider["enable_cuda_graph"] == str(int(said is None))
     assert bool(log().count("capture")) == (said is None)
     assert {run.graph for run in log().runs if run.what == "plain" and said is not None} <= {"0"}  # none named
@@ -122,14 +123,17 @@ def test_tensorrt_has_none() -> None:
     assert "keeps one graph" in (graphs.why_not(SessionOptions("tensorrt")) or "")
 
 
-def test_a_capture_that_fails_leaves_plain_runs(during_capture: Callable[[Callable[[], None]], None]) -> None:
-    """By an allocation, of ONNX Runtime's own, in the thread that captures."""
+@pytest.mark.parametrize("throws", [False, True])
+def test_a_capture_that_fails_leaves_plain_runs(
+    during_capture: Callable[[Callable[[], None]], None], monkeypatch: pytest.MonkeyPatch, throws: bool
+) -> None:
+    """By an allocation, of ONNX Runtime's own, in the thread that captures; ended, or left open by an exception."""
+    monkeypatch.setattr(cuda_provider.Session, "throws", throws)
     during_capture(lambda: cupy.cuda.Memory(256))
     with Engine(device="cuda") as engine:
         (said,) = drawn(engine)
-    assert said.startswith(
-        "the model's runs are no CUDA graphs: the capture failed: CUDA failure: cudaErrorStreamCapture"
-    )
+    assert said.startswith("the model's runs are no CUDA graphs: the capture failed: ")
+    assert ("cudaErrorStreamCaptureUnsupported" if throws else "cudaErrorStreamCaptureInvalidated") in said
     assert log().count("replay") == 0
     steady = log().runs[5:]
     assert {(run.what, run.graph) for run in steady} == {("plain", graphs.NO_GRAPH)}
@@ -313,3 +317,29 @@ def test_nothing_of_onnx_runtime_is_opened_meanwhile(during_capture: Callable[[C
         # The small model of another character is the same file's content: the lane is there already.
         assert list(engine.frames(BERT.path, features=small.features(8), **ON_DEVICE))
         assert len(held) == 1 + SLOTS
+
+
+def test_a_model_is_not_closed_meanwhile(
+    captured: tuple[Model, list[Any], list[Any]], during_capture: Callable[[Callable[[], None]], None]
+) -> None:
+    """Its graphs would be destroyed."""
+    closed = threading.Event()
+    with Engine(device="cuda") as engine:
+        drawn(engine, rows=8)
+        entry = next(iter(engine.holdings._models._entries.values())).opened.result()
+        close, threads = entry.model.close, [threading.Thread(target=entry.close)]
+
+        def work() -> None:
+            if not threads[0].ident:
+                threads[0].start()
+                assert not closed.wait(0.05)
+
+        during_capture(work)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(entry.model, "close", closed.set)
+            engine.holdings._on_compute_thread(
+                lambda: engine.backend.capture(captured[0], [captured[0].bind(*captured[2])])
+            )
+            assert closed.wait(SECONDS)
+            threads[0].join()
+        assert entry.model.close == close

@@ -52,6 +52,9 @@ class Backend(Protocol):
     def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
         """Let the runs of a lane's slots be replayed, where that is possible. On the thread that will run them."""
 
+    def closing(self) -> AbstractContextManager[Any]:
+        """Held while a model is closed."""
+
     def batch(self, model: Model, options: ModelOptions) -> int:
         """Frames in a batch."""
 
@@ -132,6 +135,10 @@ class HostBackend:
 
     def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
         """Nothing: the CPU has nothing to launch."""
+
+    def closing(self) -> AbstractContextManager[Any]:
+        """Nothing, likewise."""
+        return nullcontext()
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """No more frames than the model runs at a time: what one step has written is still in the processor's cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import ProviderError
 from gpupipe.gpu.device import Device
-from gpupipe.gpu.driver import opening_lock
+from gpupipe.gpu.driver import end_capture, opening_lock
 from gpupipe.machine import cache_folder, cpu_count
+from gpupipe.model.graphs import why_not
 from gpupipe.model.layout import open_model
 from gpupipe.model.model import Bindings, Model
 from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions
@@ -73,8 +74,9 @@ class GpuBackend:
             return Opened(opened("cpu").model, (f"running the model on the CPU: {error.brief()}",))
 
     def opening(self) -> AbstractContextManager[Any]:
-        """See `Backend`."""
-        return opening_lock(self.gpu.index)
+        """See `Backend`. Where no graph can be captured, nobody need wait for another to open something."""
+        possible = why_not(SessionOptions("cuda")) is None
+        return opening_lock(self.gpu.index) if possible else nullcontext()
 
     def _tf32_notes(self, options: ModelOptions) -> tuple[str, ...]:
         if options.provider != "tensorrt" or options.tf32 or options.fp16 or self.gpu.compute_capability < (8, 0):
@@ -118,8 +120,13 @@ class GpuBackend:
     def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
         """See `Backend`."""
         with self.gpu.capturing:
-            for bindings in slots:
-                model.capture(bindings)
+            if not all(model.capture(bindings) for bindings in slots):
+                end_capture(self.gpu.compute_stream)
+
+    def closing(self) -> AbstractContextManager[Any]:
+        """See `Backend`. A graph that is destroyed while another is captured ends the process
+        (https://github.com/microsoft/onnxruntime/pull/32081)."""
+        return self.gpu.capturing
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """As many as were asked for."""

@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpupipe.compose.protocol import BatchKind
-from gpupipe.engine.backend import Backend, Opened
+from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import FeatureBudget, KeptFeatures
 from gpupipe.engine.lane import SLOTS, Lane
@@ -137,7 +137,7 @@ class Holdings:
 
     def _open_model(self, order: SessionOrder) -> _OpenModel:
         with self._backend.opening():
-            return _OpenModel(*self._backend.open_model(order.model, order.options))
+            return _OpenModel(self._backend, *self._backend.open_model(order.model, order.options))
 
     def _open_lane(self, model_key: Hashable, kind: BatchKind) -> Lane:
         model = self._models.take(model_key, _must_be_open).model
@@ -197,12 +197,17 @@ class Holdings:
         backend.require(wanted())
 
 
-class _OpenModel(Opened):
+class _OpenModel(NamedTuple):
     """An opened model, as a shelf keeps it."""
+
+    backend: Backend
+    model: Model
+    notes: tuple[str, ...]
 
     def close(self) -> None:
         """Close it."""
-        self.model.close()
+        with self.backend.closing():
+            self.model.close()
 
 
 def _must_be_open() -> _OpenModel:

@@ -7,11 +7,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import ModuleType
 
 from gpupipe.errors import DeviceError
+from gpupipe.gpu.types import Stream
 
 INSTALL = "pip install 'gpupipe[cuda]', or use --device cpu"
 
@@ -98,6 +99,16 @@ def opening_lock(index: int) -> threading.Lock:
     while a stream of it is captured (CUDA Programming Guide, "Prohibited and Unhandled Operations" of stream capture).
     """
     return threading.Lock()
+
+
+def end_capture(stream: Stream) -> None:
+    """End a capture that has failed, where it was left open; else every later call on the stream would fail.
+
+    ONNX Runtime ends it in `OnRunEnd`, which a run does not reach if it throws (`InferenceSession::Run`, 003b97d).
+    """
+    runtime = load_cupy().cuda.runtime
+    with suppress(runtime.CUDARuntimeError):  # it is not captured, or what was captured is broken
+        runtime.graphDestroy(runtime.streamEndCapture(stream.ptr))
 
 
 @contextmanager

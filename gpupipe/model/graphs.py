@@ -108,28 +108,32 @@ class Graphs:
         self._replays: WeakKeyDictionary[Binding, Any] = WeakKeyDictionary()
         self._thread = 0
 
-    def capture(self, bindings: Iterable[Binding]) -> None:
+    def capture(self, bindings: Iterable[Binding]) -> bool:
         """Capture a run on each of the bindings, in the thread that will replay them; what hinders is in `missing`.
 
         The session must have run twice before, so that nothing is allocated meanwhile (ONNX Runtime itself runs twice
         before each capture: `min_num_runs_before_cuda_graph_capture_`), nothing else may be queued on its stream, and
         no thread may wait for the whole GPU: see `gpu.driver.opening_lock` and `Device.capturing`.
+
+        Returns:
+            Whether all were captured; if not, the stream's capture may still be open: `gpu.driver.end_capture`.
         """
         self._thread = threading.get_ident()
         for binding in bindings:
             if self.missing is None and self.count == MOST_GRAPHS:
                 self.missing = f"a session has {MOST_GRAPHS} at most"
             if self.missing is not None:
-                return
+                return False
             number = str(self.count + 1)  # 0 is the one of runs that name none
             try:
                 # A run that waits gives its page-locked buffers back, so that the next one allocates none.
                 self._session.run_with_iobinding(binding, run_options(self._options, waits=True, graph=number))
             except failures() as error:
                 self.missing = f"the capture failed: {reason(error)}"
-                return
+                return False
             self.count += 1
             self._replays[binding] = run_options(self._options, waits=False, graph=number)
+        return True
 
     def replay(self, binding: Binding) -> Any | None:
         """The options of the run that replays a binding's graph in this thread, or None if there is none."""

@@ -121,15 +121,17 @@ class Model:
         """
         self._runner.run(bindings[: -(-frames // self.chunk)])
 
-    def capture(self, bindings: Bindings) -> None:
+    def capture(self, bindings: Bindings) -> bool:
         """Capture the runs on bound buffers in CUDA graphs, which later runs replay; does nothing where that is not
         possible, and `notes` says why. See `Graphs.capture` for when that is allowed.
 
         Args:
-            bindings: of a slot; each run on them must be of all of them, and in this thread.
+            bindings: of a slot, whose later runs are in this thread.
+
+        Returns:
+            Whether all were captured.
         """
-        if self._graphs is not None:
-            self._graphs.capture(bindings)
+        return self._graphs is not None and self._graphs.capture(bindings)
 
     @property
     def graphs(self) -> int:
