@@ -112,7 +112,7 @@ def test_what_graphs_take_is_counted_before_frames_are_cached(
 def test_versions(model_on_device: list[int], monkeypatch: pytest.MonkeyPatch, version: str, said: str | None) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", version)
     with Engine(device="cuda") as engine:
-        assert drawn(engine) == ((REPLAYED,) if said is None else (f"the model's runs are no CUDA graphs: {said}",))
+        assert drawn(engine) == ((REPLAYED,) if said is None else (f"the model runs without CUDA graphs: {said}",))
         assert (engine.backend.opening() is opening_lock(0)) == (said is None)
     assert log().provider["enable_cuda_graph"] == str(int(said is None))
     assert bool(log().count("capture")) == (said is None)
@@ -132,7 +132,7 @@ def test_a_capture_that_fails_leaves_plain_runs(
     during_capture(lambda: cupy.cuda.Memory(256))
     with Engine(device="cuda") as engine:
         (said,) = drawn(engine)
-    assert said.startswith("the model's runs are no CUDA graphs: the capture failed: ")
+    assert said.startswith("the model runs without CUDA graphs: the capture failed: ")
     assert ("cudaErrorStreamCaptureUnsupported" if throws else "cudaErrorStreamCaptureInvalidated") in said
     assert log().count("replay") == 0
     steady = log().runs[5:]
@@ -146,7 +146,7 @@ def test_a_capture_that_fails_later_leaves_what_there_is(
     during_capture(lambda: cupy.cuda.Memory(256) if next(captures) == 2 else None)
     with Engine(device="cuda") as engine:
         (said,) = drawn(engine)
-    assert said.startswith("not all of the model's runs are CUDA graphs: the capture failed")
+    assert said.startswith("the model runs in part without CUDA graphs: the capture failed")
     assert {run.what for run in log().runs[-10:]} == {"plain", "replay"}
 
 
@@ -186,11 +186,11 @@ def test_models_that_cannot_be_captured(model_on_device: list[int], tmp_path: Pa
         said = "ONNX Runtime finds control flow, or nodes on the CPU"
     else:
         path = model_with(tmp_path / "unsafe.onnx", helper.make_node("Softplus", ["before"], [output]))
-        said = "not known to be safe in one: Softplus"
+        said = "operators not known to be safe in one: Softplus"
     model = Model(path, SessionOptions("cuda", stream=int(open_device().compute_stream.ptr)), batch=2)
     model.capture([])
     assert model.graphs == 0
-    assert model.notes == (f"the model's runs are no CUDA graphs: {said}",)
+    assert model.notes == (f"the model runs without CUDA graphs: {said}",)
     model.close()
 
 
@@ -238,7 +238,7 @@ def test_a_session_has_so_many_graphs_and_no_more(
     for _ in range(4):
         model.capture(model.bind(*buffers))
     assert (model.graphs, log().count("capture")) == (3, 3)
-    assert model.notes == ("not all of the model's runs are CUDA graphs: a session has 3 at most",)
+    assert model.notes == ("the model runs in part without CUDA graphs: a session has 3 at most",)
 
 
 def test_other_threads_go_on_while_a_graph_is_captured(

@@ -288,7 +288,7 @@ def test_where_no_graph_is_possible_the_reason_is_told(
     monkeypatch.setattr(runtime.runtime(), "__version__", "1.25.1")
     made = selftest.run()
     assert {check["reason"] for check in made["checks"] if "graph" in check["name"]} == {
-        "the model's runs are no CUDA graphs: ONNX Runtime 1.25.1 does not replay them safely without a wait, 1.30 and "
+        "the model runs without CUDA graphs: ONNX Runtime 1.25.1 does not replay them safely without a wait, 1.30 and "
         "later do"
     }
 

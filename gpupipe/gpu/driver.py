@@ -96,7 +96,7 @@ def opening_lock(index: int) -> threading.Lock:
     """What is held by whoever opens a session of ONNX Runtime on a GPU, and by whoever has a graph captured there.
 
     Opening one waits for the whole device (`CUDAExecutionProvider`, constructor), which fails, and breaks the capture,
-    while a stream of it is captured (CUDA Programming Guide, "Prohibited and Unhandled Operations" of stream capture).
+    while a stream of it is captured (https://docs.nvidia.com/dl-cuda-graph/cuda-graph-basics/constraints.html).
     """
     return threading.Lock()
 

@@ -82,7 +82,7 @@ def unsafe_operators(session: Any) -> str | None:
     if not found:
         return "ONNX Runtime does not tell which provider runs a node"
     unknown = sorted(found - REPLAYABLE)
-    return f"not known to be safe in one: {', '.join(unknown)}" if unknown else None
+    return f"operators not known to be safe in one: {', '.join(unknown)}" if unknown else None
 
 
 class Graphs:

@@ -145,8 +145,8 @@ class Model:
             return ()
         if self._graphs.missing is None:
             return ("the model's runs are replayed as CUDA graphs",) if self.graphs else ()
-        which = "not all of the model's runs are" if self.graphs else "the model's runs are no"
-        return (f"{which} CUDA graphs: {self._graphs.missing}",)
+        part = "in part " if self.graphs else ""
+        return (f"the model runs {part}without CUDA graphs: {self._graphs.missing}",)
 
     def close(self) -> None:
         """Stop the threads and release the session."""
