@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
-from gpupipe.engine.lane import SLOTS
 from gpupipe.geometry import frame_at, speech_position
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.video import read_frames
@@ -169,7 +168,8 @@ def assert_at_rest(engine: Engine, surfaces_made: int) -> None:
     holdings = engine.holdings
     for entry in holdings._lanes._entries.values():
         assert entry.users == 0
-        assert len(entry.opened.result().free) == SLOTS
+        lane = entry.opened.result()
+        assert len(lane.free) == lane.slots
     assert not holdings.residents._retired
     assert [each.users for each in holdings.residents._kept.values()] == [0] * len(holdings.residents._kept)
     assert sum(map(len, holdings._pool._free.values())) == surfaces_made

@@ -373,7 +373,7 @@ def test_images_hold_bgr24(refusal: Refusal) -> None:
     [
         ({"batch": 0}, "batch: out of range (got 0); give 1 to 512"),
         ({"batch": MAX_BATCH + 1}, "batch: out of range (got 513); give 1 to 512"),
-        ({"batch": True}, "batch: not a whole number (got True); give 1 to 512"),
+        ({"batch": True}, "batch: not a whole number (got True); give 1 to 512, or auto"),
         ({"workers": 0}, "workers: out of range (got 0); give 1 to 1024"),
         ({"frames": 0}, "frames: out of range (got 0); give 1 or more"),
         ({"start_frame": -1}, "start_frame: out of range (got -1); give 0 or more"),

@@ -58,11 +58,11 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
         (["render", "c", "-o", "o.mp4", "--batch", "513"], "argument --batch: out of range (got 513); give 1 to 512"),
         (
             ["render", "c", "-o", "o.mp4", "--batch", "two"],
-            "argument --batch: not a whole number (got 'two'); give 1 to 512",
+            "argument --batch: not a whole number (got 'two'); give 1 to 512, or auto",
         ),
         (
             ["render", "c", "-o", "o.mp4", "--batch", "1.5"],
-            "argument --batch: not a whole number (got '1.5'); give 1 to 512",
+            "argument --batch: not a whole number (got '1.5'); give 1 to 512, or auto",
         ),
         (["render", "c", "-o", "o.mp4", "--workers", "0"], "argument --workers: out of range (got 0); give 1 to 1024"),
         (["render", "c", "-o", "o.mp4", "--frames", "-3"], "argument --frames: out of range (got -3); give 1 or more"),
@@ -152,7 +152,9 @@ def test_help_tells_each_default_once(capfd: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["render", "--help"])
     text = " ".join(capfd.readouterr().out.split())
-    assert "frames in a batch; on the CPU no more than the model runs at a time [default: 8]" in text
+    assert (
+        "frames in a batch; on the CPU no more than the model runs at a time [default: auto: as tuned, else 8]" in text
+    )
     assert "position in the ping-pong order to start at [default: 0]" in text
     assert "lip-sync model [default: the character's own]" in text
     assert "leave the sound out of a video --masked-video" in text
@@ -260,6 +262,7 @@ def test_stats(folder: Path, tmp_path: Path) -> None:
         "device": "cpu",
         "provider": "cpu",
         "batch": 1,  # one thread runs one frame at a time
+        "runs": 1,
         "workers": 1,
         "inference_threads": 1,
         "cache_bytes": 12 * (96 * 64 * 3 // 2 + 3 * 40 * 40),
@@ -447,6 +450,7 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
             "dtype": "float32",
         },
         "cache_bytes": {"host": {name: size + 12 * 3 * 40 * 40 for name, size in tables.items()}},
+        "tunings": [],
         "faults": [],
         "notes": [],
     }

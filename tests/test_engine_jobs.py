@@ -404,13 +404,13 @@ def test_wrong_options_are_told_at_once(engine: Engine, tmp_path: Path) -> None:
 def test_frames_of_several_sessions_share_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of characters of different sizes and rates, which share a model: none waits for the other's batch to end."""
     sizes: list[int] = []
-    run = models.Model.run
+    start = models.Model.start
 
-    def running(model: Any, bindings: Any, frames: int) -> None:
+    def starting(model: Any, bindings: Any, frames: int) -> Any:
         sizes.append(frames)
-        run(model, bindings, frames)
+        return start(model, bindings, frames)
 
-    monkeypatch.setattr(models.Model, "run", running)
+    monkeypatch.setattr(models.Model, "start", starting)
     speeches = [SpeechRows() for _ in range(4)]
     features = small.features(16)
     late = time.monotonic() + 3600  # nobody hurries: batches leave when they are full

@@ -11,6 +11,7 @@ import small
 import unets
 
 import gpupipe
+from gpupipe.cli import main
 from gpupipe.engine.features import SplitModel
 from gpupipe.errors import OptionError
 from gpupipe.model.split_model import SourceNet
@@ -73,6 +74,19 @@ def test_the_frames_are_the_same_whichever_are_kept(
     stats = gpupipe.render(folder, tmp_path / "no.mp4", device="cpu", feature_cache=f"{each - 1}")
     assert "no features are kept" in stats.notes[0]
     assert "a frame needs" in stats.notes[0]
+
+
+def test_an_int8_model_keeps_bytes(folder: Path, tmp_path: Path, source_runs: list[int]) -> None:
+    """The cut of what ONNX Runtime has made of a quantised graph: features are uint8, and nothing is rounded anew."""
+    made = tmp_path / "int8.onnx"
+    assert main(["optimize", str(folder), "-o", str(made), "--precision", "int8", "--force", "--quiet"]) == 0
+    whole = frame_bytes(folder)
+    gpupipe.render(folder, tmp_path / "off.mp4", device="cpu", crf=0, model=made)
+    gpupipe.render(folder, tmp_path / "on.mp4", device="cpu", crf=0, model=made, feature_cache="1G")
+    assert (tmp_path / "on.mp4").read_bytes() == (tmp_path / "off.mp4").read_bytes()
+    assert source_runs == [1] * 12
+    made.replace(folder / "checkpoint" / "model_best.onnx")
+    assert frame_bytes(folder) < whole / 2
 
 
 def test_features_stay_for_the_next_job_and_beside_others(folder: Path, tmp_path: Path, source_runs: list[int]) -> None:

@@ -21,14 +21,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
     """The options of every model that is opened; none is."""
     seen: list[SessionOptions] = []
 
-    def model(_: Path, options: SessionOptions, *, batch: int) -> Any:
+    def model(_: Path, options: SessionOptions, *, batch: int, runs: int) -> Any:
         seen.append(options)
         nodes = {"tensorrt": {TENSORRT: 9}, "cuda": {CUDA: 8, CPU: 1}, "cpu": {}}[options.provider]
         return SimpleNamespace(provider=options.provider, nodes=nodes)
 
     monkeypatch.setattr(room, "Model", model)
     monkeypatch.setattr(
-        room, "open_model", lambda _, path, options, batch, __: (model(path, options, batch=batch), None)
+        room, "open_model", lambda _, path, options, batch, __: (model(path, options, batch=batch, runs=0), None)
     )
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     return seen

@@ -125,9 +125,12 @@ KNOWN = ", ".join(options_of(JobKeywords))
         ({"character": "c", "output": "o.mp4", "colour": "red"}, f"colour: no such option; there are {KNOWN}"),
         (
             {"character": "c", "output": "o.mp4", "batch": "8"},
-            "batch: not a whole number (got '8'); give 1 to 512",
+            "batch: not a whole number (got '8'); give 1 to 512, or auto",
         ),
-        ({"character": "c", "output": "o.mp4", "batch": 8.0}, "batch: not a whole number (got 8.0); give 1 to 512"),
+        (
+            {"character": "c", "output": "o.mp4", "batch": 8.0},
+            "batch: not a whole number (got 8.0); give 1 to 512, or auto",
+        ),
         ({"character": "c", "output": "o.mp4", "sound": 0}, "sound: neither true nor false (got 0)"),
     ],
 )

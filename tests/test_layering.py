@@ -23,6 +23,7 @@ LAYERS = (
     {"compose"},
     {"engine"},
     {"render"},
+    {"tune"},
     {"demo"},
     {"doctor"},
     {"bench"},

@@ -1,7 +1,11 @@
 """session: what is said of providers and of memory; inference itself against ONNX Runtime's plain call."""
 
+import functools
 import importlib.metadata
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +21,7 @@ from gpupipe.model import model as inference
 from gpupipe.model import runner
 from gpupipe.model import runtime as session
 from gpupipe.model.model import Model
+from gpupipe.model.runner import Runner, started
 from gpupipe.model.runtime import SessionOptions, probe_provider, raise_if_out_of_memory
 
 
@@ -41,7 +46,48 @@ def test_bound_buffers_give_what_a_plain_run_gives(model_path: Path, threads: in
         (wanted,) = onnxruntime.InferenceSession(str(model_path)).run(None, {"input": visual, "audio": audio})
         assert np.allclose(prediction, wanted, atol=1e-6)
     model.close()
-    assert model.runs <= min(threads, batch)
+    assert model.runs == min(threads, 4)  # whatever the batch
+
+
+def test_batches_that_were_started_run_side_by_side(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a batch of one frame would leave all threads but one without work."""
+    model = Model(model_path, SessionOptions(threads=2), batch=1)
+    together = threading.Barrier(2)  # broken unless two runs are under way at a time
+    run = Runner.run
+
+    def meeting(runner: Runner, bindings: Any) -> None:
+        together.wait(20)
+        run(runner, bindings)
+
+    rng = np.random.default_rng(0)
+    slots = []
+    for _ in range(4):
+        visual, audio = (rng.random((1, *shape), dtype=np.float32) for shape in ((6, 32, 32), (32, 16, 16)))
+        slots.append((visual, audio, np.zeros((1, 3, 32, 32), np.float32)))
+    monkeypatch.setattr(Runner, "run", meeting)
+    waits = [model.start(model.bind(*slot), 1) for slot in slots]
+    for wait in waits:
+        wait()
+    whole = onnxruntime.InferenceSession(str(model_path))
+    for visual, audio, prediction in slots:
+        np.testing.assert_allclose(prediction, whole.run(None, {"input": visual, "audio": audio})[0], atol=1e-6)
+    model.close()
+
+
+def test_what_was_started_and_fails_is_told_when_all_of_it_has_ended() -> None:
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 1:
+            raise InferenceError("the second one")
+        time.sleep(0.02)
+        ended.append(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        wait = started(pool, [functools.partial(work, number) for number in range(4)])
+        with pytest.raises(InferenceError, match="the second one"):
+            wait()
+        assert sorted(ended) == [0, 2, 3], "their buffers may be used again"
 
 
 def test_both_packages_at_once_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,13 @@ from gpupipe.errors import GpupipeError, InferenceError, OptionError
 from gpupipe.geometry import frame_at
 from gpupipe.model import quality
 from gpupipe.model.model import Model
-from gpupipe.model.runtime import SessionOptions, open_session
-from gpupipe.options import ModelOptions
+from gpupipe.model.runtime import PROVIDER_NAMES, SessionOptions, open_session, runtime
+from gpupipe.options import ModelOptions, ProviderChoice
 from gpupipe.render.precision import model_file
 from gpupipe.render.samples import Scenes, chosen, sample_set
 
 SIZE = small.MODEL_SIZE
+cuda = pytest.mark.cuda
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +214,7 @@ def test_a_render_makes_its_model_once(folder: Path, tmp_path: Path, precision: 
         stats = gpupipe.render(folder, f"{tmp_path}/one/", **options)
     (note,) = (note for note in stats.notes if note.startswith(f"the model in {precision}: "))
     assert "dB in the mouth region" in note
+    assert any("computes a float16 model in float32" in note for note in stats.notes) == (precision == "fp16")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gpupipe.render(folder, f"{tmp_path}/two/", **options)
@@ -237,8 +239,37 @@ def test_a_precision_that_the_provider_has_not(folder: Path, tmp_path: Path) -> 
         with pytest.raises(OptionError, match="the CPU has no TF32"):
             gpupipe.render(character, tmp_path / "never.mp4", precision="tf32", provider=provider, device="cpu")
     assert not (tmp_path / "never.mp4").exists()
-    with pytest.raises(OptionError, match="runs on the CPU only"):
-        model_file(character, ModelOptions(precision="int8", provider="cuda"))
+    with pytest.raises(OptionError, match="needs a GPU"):
+        gpupipe.render(character, tmp_path / "never.mp4", precision="int8", provider="cuda", device="cpu")
+    assert not (tmp_path / "cache").exists()
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("provider", "built", "refused"),
+    [
+        ("cuda", False, True),
+        ("tensorrt", True, True),
+        ("auto", True, True),
+        ("auto", False, False),
+        ("cpu", True, False),
+    ],
+)
+def test_int8_on_a_gpu_is_refused_before_it_is_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: ProviderChoice, built: bool, refused: bool
+) -> None:
+    names = [PROVIDER_NAMES["cpu"], *([PROVIDER_NAMES["cuda"]] if built else [])]
+    monkeypatch.setattr(runtime(), "get_available_providers", lambda: names)
+    made: list[str] = []
+
+    def making(path: Path, precision: str, *_: Any, **__: Any) -> Any:
+        made.append(precision)
+        raise InferenceError("enough")
+
+    monkeypatch.setattr(sys.modules["gpupipe.render.precision"], "optimised", making)
+    with pytest.raises(GpupipeError, match="runs on the CPU only" if refused else "enough"):
+        gpupipe.render(folder, tmp_path / "never.mp4", precision="int8", provider=provider, device="cuda")
+    assert made == ([] if refused else ["int8"])
 
 
 def test_a_render_refuses_what_is_below_the_floor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

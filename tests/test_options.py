@@ -38,12 +38,13 @@ OUTPUT = set(declared(OutputOptions))
         (options.RenderKeywords, set(EVERY) - {"cache"}),
         (options.FramesKeywords, set(EVERY) - {"cache", "sound"} - (OUTPUT - {"pixel_format"})),
         (options.JobKeywords, set(EVERY) - ENGINE),
+        (options.TuneKeywords, {"device", "max_memory", "model", "provider", "precision", "features", "encoder"}),
         (options.JobFramesKeywords, set(EVERY) - ENGINE - {"sound"} - (OUTPUT - {"pixel_format"})),
     ],
 )
 def test_keywords_are_the_fields(keywords: Any, names: set[str]) -> None:
     assert {name: hint.__forward_arg__ for name, hint in keywords.__annotations__.items()} == {
-        name: TYPES[name] for name in names
+        name: TYPES[name].replace("int", "int | Auto") if EVERY[name].auto else TYPES[name] for name in names
     }
     assert keywords.__required_keys__ == frozenset()
 
@@ -82,7 +83,7 @@ def test_help_shows_the_options() -> None:
     ):
         shown = inspect.signature(function).parameters
         assert keywords.__annotations__.keys() <= shown.keys()
-        assert shown["batch"].default == 8
+        assert shown["batch"].default is None
         text = inspect.getdoc(function) or ""
         assert "    start_frame: position in the ping-pong order to start at [default: 0]" in text
         assert "--" not in text
@@ -130,10 +131,12 @@ def test_python_is_told_as_it_was_called(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("batch", True, "not a whole number (got True); give 1 to 512"),
-        ("batch", "8", "not a whole number (got '8'); give 1 to 512"),
-        ("batch", 8.0, "not a whole number (got 8.0); give 1 to 512"),
-        ("batch", None, "not a whole number (got None); give 1 to 512"),
+        ("batch", True, "not a whole number (got True); give 1 to 512, or auto"),
+        ("batch", "8", "not a whole number (got '8'); give 1 to 512, or auto"),
+        ("batch", 8.0, "not a whole number (got 8.0); give 1 to 512, or auto"),
+        ("batch", "Auto", "not a whole number (got 'Auto'); give 1 to 512, or auto"),
+        ("crf", "auto", "not a whole number (got 'auto'); give 0 or more"),
+        ("start_frame", None, "not a whole number (got None); give 0 or more"),
         ("batch", 513, "out of range (got 513); give 1 to 512"),
         ("frames", 0, "out of range (got 0); give 1 or more"),
         ("start_frame", -1, "out of range (got -1); give 0 or more"),
@@ -197,6 +200,23 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: object) -> 
         assert kept in option.choices
     else:
         assert type(kept) is bool if option.kind == "switch" else kept == value
+
+
+# What is left to a tuning
+
+
+def test_auto_is_the_default_in_words() -> None:
+    auto = {name for name, option in EVERY.items() if option.auto}
+    assert auto == {"batch", "runs", "encoders", "workers"}
+    for name in auto:
+        assert EVERY[name].default is EVERY[name].read("auto") is EVERY[name].from_json("auto", Path()) is None
+        assert split({name: "auto"}) == split({})
+    assert EVERY["batch"].default_text == "auto: as tuned, else 8"
+    assert EngineOptions().feature_cache is None
+    error = OptionError("too many", field="--batch", remedy="use --batch auto, or --batch 4")
+    assert str(error) == 'batch: too many; use batch="auto", or batch 4'
+    with pytest.raises(OptionError, match="runs: out of range"):
+        split({"runs": 0})
 
 
 # Bytes

@@ -17,10 +17,10 @@ from gpupipe.character.folder import Character
 from gpupipe.compose.protocol import BatchKind
 from gpupipe.compose.traffic import least_bytes
 from gpupipe.engine.gpu_backend import GpuBackend
-from gpupipe.engine.lane import SLOTS, Lane
+from gpupipe.engine.lane import SLOTS, Lane, slots_of
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.model.model import Bindings
-from gpupipe.options import ModelOptions, SpeechOptions
+from gpupipe.options import BATCH, ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import RenderStats
@@ -98,7 +98,7 @@ def _lane(bench: Bench, variant: Variant, subject: Subject) -> tuple[Lane, tuple
     try:
         kind = BatchKind(bench.layout, "nv12", model.dtype, subject.batch)
         backend.warm_up(model, kind)
-        backend.require(backend.lane_bytes(kind, model, SLOTS))
+        backend.require(backend.lane_bytes(kind, model, slots_of(model, kind.batch)))
         lane = Lane(model, backend.compositor(kind, model), model.close)
         backend.capture(model, [slot.bindings for slot in lane.free])
         return lane, (*notes, *model.notes)
@@ -120,7 +120,7 @@ def _batches(bench: Bench, variant: Variant, subject: Subject, lane: Lane, scene
     """Whole batches through a lane, as an engine takes them: each slot again as soon as its batch is finished."""
     gpu, batch, compositor = bench.gpu, lane.batch, lane.compositor
     compositor.admit(scene.frames)
-    flights = [(slot, scene.drawings(batch, to_host=True)) for slot in lane.free]
+    flights = [(slot, scene.drawings(batch, to_host=True)) for slot in lane.free[:SLOTS]]
 
     def work() -> None:
         for number in range(PASSES * len(flights)):
@@ -217,7 +217,7 @@ def renders(bench: Bench, characters: Sequence[Character], folder: Path) -> Iter
     """Sessions of an engine whose frames nobody keeps, in every batch size; and videos, in the usual one."""
     variant, batches = bench.best, bench.settings.batches
     features = np.random.default_rng(0).random((bench.settings.rendered, SPEECH_WIDTH), np.float32)
-    usual = min(batches, key=lambda batch: abs(batch - ModelOptions().batch))
+    usual = min(batches, key=lambda batch: abs(batch - BATCH))
     with Engine(device=f"cuda:{bench.gpu.index}") as engine:
         given = _Renders(bench, engine, variant, features, folder)
         for character in characters:

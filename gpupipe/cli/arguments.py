@@ -54,7 +54,7 @@ def _add(arguments: argparse._ArgumentGroup, option: Option) -> None:
         else:
             settings["metavar"] = option.metavar
         if option.default is None:
-            settings["help"] += f" [default: {option.unset}]"
+            settings["help"] += f" [default: {option.default_text}]"
     arguments.add_argument(option.flag, **settings)
 
 

@@ -22,6 +22,7 @@ INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "render": "render a character speaking into a video or a folder of images",
     "batch": "render many jobs, listed in a file",
+    "tune": "find the settings that render a character fastest on this machine, and remember them",
     "features": "compute the speech features of a sound",
     "optimize": "make a character's model smaller and faster, and tell what that costs",
     "demo": "make a small character from nothing",

@@ -15,6 +15,7 @@ from gpupipe.errors import GpupipeError
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.signature import Signature
+from gpupipe.render.tuning import of_character
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "features": features,
         "model": model,
         "cache_bytes": _cache_bytes(character) if character else None,
+        "tunings": _tunings(character) if character and model else None,
         "faults": [fault.on_command_line() for fault in _once(faults)],
         "notes": notes,
     }
@@ -74,6 +76,21 @@ def _video(path: Path) -> dict[str, Any] | None:
         "matrix": info.colour.matrix,
         "range": info.colour.range,
     }
+
+
+def _tunings(character: Character) -> list[dict[str, Any]]:
+    """What `gpupipe tune` remembers of it on this machine."""
+    return [
+        {
+            "device": tuning.subject.device,
+            "provider": tuning.subject.provider,
+            "precision": tuning.subject.precision,
+            "encoder": tuning.subject.encoder,
+            "settings": str(tuning.settings),
+            "day": tuning.day,
+        }
+        for tuning in of_character(character)
+    ]
 
 
 def _rectangles(character: Character) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gpupipe.gpu.device import Device
 from gpupipe.machine import cpu_count, megabytes, memory_available_bytes
 from gpupipe.model.model import Bindings, Model
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.options import ModelOptions
+from gpupipe.options import BATCH, ModelOptions
 from gpupipe.speech.rows import SpeechRows
 
 
@@ -40,6 +40,9 @@ class Backend(Protocol):
     def gpu(self) -> Device | None:
         """The GPU, if it is one."""
 
+    def check(self, options: ModelOptions) -> None:
+        """Raise if no model can be run so here: before one is made in that precision, or anything is decoded."""
+
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model."""
 
@@ -58,8 +61,8 @@ class Backend(Protocol):
     def batch(self, model: Model, options: ModelOptions) -> int:
         """Frames in a batch."""
 
-    def compositor(self, kind: BatchKind, model: Model) -> Compositor[Any, Any, Any]:
-        """A compositor for batches that a model predicts."""
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> Compositor[Any, Any, Any]:
+        """A compositor for batches that a model predicts; on the CPU with so many threads, None: with the engine's."""
 
     def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
         """Memory that a lane takes besides its model, by name."""
@@ -113,7 +116,7 @@ class HostBackend:
     def __init__(self, workers: int, max_memory: int | None) -> None:
         self._workers, self._max_memory = workers, max_memory
 
-    def open_model(self, path: Path, options: ModelOptions) -> Opened:
+    def check(self, options: ModelOptions) -> None:
         """See `Backend`."""
         if options.provider not in ("auto", "cpu"):
             raise OptionError(
@@ -122,9 +125,13 @@ class HostBackend:
                 value=options.provider,
                 remedy="use --device cuda (see `gpupipe doctor`), or --provider cpu",
             )
+
+    def open_model(self, path: Path, options: ModelOptions) -> Opened:
+        """See `Backend`."""
         threads = options.inference_threads or cpu_count()
         settings = SessionOptions("cpu", threads=threads, tf32=options.tf32)
-        return Opened(Model(path, settings, batch=options.batch), ())
+        notes = ("the CPU computes a float16 model in float32, no faster than fp32",) if options.fp16 else ()
+        return Opened(Model(path, settings, batch=options.batch or BATCH, runs=options.runs or 0), notes)
 
     def opening(self) -> AbstractContextManager[Any]:
         """Nothing: what is opened here disturbs nobody."""
@@ -143,11 +150,11 @@ class HostBackend:
     def batch(self, model: Model, options: ModelOptions) -> int:
         """No more frames than the model runs at a time: what one step has written is still in the processor's cache
         when the next one reads it."""
-        return min(options.batch, model.runs * model.chunk)
+        return min(options.batch or BATCH, model.runs * model.chunk)
 
-    def compositor(self, kind: BatchKind, model: Model) -> CpuCompositor:
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> CpuCompositor:
         """See `Backend`."""
-        return CpuCompositor(kind, workers=self._workers)
+        return CpuCompositor(kind, workers=workers or self._workers)
 
     def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
         """See `Backend`."""
@@ -204,13 +211,14 @@ class HostBackend:
         )
 
     def stages(self, steps: Steps, finish: Callable[[Flight], None]) -> list[Stage[Flight]]:
-        """Each step has a thread, so that one batch is prepared and one pasted while one is inferred."""
+        """One thread prepares batches and starts the model on them, whose own threads take them as they become free,
+        so that none of them waits for the end of a batch; one waits for it; one pastes."""
 
         def paste(flight: Flight) -> None:
             steps.paste(flight)
             finish(flight)
 
-        return [Stage("prepare", steps.prepare), Stage("infer", steps.infer), Stage("paste", paste)]
+        return [Stage("prepare", steps.begin), Stage("infer", steps.infer), Stage("paste", paste)]
 
     def close(self) -> None:
         """Nothing is queued."""

@@ -15,15 +15,16 @@ from gpupipe.options import EngineOptions, read_bytes
 
 
 def feature_budget(options: EngineOptions) -> FeatureBudget | None:
-    """What `--feature-cache` says: None for nothing.
+    """What `--feature-cache` says: None for nothing. Where it says nothing, there is room for what is tuned.
 
     Raises:
         OptionError: it is neither a number of bytes nor auto nor off.
     """
     if options.feature_cache == "off":
         return None
-    if options.feature_cache == "auto":
-        return FeatureBudget((memory_available_bytes() or 0) // 4, always=False)
+    if options.feature_cache in (None, "auto"):
+        tuned = options.feature_cache is None
+        return FeatureBudget((memory_available_bytes() or 0) // 4, always=tuned, tuned=tuned)
     try:
         return FeatureBudget(read_bytes(options.feature_cache), always=True)
     except OptionError as error:
@@ -43,6 +44,10 @@ class FeatureStore:
         self._all: WeakSet[KeptFeatures] = WeakSet()
         self._reasons: dict[Hashable, str] = {}
         self._lock = threading.Lock()
+
+    def wanted(self, tuned: bool) -> bool:
+        """Whether features are to be kept for a session: for all, or for one that is tuned to it."""
+        return self._budget is not None and (tuned or not self._budget.tuned)
 
     def open(self, model: Model, key: Hashable) -> SplitModel | None:
         """A model in two nets, if features are to be kept and that can be.

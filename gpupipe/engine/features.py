@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpupipe.model.features import FeatureRow, ResidentFeatures
 from gpupipe.model.model import Bindings, Model
+from gpupipe.model.runner import Wait, started
 from gpupipe.model.split import NotSplit
 from gpupipe.model.split_file import split_files
 from gpupipe.model.split_model import RestBinding, RestNet, SourceNet
@@ -26,10 +30,12 @@ class FeatureBudget(NamedTuple):
     Attributes:
         nbytes: for all characters together.
         always: for every frame that there is room for; else only where a frame is shown often enough for it to win.
+        tuned: only of sessions that are tuned to it; see `SessionOrder.features`.
     """
 
     nbytes: int
     always: bool
+    tuned: bool = False
 
 
 class KeptFeatures:
@@ -43,6 +49,7 @@ class KeptFeatures:
     def __init__(self, source: SourceNet, frames: int) -> None:
         self.features = ResidentFeatures.allocate(source.features, frames)
         self._made: NDArray[np.bool_] = np.zeros(frames, np.bool_)
+        self._making = [threading.Lock() for _ in range(frames)]
 
     @property
     def nbytes(self) -> int:
@@ -53,11 +60,16 @@ class KeptFeatures:
         """Whether a cached frame is one of those whose features are kept."""
         return frame < self.features.frames
 
-    def missing(self, frame: int) -> bool:
-        """Whether a frame's are not made yet; they are taken for made from now on."""
-        missing = not self._made[frame]
-        self._made[frame] = True
-        return bool(missing)
+    def make(self, source: SourceNet, visual: NDArray[Any], frame: int) -> None:
+        """Make a frame's, unless they are there; who wants the same meanwhile waits.
+
+        Raises:
+            InferenceError: the net failed; the next who wants them tries again.
+        """
+        with self._making[frame]:
+            if not self._made[frame]:
+                source.run(visual, self.features.rows(frame, 1))
+                self._made[frame] = True
 
 
 class SplitModel:
@@ -75,6 +87,7 @@ class SplitModel:
         self._break_even: float | None = None
         self.source = SourceNet(source, options, batch=batch, runs=model.runs)
         self.rest = RestNet(rest, self.source, options, batch=batch, runs=model.runs)
+        self._pool = ThreadPoolExecutor(model.runs, "model")
 
     @classmethod
     def open(cls, model: Model) -> SplitModel | NotSplit:
@@ -101,14 +114,15 @@ class SplitModel:
         """Bind a slot's buffers for the rest."""
         return self.rest.bind(audio, prediction, visual if self.rest.needs_visual else None)
 
-    def run(
+    def start(
         self,
         bindings: Bindings,
         rest: Sequence[RestBinding],
         visual: NDArray[Any],
         frames: Sequence[tuple[KeptFeatures | None, int]],
-    ) -> None:
-        """Predict the frames in a slot's first places: by the rest where features are kept, else by the whole.
+    ) -> Wait:
+        """Predict the frames in a slot's first places, as threads become free: by the rest where features are kept,
+        else by the whole.
 
         Args:
             bindings: the slot's, of the whole.
@@ -116,20 +130,18 @@ class SplitModel:
             visual: the slot's, `[B, 6, S, S]`.
             frames: of each place, where its character's features are kept, if they are, and which cached frame it is.
 
-        Raises:
-            InferenceError: a net failed.
+        Returns:
+            What waits for their end, and raises an InferenceError if a net failed.
         """
-        split = {place: FeatureRow(kept.features, frame) for place, (kept, frame) in enumerate(frames)
-                 if kept is not None and kept.has_room(frame)}  # fmt: skip
-        for place, (features, frame) in split.items():
-            kept = frames[place][0]
-            if kept is not None and kept.missing(frame):
-                self.source.run(visual[place : place + 1], features.rows(frame, 1))
-        whole = [bindings[place] for place in range(len(frames)) if place not in split]
-        if whole:
-            self.model.run(whole, len(whole))
-        if split:
-            self.rest.run([rest[place] for place in split], list(split.values()))
+
+        def predict(place: int, kept: KeptFeatures | None, frame: int) -> None:
+            if kept is None or not kept.has_room(frame):
+                self.model.run(bindings[place : place + 1], 1)
+                return
+            kept.make(self.source, visual[place : place + 1], frame)
+            self.rest.run(rest[place : place + 1], [FeatureRow(kept.features, frame)])
+
+        return started(self._pool, [partial(predict, place, *frame) for place, frame in enumerate(frames)])
 
     @property
     def break_even(self) -> float:
@@ -167,5 +179,6 @@ class SplitModel:
 
     def close(self) -> None:
         """Close both nets."""
+        self._pool.shutdown()
         self.source.close()
         self.rest.close()

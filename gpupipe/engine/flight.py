@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from gpupipe.engine.lane import Lane, LaneSlot
 from gpupipe.engine.session import FrameTask, Session
 from gpupipe.errors import InferenceError
+from gpupipe.model.runner import Wait
 from gpupipe.trace import INFER, PASTE, PREPARE, QUEUED, Span, Stage, Trace
 
 
@@ -24,6 +27,8 @@ class Flight:
         lane: which.
         slot: its buffers.
         tasks: its frames, in the places of the slot.
+        predicted: waits for the model, once it has been started.
+        begun: when that was, seconds of `time.perf_counter`.
         error: what has stopped it: of all its frames.
         alone: whether the model has failed for the batch: each frame is drawn alone then, to find whose the fault is.
         finished: the errors of frames that were drawn alone, or None.
@@ -32,6 +37,8 @@ class Flight:
     lane: Lane
     slot: LaneSlot[Any]
     tasks: list[FrameTask]
+    predicted: Wait | None = None
+    begun: float = 0.0
     error: BaseException | None = None
     alone: bool = False
     finished: dict[int, BaseException | None] = field(default_factory=dict)
@@ -51,31 +58,46 @@ class Steps:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
+        self._inferred = 0.0
 
-    def prepare(self, flight: Flight) -> None:
-        """Fill the model's inputs."""
+    def begin(self, flight: Flight) -> None:
+        """Fill the model's inputs, and start it. If it fails for a batch, `paste` draws each frame alone."""
         self._step(PREPARE, flight, lambda: self._prepare(flight, flight.tasks))
-
-    def infer(self, flight: Flight) -> None:
-        """Run the model. If it fails for a batch, `paste` draws each frame alone."""
-        lane, slot = flight.lane, flight.slot
+        if flight.error is not None:
+            return
+        lane = flight.lane
         try:
-            if flight.error is None:
-                lane.compositor.ready(slot.buffers)
-                with self._timed(INFER, flight):
-                    self._run(flight)
+            lane.compositor.ready(flight.slot.buffers)
+            flight.begun = time.perf_counter()
+            with nullcontext() if _on_host(lane) else self._timed(INFER, flight):
+                flight.predicted = self._started(flight)
         except InferenceError:
             flight.alone = True
         except BaseException as error:
             flight.error = error
 
-    def _run(self, flight: Flight) -> None:
+    def infer(self, flight: Flight) -> None:
+        """Wait for the model, where it runs on the host."""
+        if flight.predicted is None:
+            return
+        try:
+            flight.predicted()
+        except InferenceError:
+            flight.alone = True
+        except BaseException as error:
+            flight.error = error
+        if _on_host(flight.lane):
+            # Batches overlap: what the model takes is the time from one's end to the next one's.
+            begun, self._inferred = max(flight.begun, self._inferred), time.perf_counter()
+            span = Span(INFER, threading.current_thread().name, begun, self._inferred, len(flight.tasks))
+            self._trace.add(span, flight.shares)
+
+    def _started(self, flight: Flight) -> Wait:
         lane, slot = flight.lane, flight.slot
         if lane.split is None:
-            lane.model.run(slot.bindings, len(flight.tasks))
-            return
+            return lane.model.start(slot.bindings, len(flight.tasks))
         frames = [(task.session.features, task.drawing.source) for task in flight.tasks]
-        lane.split.run(slot.bindings, slot.rest, slot.buffers.visual, frames)
+        return lane.split.start(slot.bindings, slot.rest, slot.buffers.visual, frames)
 
     def paste(self, flight: Flight) -> None:
         """Draw the predictions."""
@@ -86,7 +108,7 @@ class Steps:
 
     def compute(self, flight: Flight) -> None:
         """All three, where they are only queued: one thread keeps a GPU's stream in order."""
-        self.prepare(flight)
+        self.begin(flight)
         self.infer(flight)
         self.paste(flight)
 
@@ -149,7 +171,7 @@ class Steps:
     def _timed(self, step: Stage, flight: Flight) -> Iterator[None]:
         """Time a step: by the host's clock if the host does it, by the GPU's if it is only queued."""
         marks = flight.slot.buffers.marks
-        if marks is None or (step == INFER and flight.lane.model.provider == "cpu"):
+        if marks is None:
             with self._trace.span(step, len(flight.tasks), flight.shares):
                 yield
             return
@@ -164,6 +186,11 @@ class Steps:
         marks = flight.slot.buffers.marks
         for step, start, end in marks.collect() if marks is not None else ():
             self._trace.add(Span(step, "gpu", start, end, len(flight.tasks)), flight.shares)
+
+
+def _on_host(lane: Lane) -> bool:
+    """Whether the model runs there."""
+    return lane.model.provider == "cpu"
 
 
 def nan_error(task: FrameTask) -> InferenceError:

@@ -18,16 +18,16 @@ from gpupipe.engine.backend import Opened
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
-from gpupipe.errors import ProviderError
+from gpupipe.errors import OptionError, ProviderError
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.driver import end_capture, opening_lock
 from gpupipe.machine import cache_folder, cpu_count
 from gpupipe.model.graphs import why_not
 from gpupipe.model.layout import open_model
 from gpupipe.model.model import Bindings, Model
-from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions
+from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions, runtime
 from gpupipe.model.signature import model_shapes
-from gpupipe.options import ModelOptions
+from gpupipe.options import BATCH, ModelOptions
 from gpupipe.speech.rows import SpeechRows
 
 SPARE_BYTES = 64_000_000
@@ -45,6 +45,17 @@ class GpuBackend:
         self.gpu = gpu
         self.name = f"cuda:{gpu.index} ({gpu.name})"
 
+    def check(self, options: ModelOptions) -> None:
+        """See `Backend`. What is quantised for the CPU's kernels is for them: CUDA has none (`model/quantise.py`)."""
+        cuda = PROVIDER_NAMES["cuda"] in runtime().get_available_providers()
+        if options.precision == "int8" and options.provider != "cpu" and (options.provider != "auto" or cuda):
+            raise OptionError(
+                "runs on the CPU only",
+                field="--precision",
+                value="int8",
+                remedy="use fp16, or --provider cpu",
+            )
+
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model with the provider that was asked for; "auto" is CUDA, or, saying so, the CPU."""
 
@@ -58,11 +69,12 @@ class GpuBackend:
                 fp16=options.fp16,
                 engine_cache=cache_folder() / "tensorrt" / _folder_name(self.gpu),
             )
+            batch = options.batch or BATCH
             if provider != "cuda":
-                model, layout = Model(path, settings, batch=options.batch), None
+                model, layout = Model(path, settings, batch=batch, runs=options.runs or 0), None
             else:
                 timed = cache_folder() / "layouts" / _folder_name(self.gpu)
-                model, layout = open_model(self.gpu, path, settings, options.batch, timed)
+                model, layout = open_model(self.gpu, path, settings, batch, timed)
             return Opened(model, (*_elsewhere(model), *filter(None, [layout])))
 
         if options.provider != "auto":
@@ -130,9 +142,9 @@ class GpuBackend:
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """As many as were asked for."""
-        return options.batch
+        return options.batch or BATCH
 
-    def compositor(self, kind: BatchKind, model: Model) -> GpuCompositor:
+    def compositor(self, kind: BatchKind, model: Model, workers: int | None = None) -> GpuCompositor:
         """See `Backend`."""
         return GpuCompositor(self.gpu, kind, model_on_device=model.provider != "cpu")
 

@@ -14,7 +14,7 @@ from gpupipe.compose.protocol import BatchKind
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import FeatureBudget, KeptFeatures
-from gpupipe.engine.lane import SLOTS, Lane
+from gpupipe.engine.lane import Lane, slots_of
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import Resident, ResidentKey, Residents
 from gpupipe.engine.shelf import Digests, Shelf
@@ -70,7 +70,7 @@ class Holdings:
         self._models: Shelf[_OpenModel] = Shelf(keep=0)  # lanes keep theirs open
         self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
         self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
-        self._digests = Digests()
+        self.digests = Digests()
         self.residents: Residents[Any] = Residents(backend.unload, cache)
         self._pool = SurfacePool(backend.gpu)
 
@@ -81,20 +81,21 @@ class Holdings:
             GpupipeError: something cannot be opened, or does not fit in memory.
         """
         backend, spec = self._backend, order.spec
-        model_key = (self._digests.of(order.model), replace(order.options, model=None))
+        model_key = (self.digests.of(order.model), replace(order.options, model=None))
         opened = self._models.take(model_key, lambda: self._open_model(order))
         held.callback(self._models.give_back, model_key)
         model = opened.model
         model.signature.check_size(spec.layout)
         kind = BatchKind(spec.layout, spec.pixel_format, model.dtype, backend.batch(model, order.options))
-        lane_key = (model_key, kind.layout, kind.pixel_format)
+        keep = self._kept.wanted(order.features)
+        lane_key = (model_key, kind.layout, kind.pixel_format, order.workers, keep)
         if not self._lanes.holds(lane_key):
             with backend.opening():
                 self._on_compute_thread(lambda: backend.warm_up(model, kind))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
-        depth = (SLOTS + 1) * kind.batch  # a batch in each slot, and one with the sink
+        depth = (slots_of(model, kind.batch) + 1) * kind.batch  # a batch in each slot, and one with the sink
         self._make_room(order, kind, lane_key, model, rows, depth)
-        lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind))
+        lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers, keep=keep))
         held.callback(self._lanes.give_back, lane_key)
         resident = self._resident(order)
         held.callback(self.residents.give_back, resident)
@@ -103,7 +104,8 @@ class Holdings:
         memory = self._pool.borrow(spec.format, depth)
         held.callback(self._pool.give_back, spec.format, memory)
         kept = self._kept.of(lane.split, resident.frames, model_key, order.shown, spec.count)
-        notes = (*opened.notes, *model.notes, *self._kept.notes(model_key, kept, spec.count))
+        said = self._kept.notes(model_key, kept, spec.count) if keep else ()
+        notes = (*opened.notes, *model.notes, *said)
         return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
 
     def load(self, order: SessionOrder) -> None:
@@ -139,12 +141,12 @@ class Holdings:
         with self._backend.opening():
             return _OpenModel(self._backend, *self._backend.open_model(order.model, order.options))
 
-    def _open_lane(self, model_key: Hashable, kind: BatchKind) -> Lane:
+    def _open_lane(self, model_key: Hashable, kind: BatchKind, workers: int | None, *, keep: bool) -> Lane:
         model = self._models.take(model_key, _must_be_open).model
         try:
             with self._backend.opening():
-                split = self._kept.open(model, model_key)
-            compositor = self._backend.compositor(kind, model)
+                split = self._kept.open(model, model_key) if keep else None
+            compositor = self._backend.compositor(kind, model, workers)
             lane = Lane(model, compositor, lambda: self._models.give_back(model_key), split)
         except BaseException:
             self._models.give_back(model_key)
@@ -161,7 +163,7 @@ class Holdings:
 
     def _encoder(self, path: Path, batch: int, model: Model, held: ExitStack) -> AudioEncoder:
         """An audio encoder, run by the model's provider."""
-        key = (self._digests.of(path), batch, model.provider)
+        key = (self.digests.of(path), batch, model.provider)
 
         def opened() -> AudioEncoder:
             with self._backend.opening():
@@ -186,7 +188,7 @@ class Holdings:
             if not self.residents.holds(key, order.spec.count):
                 parts |= backend.frame_bytes(order.spec)
             if not self._lanes.holds(lane_key):
-                parts |= backend.lane_bytes(kind, model, SLOTS)
+                parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
             parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth)
             return parts | backend.speech_bytes(rows)
 

@@ -13,9 +13,15 @@ from gpupipe.model.model import Bindings, Model
 from gpupipe.model.split_model import RestBinding
 
 SLOTS = 3
-"""Batches of a lane under way: one is computed, one is finished or prepared, one is copied or pasted."""
+"""Batches of a lane under way where the model has one at a time: one is computed, one is finished or prepared, one is
+copied or pasted."""
 
 SlotT = TypeVar("SlotT", bound=Slot)
+
+
+def slots_of(model: Model, batch: int) -> int:
+    """Batches of a lane under way: two more than the model runs at a time."""
+    return SLOTS - 1 + -(-model.runs * model.chunk // batch)
 
 
 @dataclass
@@ -37,7 +43,8 @@ class Lane:
         split: the model in two nets, if features are kept.
 
     Attributes:
-        free: slots that no batch uses.
+        slots: how many there are.
+        free: those that no batch uses.
         pace: how long its batches take on the device.
     """
 
@@ -51,10 +58,12 @@ class Lane:
         self.model, self.compositor, self._closed, self.split = model, compositor, closed, split
         self.pace = Pace()
         self.free: list[LaneSlot[Any]] = []
-        for _ in range(SLOTS):
+        for _ in range(slots_of(model, compositor.kind.batch)):
             slot = compositor.new_slot()
             rest = () if split is None else split.bind(slot.audio, slot.prediction, slot.visual)
             self.free.append(LaneSlot(slot, model.bind(slot.visual, slot.audio, slot.prediction), rest))
+
+        self.slots = len(self.free)
 
     @property
     def kind(self) -> BatchKind:

@@ -35,6 +35,8 @@ class SessionOrder:
         total: output frames; None: as long as the speech lasts.
         segments: gives the next range of output frames that the session is to draw, None after the last; None: it
             draws all of them.
+        workers: threads that composite on the CPU; None: the engine's.
+        features: whether its frames' features are kept where the engine leaves that to what is tuned.
     """
 
     character: Character
@@ -45,6 +47,8 @@ class SessionOrder:
     start: int = 0
     total: int | None = None
     segments: Callable[[], range | None] | None = None
+    workers: int | None = None
+    features: bool = False
 
     @property
     def shown(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpupipe.errors import InferenceError, OptionError
 from gpupipe.model.graphs import REFUSED, Graphs, unsafe_operators, why_not
-from gpupipe.model.runner import Runner, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
+from gpupipe.model.runner import Runner, Wait, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
 from gpupipe.model.runtime import SessionOptions, assigned_nodes, open_session
 from gpupipe.model.signature import Signature, precision_of
 
@@ -27,7 +27,7 @@ class Model:
         path: the ONNX file.
         options: how to run it; `threads` is the number for all runs together.
         batch: the most frames in a batch.
-        runs: frames run at a time on the CPU; 0 picks one per thread, 4 at most.
+        runs: run at a time on the CPU, whatever the batch; 0 picks one per thread, 4 at most.
         graphs: on a GPU, let runs be captured in CUDA graphs where that is possible.
 
     Attributes:
@@ -35,7 +35,7 @@ class Model:
         dtype: of inputs and output.
         options: how it is run, and what belongs to it may be.
         provider: the execution provider in use.
-        runs: frames run at a time.
+        runs: at a time, of a frame each, or of as many as the file is made for.
         nodes: how many nodes of its graph each provider runs, by ONNX Runtime's names; nothing where it does not tell.
         graph_bytes: device memory that a CUDA graph of a slot takes, as far as it was measured.
 
@@ -54,7 +54,7 @@ class Model:
                 value="tf32",
                 remedy="use fp32, or int8, or another provider",
             )
-        self.runs = runs_at_a_time(options, batch, runs)
+        self.runs = runs_at_a_time(options, runs)
         self.provider = options.provider
         signature = Signature(path, open_session(path, SessionOptions())) if options.provider == "tensorrt" else None
         if signature is not None:
@@ -119,7 +119,21 @@ class Model:
             InferenceError: the model failed.
             DeviceMemoryError: the GPU's memory does not suffice.
         """
-        self._runner.run(bindings[: -(-frames // self.chunk)])
+        self._runner.run(self._needed(bindings, frames))
+
+    def start(self, bindings: Bindings, frames: int) -> Wait:
+        """Like `run`, but on the CPU too it does not wait: runs of several batches go on side by side.
+
+        Returns:
+            What waits for the end, and raises; on a GPU it does nothing.
+        """
+        if self.provider == "cpu":
+            return self._runner.start(self._needed(bindings, frames))
+        self.run(bindings, frames)
+        return lambda: None
+
+    def _needed(self, bindings: Bindings, frames: int) -> Bindings:
+        return bindings[: -(-frames // self.chunk)]
 
     def capture(self, bindings: Bindings) -> bool:
         """Capture the runs on bound buffers in CUDA graphs, which later runs replay; does nothing where that is not

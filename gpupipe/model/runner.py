@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,22 @@ SETTLING_RUNS = 256
 """On a GPU one of so many runs waits for its end: only then does ONNX Runtime give back page-locked buffers whose
 release some operators (Concat and Split of unequal parts, ScatterND, batched MatMul, recurrent layers) put off
 (`DeviceStreamCollectionImpl::CleanUp`, device_stream_collection.cc, 0896ef2)."""
+
+
+Wait = Callable[[], None]
+"""Waits for the end of what was started, and raises what stopped it."""
+
+
+def started(pool: ThreadPoolExecutor, works: Sequence[Callable[[], None]]) -> Wait:
+    """Start works in a pool's threads, one after the other as threads become free."""
+    futures = [pool.submit(work) for work in works]
+
+    def wait() -> None:
+        concurrent.futures.wait(futures)  # all of them: their buffers may be used again afterwards
+        for future in futures:
+            future.result()
+
+    return wait
 
 
 def frames_of_a_run(path: Path, options: SessionOptions, batch: int, fixed: int | None) -> int:
@@ -45,14 +63,15 @@ def frames_of_a_run(path: Path, options: SessionOptions, batch: int, fixed: int 
     return frames
 
 
-def runs_at_a_time(options: SessionOptions, batch: int, asked: int = 0) -> int:
-    """How many runs of a frame share the CPU's threads: one per thread, 4 at most, unless asked for; 1 on a GPU."""
-    return min(asked or 4, options.threads, batch) if options.provider == "cpu" else 1
+def runs_at_a_time(options: SessionOptions, asked: int = 0) -> int:
+    """How many runs share the CPU's threads: one per thread, 4 at most, unless asked for; 1 on a GPU."""
+    return min(asked or 4, options.threads) if options.provider == "cpu" else 1
 
 
 def threads_of_a_run(options: SessionOptions, runs: int) -> SessionOptions:
-    """The options with the threads that each of the runs has."""
-    return replace(options, threads=max(1, options.threads // runs))
+    """The options with the threads that one run can have: its own, and those of the session's pool, which all runs of
+    the session share (n threads are the caller and n - 1 of a pool: `ThreadPool`, threadpool.cc of ONNX Runtime)."""
+    return replace(options, threads=max(1, options.threads - runs + 1))
 
 
 class Runner:
@@ -70,10 +89,23 @@ class Runner:
         self, path: Path, session: Any, options: SessionOptions, runs: int, graphs: Graphs | None = None
     ) -> None:
         self.path, self.session, self.options = path, session, options
-        self._pool = ThreadPoolExecutor(runs, "infer") if runs > 1 else None
+        self._pool = ThreadPoolExecutor(runs, "model") if options.provider == "cpu" else None
         self._waiting, self._queueing = (run_options(options, waits=waits) for waits in (True, False))
         self._graphs = graphs
         self._runs_done = 0
+
+    def start(self, bindings: Sequence[Binding]) -> Wait:
+        """Start a run on each of the bindings, on the CPU, in the order of all that were started, as threads become
+        free.
+
+        Args:
+            bindings: of buffers that outlive the runs.
+
+        Returns:
+            What waits for their end, and raises as `run` does.
+        """
+        assert self._pool is not None
+        return started(self._pool, [partial(self.run, [binding]) for binding in bindings])
 
     def run(self, bindings: Sequence[Binding], before: Callable[[int], None] | None = None) -> None:
         """Run on each of the bindings; on a GPU this queues the work on the stream and does not wait, but for one run

@@ -29,7 +29,7 @@ class _OpenNet:
             self._look(open_session(path, SessionOptions()))
             shapes = {name: (batch, *spec.frame_shape) for name, spec in self.inputs.items()}
             options = replace(options, profile=shapes)
-        runs = runs_at_a_time(options, batch, runs)
+        runs = runs_at_a_time(options, runs)
         session = open_session(path, threads_of_a_run(options, runs))
         self._look(session)
         fixed = next(iter(self.inputs.values())).shape[0]

@@ -6,6 +6,7 @@ all made from `EngineOptions`, `ModelOptions`, `SpeechOptions` and `OutputOption
 
 from gpupipe.options.declare import Option, declared, option, read_bytes
 from gpupipe.options.groups import (
+    BATCH,
     MAX_BATCH,
     EngineOptions,
     ImageFormat,
@@ -23,6 +24,7 @@ from gpupipe.options.keywords import (
     LiveKeywords,
     ModelKeywords,
     RenderKeywords,
+    TuneKeywords,
     divided,
     documented,
     from_json,
@@ -31,6 +33,7 @@ from gpupipe.options.keywords import (
 )
 
 __all__ = [
+    "BATCH",
     "MAX_BATCH",
     "EngineKeywords",
     "EngineOptions",
@@ -47,6 +50,7 @@ __all__ = [
     "ProviderChoice",
     "RenderKeywords",
     "SpeechOptions",
+    "TuneKeywords",
     "declared",
     "divided",
     "documented",

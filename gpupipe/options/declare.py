@@ -21,6 +21,9 @@ Kind = Literal["text", "path", "features", "device", "number", "bytes", "choice"
 DEVICES: Final = ("auto", "cpu", "cuda", "cuda:N")
 """Every device; N is a GPU's number, as CUDA numbers the visible ones. Several GPUs are separated by commas."""
 
+Auto = Literal["auto"]
+"""Asked for what None stands for, in words."""
+
 T = TypeVar("T")
 
 _METADATA = "gpupipe"
@@ -41,6 +44,7 @@ class Option:
         most: the largest number, or None.
         choices: all values there are, of a choice.
         unset: what None stands for; None is refused where this is.
+        auto: whether "auto" is None, in words.
         name: of the field: its spelling in Python and JSON.
         default: its value where none is given.
     """
@@ -53,6 +57,7 @@ class Option:
     most: int | None = None
     choices: tuple[str, ...] = ()
     unset: str | None = None
+    auto: bool = False
     name: str = ""
     default: Any = None
 
@@ -66,12 +71,13 @@ class Option:
         Raises:
             OptionError: it has the wrong type, or is out of range.
         """
-        if value is None and self.unset is not None:
+        if (value is None and self.unset is not None) or (self.auto and isinstance(value, str) and value == "auto"):
             return None
         if self.kind in ("number", "bytes"):
             number = _whole(value)
             if number is None:
                 remedy = f"give {self.least} {'or more' if self.most is None else f'to {self.most}'}"
+                remedy += ", or auto" if self.auto else ""
                 raise OptionError("not a whole number", field=spelled, value=value, remedy=remedy)
             OptionError.unless_within(spelled, number, self.least, self.most)
             return number
@@ -125,14 +131,16 @@ class Option:
         """What the help says that the default is; None for a switch, which is as it is unless given."""
         if self.kind == "switch":
             return None
-        return self.unset if self.default is None else str(self.default)
+        if self.default is not None:
+            return str(self.default)
+        return f"auto: {self.unset}" if self.auto else self.unset
 
     @property
     def python_spellings(self) -> dict[str, str]:
         """What stands for this option's flag in Python: `--no-audio` is `sound=False`."""
         if self.kind == "switch":
             return {self.flag: f"{self.name}={not self.default}"}
-        values = [choice for choice in DEVICES[:-1] if self.kind == "device"] or self.choices
+        values = [choice for choice in DEVICES[:-1] if self.kind == "device"] or self.choices or ("auto",) * self.auto
         return {self.flag: self.name} | {f"{self.flag} {value}": f'{self.name}="{value}"' for value in values}
 
 
@@ -147,6 +155,7 @@ def option(
     most: int | None = None,
     choices: tuple[str, ...] = (),
     unset: str | None = None,
+    auto: bool = False,
 ) -> T:
     """Declare a dataclass's field as an option; see `Option`.
 
@@ -154,7 +163,7 @@ def option(
     """
     if kind is None:
         kind = "switch" if isinstance(default, bool) else "choice" if choices else "number" if metavar else "text"
-    said = Option(kind, help, flag, metavar, least, most, choices, unset, default=default)
+    said = Option(kind, help, flag, metavar, least, most, choices, unset, auto, default=default)
     made: T = field(default=default, metadata={_METADATA: said})
     return made
 

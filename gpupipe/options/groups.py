@@ -31,6 +31,9 @@ MAX_BATCH: Final = 512
 
 MAX_THREADS: Final = 1024
 
+BATCH: Final = 8
+"""Frames in a batch where no number is asked for, and none is tuned."""
+
 
 @dataclass(frozen=True)
 class EngineOptions(Checked):
@@ -48,7 +51,8 @@ class EngineOptions(Checked):
         metavar="N",
         least=1,
         most=MAX_THREADS,
-        unset="one a core, 4 at most",
+        unset="as tuned, else one a core, 4 at most",
+        auto=True,
     )
     max_memory: int | None = option(
         None,
@@ -65,12 +69,13 @@ class EngineOptions(Checked):
         metavar="SIZE",
         unset="half of what is free",
     )
-    feature_cache: str = option(
-        "off",
+    feature_cache: str | None = option(
+        None,
         "keep what the model makes of each cached frame alone, in memory up to this size, such as 4G; auto: where "
         "frames are shown often enough, in a quarter of what is free; on the CPU, in fp32",
         metavar="SIZE",
         kind="text",
+        unset="as tuned, else off",
     )
 
 
@@ -82,8 +87,23 @@ class ModelOptions(Checked):
         None, "lip-sync model", kind="path", metavar="M.onnx", unset="the character's own"
     )
     provider: ProviderChoice = option("auto", "what runs the model", choices=get_args(ProviderChoice))
-    batch: int = option(
-        8, "frames in a batch; on the CPU no more than the model runs at a time", metavar="N", least=1, most=MAX_BATCH
+    batch: int | None = option(
+        None,
+        "frames in a batch; on the CPU no more than the model runs at a time",
+        metavar="N",
+        least=1,
+        most=MAX_BATCH,
+        unset=f"as tuned, else {BATCH}",
+        auto=True,
+    )
+    runs: int | None = option(
+        None,
+        "frames that the model runs at a time on the CPU, no more than it has threads, which they share",
+        metavar="N",
+        least=1,
+        most=MAX_BATCH,
+        unset="as tuned, else one a thread, 4 at most",
+        auto=True,
     )
     inference_threads: int | None = option(
         None, "CPU threads for the model", metavar="N", least=1, most=MAX_THREADS, unset="one a core"
@@ -138,12 +158,14 @@ class OutputOptions(Checked):
     encoder_threads: int | None = option(
         None, "encoder threads", metavar="N", least=1, most=MAX_THREADS, unset="4 on every machine"
     )
-    encoders: int = option(
-        1,
+    encoders: int | None = option(
+        None,
         "segments encoded at a time; the file is the same bytes for every number",
         metavar="N",
         least=1,
         most=MAX_THREADS,
+        unset="as tuned, else 1",
+        auto=True,
     )
     segment_frames: int = option(250, "frames encoded on their own, from a keyframe", metavar="N", least=1)
     pixel_format: PixelFormat | None = option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError, in_python
-from gpupipe.options.declare import DEVICES, Option, declared, listed
+from gpupipe.options.declare import DEVICES, Auto, Option, declared, listed
 from gpupipe.options.groups import (
     GROUPS,
     EngineOptions,
@@ -39,8 +39,8 @@ class HostKeywords(TypedDict, total=False):
     """Of an engine that lives for one job."""
 
     device: str
-    workers: int | None
-    feature_cache: str
+    workers: int | Auto | None
+    feature_cache: str | None
     max_memory: int | None
 
 
@@ -55,7 +55,8 @@ class ModelKeywords(TypedDict, total=False):
 
     model: Path | str | None
     provider: ProviderChoice
-    batch: int
+    batch: int | Auto | None
+    runs: int | Auto | None
     inference_threads: int | None
     precision: Precision
 
@@ -85,7 +86,7 @@ class JobKeywords(JobFramesKeywords, total=False):
     crf: int | None
     preset: str | None
     encoder_threads: int | None
-    encoders: int
+    encoders: int | Auto | None
     segment_frames: int
     image_format: ImageFormat
     jpeg_quality: int
@@ -98,6 +99,18 @@ class FramesKeywords(HostKeywords, JobFramesKeywords, total=False):
 
 class RenderKeywords(HostKeywords, JobKeywords, total=False):
     """Of `render()`."""
+
+
+class TuneKeywords(TypedDict, total=False):
+    """Of `tune()`: what a tuning is for."""
+
+    device: str
+    max_memory: int | None
+    model: Path | str | None
+    provider: ProviderChoice
+    precision: Precision
+    features: Path | str | NDArray[np.float32] | None
+    encoder: str
 
 
 def split(

@@ -7,6 +7,7 @@
     output  a video or a folder of images (`video_output`, `image_output`), made in a `work_folder`; `sink`: protocol
     stats   what is told of a render                                   segments  ranges of frames, encoded on their own
     precision  the model's file, as it is or in another precision      samples   frames to calibrate and judge with
+    tuning  what `gpupipe tune` found, remembered                      tuned     used where an option was not given
 
 This file imports nothing: `gpupipe.render` must be importable at once, see `gpupipe/__init__.py`.
 """

@@ -25,13 +25,17 @@ from gpupipe.options import (
     JobKeywords,
     LiveKeywords,
     ModelKeywords,
+    ModelOptions,
+    OutputOptions,
     documented,
     split,
 )
 from gpupipe.render.job import Job
 from gpupipe.render.live import Live
+from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan, whole
 from gpupipe.render.stats import OnProgress, RenderStats
+from gpupipe.render.tuned import Tuned, tuned
 from gpupipe.render.write import opened_session, write
 from gpupipe.trace import Trace
 
@@ -67,6 +71,7 @@ class Engine(EngineCore):
         chosen, *_ = split(options, EngineKeywords, by="Engine()")
         picked = open_backend(chosen)
         self.notes = picked.notes
+        self._asked = chosen
         self._workers = workers(chosen)
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
         self._jobs: set[Job] = set()
@@ -101,7 +106,8 @@ class Engine(EngineCore):
         """
         _, model, *_ = split(options, ModelKeywords, by="Engine.load()")
         loaded = self._loaded(character)
-        self.hold(whole(loaded, pixel_format, model, masked_video=masked_video))
+        found = self._tuned(loaded, model)
+        self.hold(found.ordered(whole(loaded, pixel_format, found.model, masked_video=masked_video)))
         return loaded
 
     @documented(JobKeywords)
@@ -188,9 +194,10 @@ class Engine(EngineCore):
         """
         _, model, said, output = split(options, LiveKeywords, by="Engine.live()")
         loaded = self._loaded(character)
-        order = whole(loaded, output.pixel_format or "nv12", model, masked_video=said.masked_video)
+        found = self._tuned(loaded, model)
+        order = whole(loaded, output.pixel_format or "nv12", found.model, masked_video=said.masked_video)
         encoder = loaded.audio_encoder_path if said.audio_encoder is None else Path(said.audio_encoder)
-        return Live(self, replace(order, start=said.start_frame), encoder, due=due, trace=trace)
+        return Live(self, replace(found.ordered(order), start=said.start_frame), encoder, due=due, trace=trace)
 
     def close(self) -> None:
         """Cancel what is under way, and release everything."""
@@ -215,8 +222,10 @@ class Engine(EngineCore):
     def _frames(
         self, character: AnyCharacter, pixel_format: PixelFormat, options: Any, trace: Trace | None
     ) -> Iterator[NDArray[np.uint8]]:
-        plan = Plan.make(self._loaded(character), pixel_format, *options, sound=False)
-        with opened_session(self, plan, trace or Trace()) as session:
+        loaded, (model, said) = self._loaded(character), options
+        found = self._tuned(loaded, model)
+        plan = Plan.make(loaded, pixel_format, found.model, said, sound=False)
+        with opened_session(self, replace(plan, order=found.ordered(plan.order)), trace or Trace()) as session:
             for surface in session:
                 assert surface.host is not None
                 frame = surface.host.copy()
@@ -232,8 +241,14 @@ class Engine(EngineCore):
         beside: Sequence[EngineCore] = (),
         **more: Any,
     ) -> RenderStats:
-        loaded = self._loaded(character)
-        return write([self, *beside], loaded, output, options, workers=self._workers, notes=self.notes, **more)
+        loaded, (model, said, writing) = self._loaded(character), options
+        found = self._tuned(loaded, model, writing if is_video(output) else None)
+        chosen = (found, said, writing)
+        return write([self, *beside], loaded, output, chosen, workers=self._workers, notes=self.notes, **more)
+
+    def _tuned(self, character: Character, model: ModelOptions, video: OutputOptions | None = None) -> Tuned:
+        self.backend.check(model)
+        return tuned(self, self._asked, character, model, video)
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return character if isinstance(character, Character) else Character.load(character)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpupipe.character.folder import Character, GpupipeWarning
-from gpupipe.errors import OptionError
 from gpupipe.model.cache import optimised
 from gpupipe.model.optimise import below_floor
 from gpupipe.options import ModelOptions
@@ -34,7 +33,6 @@ def model_file(character: Character, options: ModelOptions) -> ModelFile:
 
     Raises:
         InferenceError: it cannot be made, or draws too badly.
-        OptionError: the precision does not go with the provider.
         GpupipeError: the onnx package, which making one needs, is not installed.
 
     Warns:
@@ -42,10 +40,6 @@ def model_file(character: Character, options: ModelOptions) -> ModelFile:
     """
     path = character.model_path if options.model is None else Path(options.model)
     precision = options.precision
-    if precision == "int8" and options.provider in ("cuda", "tensorrt"):
-        raise OptionError(
-            "runs on the CPU only", field="--precision", value=precision, remedy="use fp16, or --provider cpu"
-        )
     if precision not in ("fp16", "int8") or not path.is_file():  # opening it says that it is missing
         return ModelFile(path)
     said: list[str] = []

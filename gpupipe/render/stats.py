@@ -47,6 +47,7 @@ class RenderStats:
         device: where frames were composited.
         provider: the ONNX Runtime provider that ran the model.
         batch: the most frames in a batch; on the CPU no more than the model runs at a time.
+        runs: frames that the model runs at a time; 1 on a GPU.
         workers: compositing threads.
         inference_threads: CPU threads for the model.
         total_seconds: the whole render, loading included.
@@ -68,6 +69,7 @@ class RenderStats:
     device: str
     provider: str
     batch: int
+    runs: int
     workers: int
     inference_threads: int
     total_seconds: float
@@ -100,7 +102,8 @@ def stats_of(
         device=device,
         provider=lane.model.provider,
         batch=lane.batch,
-        workers=min(workers, lane.batch),
+        runs=lane.model.runs,
+        workers=min(plan.order.workers or workers, lane.batch),
         inference_threads=plan.order.options.inference_threads or cpu_count(),
         total_seconds=seconds,
         load_seconds=trace.times(LOAD).total_seconds,

@@ -17,17 +17,18 @@ from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
 from gpupipe.errors import Cancelled
-from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
+from gpupipe.options import OutputOptions, SpeechOptions
 from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
 from gpupipe.render.threads import join_started, start_and_wait
+from gpupipe.render.tuned import Tuned
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import FINISH, SAVE, Trace
 
-JobOptions = tuple[ModelOptions, SpeechOptions, OutputOptions]
+JobOptions = tuple[Tuned, SpeechOptions, OutputOptions]
 
 
 def write(
@@ -50,7 +51,7 @@ def write(
         engines: that draw it.
         character: whom.
         output: where.
-        options: of the model, the speech and the output.
+        options: of the model, and what else is tuned; of the speech; of the output.
         workers: images encoded at a time.
         notes: what was picked on its own before.
         trace: collects the times of every stage.
@@ -62,10 +63,11 @@ def write(
     """
     began = time.perf_counter()
     trace = trace or Trace()
-    model, said, writing = options
+    tuned, said, writing = options
     video = is_video(output)
     pixel_format = pixel_format_of(writing, video=video)
-    plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)
+    plan = Plan.make(character, pixel_format, tuned.model, said, sound=said.sound and video)
+    plan = replace(plan, order=tuned.ordered(plan.order))
     segments = Segments(plan.total, writing.segment_frames if video else plan.total)
     gpu = engines[0].backend.gpu
     sink = open_output(
@@ -80,7 +82,7 @@ def write(
     )
     try:
         takers = _Takers(plan, segments, sink, trace, progress, opened)
-        each = writing.encoders if video else 1
+        each = tuned.encoders if video else 1
         takers.run([engine for _ in range(each) for engine in engines][: segments.count])
         with trace.span(FINISH):
             sink.commit()
@@ -88,7 +90,7 @@ def write(
         sink.abort()
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
-    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
+    return stats_of(plan, takers.first, output, device, workers, (*notes, *tuned.notes), time.perf_counter() - began)
 
 
 class _Takers:
