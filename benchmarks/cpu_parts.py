@@ -18,8 +18,8 @@ import numpy as np
 
 from gpupipe import Character
 from gpupipe.bench.algorithm import composite_bgr24, visual_input
-from gpupipe.bench.gpupipe_way import HostSteps
 from gpupipe.bench.handover import OpencvNv12
+from gpupipe.bench.host_steps import HostSteps
 from gpupipe.bench.measure import in_turn, spread
 from gpupipe.colour import PixelFormat
 from gpupipe.machine import cpu_name

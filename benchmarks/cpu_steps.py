@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gpupipe import Character
 from gpupipe.bench.algorithm import composite_bgr24, visual_input
-from gpupipe.bench.gpupipe_way import HostSteps
+from gpupipe.bench.host_steps import HostSteps
 from gpupipe.machine import cpu_name
 from gpupipe.media.handover import HandOver
 from gpupipe.media.video import read_frames

@@ -8,10 +8,10 @@ renders. A character's own model is taken if one is given, else one that is made
 structure and cost where the `onnx` package is installed, else a small one.
 
 share: the least time over the time; 100% cannot be beaten. The least is what must be moved over the bandwidth, or
-computed over the rate, that a copy or a matrix product has reached here; "nominal" takes the memory's own bandwidth
-instead, and "issue" the instructions that `kernel_report.py` has counted over those that the GPU can issue. Kernels and
-copies are queued ahead and begin with cold caches; the rest is timed as it comes, with the host's queuing. Beside times
-of a few microseconds, mind what two events with nothing between them take.
+computed over the rate, that a copy or a matrix product has reached here, of the model the longer of the two; "nominal"
+takes the memory's own bandwidth instead, and "issue" the instructions that `kernel_report.py` has counted over those
+that the GPU can issue. Kernels and copies are queued ahead and begin with cold caches; the rest is timed as it comes,
+with the host's queuing. Beside times of a few microseconds, mind what two events with nothing between them take.
 
 Needs an NVIDIA GPU and pip install 'gpupipe[cuda,demo]'; takes some ten minutes. Where TensorRT is installed it builds
 its engines in the first run, which takes it minutes more; --providers cpu,cuda leaves it out. Ctrl-C ends with what has
@@ -108,9 +108,11 @@ def measure(
         },
         "packages": {name: version for name in PACKAGES_TOO if (version := package_version(name))},
         "character": "made up" if given is None else given.path.resolve().name,
-        "model": {"about": about, "size": layout.model_size, "types": list(files), "macs": bench.macs},
+        "model": {"about": about, "size": layout.model_size, "types": list(files), **bench.cost},
         "settings": asdict(settings),
-        "rates": bench.rates | {f"{name}_flops_per_second": rate for name, rate in bench.flops.items()},
+        "rates": bench.rates
+        | {f"cpu_{name}": rate for name, rate in bench.host_rates.items()}
+        | {f"{name}_flops_per_second": rate for name, rate in bench.flops.items()},
         "notes": bench.notes,
         "two_events_ms": round(statistics.median(bench.nothing_seconds) * 1e3, 6),
         "rows": rows,
@@ -133,7 +135,8 @@ def text(found: dict[str, Any]) -> str:
         f"driver for CUDA {gpu['cuda_driver']}",
         f"{machine['system']}, Python {machine['python']}, {machine['cpu']}, {machine['cores']} cores",
         packages,
-        f"character: {found['character']}; model: {model['about']}, {model['macs'] / 1e9:.3f} GMAC a frame",
+        f"character: {found['character']}; model: {model['about']}, {model['macs'] / 1e9:.3f} GMAC and "
+        f"{model['activations'] / 1e6:.1f} million activations a frame",
         f"reached: within {gb['copy_bytes_per_second']} (nominal "
         f"{'not known' if bandwidth is None else f'{bandwidth / 1e9:.1f} GB/s'}), down "
         f"{gb['to_host_bytes_per_second']}, up {gb['to_device_bytes_per_second']}; {flops}",

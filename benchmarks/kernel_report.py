@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from kernel_scene import HEIGHT, LAYOUT, WIDTH, KernelScene, face_rects
+from kernel_scene import HEIGHT, LAYOUT, WIDTH, GatherScene, KernelScene, face_rects, features
 
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.compose.traffic import least_bytes
+from gpupipe.compose.traffic import gathered_bytes, least_bytes
 from gpupipe.geometry import Rect
 from gpupipe.gpu import kernels
 from gpupipe.gpu.device import open_device
@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = ("float32", "float16")
 BATCH = 8
+GATHERED = 2
+"""Frames whose features are gathered: 11 MB each."""
 
 
 class Gpu(NamedTuple):
@@ -105,8 +107,13 @@ def spec_of(pixel_format: PixelFormat, rects: tuple[Rect, ...]) -> FrameSpec:
 
 
 def measure(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...]) -> None:
-    """One batch through the compositor, in a process that counts."""
-    scene = KernelScene(open_device(), spec_of(pixel_format, rects))
+    """One batch through the compositor, and features gathered, in a process that counts."""
+    gpu = open_device()
+    if pixel_format == "nv12":
+        gathering = GatherScene(gpu, LAYOUT, np.dtype(dtype), GATHERED)
+        gathering.launch()
+        gpu.synchronize()
+    scene = KernelScene(gpu, spec_of(pixel_format, rects))
     compositor, slot = scene.prepared(np.dtype(dtype), len(rects), model_on_device=False)
     compositor.paste(slot)
     compositor.finish(slot)
@@ -127,10 +134,14 @@ def profile(pixel_format: PixelFormat, dtype: str, rects: tuple[Rect, ...], fold
 
 def traffic(name: str, dtype: str, counted: dict[str, int], rects: tuple[Rect, ...]) -> dict[str, Any]:
     """A profile a frame, beside the minimum and the floors."""
-    batch = len(rects)
+    batch = GATHERED if name == "gather" else len(rects)
     unique = (counted["load_unique_bytes"] + counted["store_unique_bytes"]) / batch
     pixel_format: PixelFormat = "bgr24" if name == "paste_bgr24" else "nv12"
-    minimum = least_bytes(name, spec_of(pixel_format, rects), dtype, range(batch))
+    minimum = (
+        gathered_bytes(features(LAYOUT, np.dtype(dtype)))
+        if name == "gather"
+        else least_bytes(name, spec_of(pixel_format, rects), dtype, range(batch))
+    )
     instructions = counted["ptx_instructions"] / batch
     return {
         "ptx_instructions": instructions,

@@ -15,10 +15,17 @@ from gpupipe.compose.surface import Surface
 from gpupipe.compose.table import device_shape
 from gpupipe.doctor.scenes import put
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, CropLayout, Rect
+from gpupipe.gpu import launch
 from gpupipe.gpu.device import Device
+from gpupipe.model.features import ResidentFeatures
+from gpupipe.model.nets import TensorSpec
 from gpupipe.speech.rows import SpeechRows
 
 WIDTH, HEIGHT, LAYOUT = 1280, 720, CropLayout(320)
+
+FEATURES = ((12, 1), (32, 2), (64, 4), (128, 8), (256, 16), (512, 32))
+"""What is kept of a frame where the published model is cut in two (`model/split_file.py`): the channels of each tensor,
+and how many times smaller than the model's image its sides are."""
 
 
 def face_rects(count: int, width: int = WIDTH, height: int = HEIGHT) -> tuple[Rect, ...]:
@@ -75,3 +82,36 @@ class KernelScene:
         """Release what is cached."""
         self._speech.close()
         self.frames.close()
+
+
+def features(layout: CropLayout, dtype: np.dtype[Any]) -> list[TensorSpec]:
+    """The tensors that are kept of a frame."""
+    found = []
+    for channels, smaller in FEATURES:
+        side = max(1, layout.model_size // smaller)
+        found.append(TensorSpec(f"skip{smaller}", (None, channels, side, side), dtype, "frame"))
+    return found
+
+
+class GatherScene:
+    """Features of twice as many frames as a batch has, on a device, every other one of which is gathered.
+
+    Args:
+        device: where.
+        layout: of the crops.
+        dtype: of the features.
+        batch: frames.
+    """
+
+    def __init__(self, device: Device, layout: CropLayout, dtype: np.dtype[Any], batch: int) -> None:
+        specs, self._device = features(layout, dtype), device
+        self._kept, self._room = (
+            ResidentFeatures.allocate(specs, frames, device.empty) for frames in (2 * batch, batch)
+        )
+        self._rows = [launch.Kept(self._kept.address, self._kept.frames, 2 * row) for row in range(batch)]
+
+    def launch(self) -> None:
+        """Queue the kernel."""
+        arrays: Any = self._room.arrays
+        with self._device.use():
+            launch.gather(self._rows, arrays, stream=self._device.compute_stream)

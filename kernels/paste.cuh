@@ -10,9 +10,6 @@
 #pragma once
 #include "table.cuh"
 
-// CHUNKS_A_THREAD 16-byte loads in flight in a thread that copies or scans (gpupipe/gpu/kernels.py).
-#define CHUNKS_A_BLOCK (THREADS * CHUNKS_A_THREAD)
-
 // Bytes from one row of a frame to the next, of bodies and outputs alike.
 static __device__ __forceinline__ int pitch_of(int row_bytes) { return (row_bytes + 15) & ~15; }
 

@@ -12,6 +12,9 @@ typedef unsigned long long u64;
 // gpupipe/gpu/kernels.py.
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_A_MULTIPROCESSOR)
 
+// CHUNKS_A_THREAD 16-byte loads in flight in a thread that copies or scans (gpupipe/gpu/kernels.py).
+#define CHUNKS_A_BLOCK (THREADS * CHUNKS_A_THREAD)
+
 // A row of the table. gpupipe/compose/table.py makes it and says what each field is.
 struct __align__(16) TableRow {
     const u8* crop;

@@ -193,19 +193,29 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     from gpupipe.errors import InferenceError
     from gpupipe.gpu.device import open_device
-    from gpupipe.model import model, runtime
+    from gpupipe.model import features, model, runner, runtime, split_model
 
     runs: list[int] = []
     run = model.Model.run
 
-    def waiting(opened: model.Model, bindings: Any, frames: int) -> None:
+    def counted(opened: model.Model, bindings: Any, frames: int) -> None:
         if opened.provider == "cuda":
-            try:
-                cupy.cuda.runtime.streamSynchronize(opened.options.stream)
-            except cupy.cuda.runtime.CUDARuntimeError as error:
-                raise InferenceError(f"the model failed: {error}", file=opened.path) from error
             runs.append(open_device().free_bytes)
         run(opened, bindings, frames)
+
+    run_bound = runner.Runner.run
+
+    def settled(opened: runner.Runner, bindings: Any, before: Callable[[int], None] | None = None) -> None:
+        def then(number: int) -> None:
+            if before is not None:
+                before(number)
+            if opened.options.provider == "cuda":
+                try:
+                    cupy.cuda.runtime.streamSynchronize(opened.options.stream)
+                except cupy.cuda.runtime.CUDARuntimeError as error:
+                    raise InferenceError(f"the model failed: {error}", file=opened.path) from error
+
+        run_bound(opened, bindings, then)
 
     def place(array: Any) -> Any:
         address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
@@ -214,8 +224,10 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", cuda_provider.Session)
     monkeypatch.setattr(cuda_provider.Session, "opened", [])
-    monkeypatch.setattr(model.Model, "run", waiting)
-    monkeypatch.setattr(model, "place", place)
+    monkeypatch.setattr(model.Model, "run", counted)
+    monkeypatch.setattr(runner.Runner, "run", settled)
+    for room in (model, features, split_model):
+        monkeypatch.setattr(room, "place", place)
     return runs
 
 

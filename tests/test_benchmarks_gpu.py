@@ -29,13 +29,14 @@ from on_gpu.table import HEADS, Least, Subject, missing, table, timed, without_p
 
 from gpupipe.bench import machine_facts
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.compose.traffic import least_bytes
+from gpupipe.compose.traffic import gathered_bytes, least_bytes
 from gpupipe.errors import DeviceMemoryError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.gpu import state as gpu_state
 from gpupipe.gpu.limits import Limits, limits_of
 from gpupipe.gpu.timer import Timer
 from gpupipe.model import rates
+from gpupipe.model.nets import TensorSpec
 from gpupipe.model.runtime import SessionOptions, open_session
 
 cuda = pytest.mark.cuda
@@ -120,7 +121,7 @@ def test_whole_batches_are_counted_and_three_are_under_way() -> None:
     bench: Any = SimpleNamespace(
         gpu=None,
         timer=SimpleNamespace(host_seconds=timed_once),
-        model_seconds=lambda variant: 1e-3,
+        model_seconds=lambda variant, batch: 1e-3,
         rates={"copy_bytes_per_second": 1e9, "to_host_bytes_per_second": 1e6},
     )
     given: Any = (lane, scene)
@@ -154,6 +155,11 @@ def test_bytes_of_prepare_and_of_what_is_outside() -> None:
     assert least_bytes("prepare", spec, "float16", range(8)) == 1_558_336
     one, other = (least_bytes("paste_bgr24", spec, "float32", [source]) for source in (0, 1))
     assert one - other == 8 * (50 + 60) - 8 * (100 + 120)  # as much of the body is covered
+
+
+def test_bytes_that_are_gathered() -> None:
+    specs = [TensorSpec("skip", (None, 12, 320, 320), np.dtype(np.float16), "frame")] * 2
+    assert gathered_bytes(specs) == 2 * 2 * 2 * 12 * 320 * 320
 
 
 def test_counted_instructions_are_of_one_size() -> None:
@@ -293,7 +299,7 @@ def always() -> set[tuple[Any, ...]]:
     frames = ("1 MB", *(f"{size} nv12" for size in SIZES))
     return {
         *(("copy", way, None, frame, None) for way, frame in product(("up", "down", "within"), frames)),
-        *(("kernel", "prepare", dtype, "32x32", batch) for dtype, batch in product(dtypes, BATCHES)),
+        *(("kernel", name, *each) for name, *each in product(("prepare", "gather"), dtypes, ("32x32",), BATCHES)),
         *(
             ("kernel", name, *each)
             for name, *each in product(("paste_bgr24", "paste_nv12"), dtypes, SIZES, BATCHES)
@@ -351,6 +357,8 @@ def test_every_row_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["rates"].keys() == {
         *(f"{way}_bytes_per_second" for way in ("copy", "to_host", "to_device")),
         "cpu_flops_per_second",
+        "cpu_copy_bytes_per_second",
+        "cpu_threads_copy_bytes_per_second",
     }
     out, err = capsys.readouterr()
     head, lines = out.split("\n\n")
@@ -394,8 +402,39 @@ def test_a_characters_own_model_on_the_gpu(tmp_path: Path, monkeypatch: pytest.M
     assert found["rates"].keys() >= {"cpu_flops_per_second", "float32_flops_per_second", "tf32_flops_per_second"}
     for name, rate in (("cuda", 1e9), ("cuda tf32", 4e9)):
         for batch in BATCHES:
-            least = rows["model", name, "float32", None, batch]["least_ms"]["measured"]
-            assert least == pytest.approx(2e3 * found["model"]["macs"] / rate, abs=1e-6)
+            row = rows["model", name, "float32", None, batch]
+            operations = 2e3 * found["model"]["macs"] / rate
+            moved = 4 * found["model"]["activations"] + found["model"]["weight_bytes"] / batch
+            taken = 1e3 * moved / found["rates"]["copy_bytes_per_second"]
+            assert row["least_ms"]["measured"] == pytest.approx(max(operations, taken), abs=1e-6)
+            assert row["notes"][-1] == f"at least, ms a frame: operations {operations:.4f}, bytes {taken:.4f}"
+
+
+def test_the_longer_of_a_models_floors_counts(tmp_path: Path) -> None:
+    """1 GMAC, 10 million numbers and 8 MB of weights, by GPUs and a CPU of round numbers."""
+    files = {"float32": tmp_path / "single.onnx", "float16": tmp_path / "half.onnx"}
+    files["float32"].write_bytes(bytes(8_000_000))
+    files["float16"].write_bytes(bytes(4_000_000))
+    bench: Any = SimpleNamespace(
+        models=files,
+        cost={"macs": 1_000_000_000, "activations": 10_000_000, "weight_bytes": 1},
+        host_rates={"flops_per_second": 1e11, "threads_copy_bytes_per_second": 1e10},
+        flops={"float32": 1e13, "float16": 1e14},
+        rates={"copy_bytes_per_second": 1e12},
+    )
+    bench.model_floor = lambda *given: Bench.model_floor(bench, *given)
+    by_name = {(each.name, each.file): each for each in VARIANTS}
+    for name, batch, floor, longer in (
+        (("cpu", "float32"), 8, (20.0, 4.8), 20.0),  # the weights are read for every frame
+        (("cuda", "float32"), 1, (0.2, 0.048), 0.2),
+        (("cuda fp16", "float16"), 1, (0.02, 0.024), 0.024),
+        (("cuda fp16", "float16"), 8, (0.02, 0.0205), 0.0205),
+    ):
+        assert Bench.model_floor(bench, by_name[name], batch) == pytest.approx(floor)
+        assert Bench.model_seconds(bench, by_name[name], batch) == pytest.approx(longer / 1e3)
+    no_rate = by_name["cuda tf32", "float32"]
+    assert Bench.model_floor(bench, no_rate, 1).operations is None
+    assert Bench.model_seconds(bench, no_rate, 1) is None, "then the other may not be the longer one"
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32", "float16"])
@@ -413,7 +452,7 @@ def test_rates_of_matrix_products(arithmetic: Any) -> None:
 @pytest.mark.usefixtures("in_a_hurry")
 def test_what_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One kind of kernel does not fit, one has a fault, and then somebody has had enough."""
-    measured = on_gpu_kernels._kernel
+    measured = on_gpu_kernels._row
 
     def failing(bench: Bench, subject: Subject, *given: Any) -> Any:
         if subject.batch == 2:
@@ -428,7 +467,7 @@ def test_what_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatch: p
         yield missing(Subject("model", "first"), "none")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(on_gpu_kernels, "_kernel", failing)
+    monkeypatch.setattr(on_gpu_kernels, "_row", failing)
     monkeypatch.setattr(script, "models", interrupted)
     found = run(tmp_path)
     assert found["complete"] is False

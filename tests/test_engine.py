@@ -171,9 +171,9 @@ def surfaces(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     made: list[object] = []
     new = SurfacePool._new
 
-    def counted(pool: SurfacePool, format: Any) -> Any:
+    def counted(pool: SurfacePool, format: Any, on_host: bool) -> Any:
         made.append(format)
-        return new(pool, format)
+        return new(pool, format, on_host)
 
     monkeypatch.setattr(SurfacePool, "_new", counted)
     return made

@@ -142,21 +142,21 @@ def test_each_ends_as_it_must_and_the_others_do_not_care(
 ) -> None:
     """NaN, a model that fails, a full disk (video and images), a listener that raises, one that is called off, and an
     output that there is already; beside jobs that are fine."""
-    write, write_image = VideoWriter.write, images.write_image
+    mux, write_image = VideoWriter._mux, images.write_image
 
     def full(path: Path) -> None:
         if "full" in str(path) and "2" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    def writing(writer: VideoWriter, frame: Any) -> None:
+    def muxing(writer: VideoWriter, picture: Any) -> None:
         full(writer.path)
-        write(writer, frame)
+        mux(writer, picture)
 
     def writing_image(path: Path, *arguments: Any, **more: Any) -> None:
         full(path)
         write_image(path, *arguments, **more)
 
-    monkeypatch.setattr(VideoWriter, "write", writing)
+    monkeypatch.setattr(VideoWriter, "_mux", muxing)
     monkeypatch.setattr(image_output, "write_image", writing_image)
 
     def raising(progress: Progress) -> None:

@@ -20,6 +20,8 @@ from gpupipe.compose.table import ROW
 from gpupipe.errors import KernelError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.gpu import kernels, launch
+from gpupipe.model.features import ResidentFeatures
+from gpupipe.model.nets import TensorSpec
 
 pytest.importorskip("cupy")
 
@@ -192,6 +194,96 @@ def test_a_misaligned_array_is_refused() -> None:
         paste(table=memory[1:].reshape(2, 64))
 
 
+TENSORS = (
+    ("B", (7,)), ("e", (3, 11)), ("f", (4, 3)), ("f", (25_000,)), ("e", (2, 16, 514)), ("f", (8192,)), ("B", (16,)),
+)  # fmt: skip
+"""Types and shapes of a frame's tensors: rows that are whole 16-byte vectors and others, of a block's 32 KB and less
+and more."""
+
+
+def specs() -> list[TensorSpec]:
+    return [TensorSpec(f"t{n}", (None, *shape), np.dtype(kind)) for n, (kind, shape) in enumerate(TENSORS)]
+
+
+def resident(frames: int, seed: int) -> tuple[ResidentFeatures, ResidentFeatures]:
+    """Noise, on the host and on the device; and the block in which both lie is filled to its end."""
+    import cupy
+
+    def noise(shape: tuple[int, ...], _: Any) -> Any:
+        return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+    blocks: list[Any] = []
+
+    def uploaded(shape: tuple[int, ...], dtype: Any) -> Any:
+        blocks.append(cupy.asarray(noise(shape, dtype)))
+        return blocks[-1]
+
+    return ResidentFeatures.allocate(specs(), frames, noise), ResidentFeatures.allocate(specs(), frames, uploaded)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("places", "back"), [(1, False), (9, False), (9, True), (131, False), (131, True)])
+def test_what_is_gathered_is_what_the_host_gathers(places: int, back: bool) -> None:
+    """Rows of two characters, in any order and more than once, into a batch's rows; and back, each once."""
+    import cupy
+
+    rng = np.random.default_rng(places)
+    characters, batch = [resident(140, 1), resident(3, 2)], resident(places, 3)
+    chosen = [(0, int(row)) for row in rng.permutation(140)[:places]]
+    if not back:
+        chosen[-1] = (1, 2)
+        chosen[places // 2] = chosen[0]
+    left_alone = set(range(1, places, 4))
+    kept, wanted = [], batch[0]
+    before = [np.asarray(array).tobytes() for array in batch[0].arrays]
+    for place, (character, row) in enumerate(chosen):
+        on_host, on_device = characters[character]
+        kept.append(None if place in left_alone else launch.Kept(on_device.address, on_device.frames, row))
+        for own, array in zip(wanted.arrays, on_host.arrays, strict=True):
+            assert isinstance(own, np.ndarray)
+            assert isinstance(array, np.ndarray)
+            if place not in left_alone:
+                (array if back else own)[row if back else place] = (own if back else array)[place if back else row]
+    arrays: Any = batch[1].arrays
+    launch.gather(kept, arrays, back=back, stream=cupy.cuda.Stream.null)
+    for one, other in (batch, *characters):
+        for array, mine in zip(one.arrays, other.arrays, strict=True):
+            found: Any = mine
+            assert found.get().tobytes() == np.ascontiguousarray(array).tobytes()
+    assert ([np.asarray(array).tobytes() for array in batch[0].arrays] == before) == back, "what is moved is new"
+
+
+@pytest.mark.cuda
+def test_what_cannot_be_gathered() -> None:
+    import cupy
+
+    stream, kept = cupy.cuda.Stream.null, [launch.Kept(1 << 20, 4, 0)] * 3
+    rows = cupy.zeros((3, 8), np.float32)
+    with pytest.raises(ValueError, match=r"rows must be float32 .3, 8. .got float32 .2, 8."):
+        launch.gather(kept, [rows[:2]], stream=stream)
+    with pytest.raises(ValueError, match="rows must be C-contiguous"):
+        launch.gather(kept, [cupy.zeros((8, 3), np.float32).T], stream=stream)
+    with pytest.raises(ValueError, match=r"a frame has 1 to 64 tensors .got 65."):
+        launch.gather(kept, [rows] * 65, stream=stream)
+
+
+def test_the_gather_table_has_the_layout_that_the_kernel_reads(edit: Edit) -> None:
+    checks = f'static_assert(sizeof(GatherTable) == {launch.GATHER_TABLE.itemsize}, "size of the table");\n'
+    assert launch.GATHER_TABLE.fields is not None
+    for field, struct in (("places", "Place"), ("tensors", "Tensor")):
+        dtype, offset, *_ = launch.GATHER_TABLE.fields[field]
+        checks += f'static_assert(__INTADDR__(&((GatherTable*)0)->{field}) == {offset}, "offset of {field}");\n'
+        for name, (kind, at, *_) in (dtype.base.fields or {}).items():
+            checks += f'static_assert(__INTADDR__(&(({struct}*)0)->{name}) == {at}, "offset of {name}");\n'
+            checks += f'static_assert(sizeof({struct}::{name}) == {kind.itemsize}, "size of {name}");\n'
+    assert launch.GATHER_TABLE.itemsize + 8 <= 4096, "what a kernel's parameters have room for"
+    edit("gather.cu", "KERNEL gather", f"{checks}KERNEL gather")
+    assert kernels.compile_offline("gather", np.float32, 75)
+    edit("gather.cu", "u32 frames, row;", "u32 row, frames;")
+    with pytest.raises(KernelError, match="offset of"):
+        kernels.compile_offline("gather", np.float32, 75)
+
+
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
 def test_draw_threads_cover_the_rectangle(pixel_format: Any) -> None:
     """Against a count of the sectors that the rectangle's bytes lie in."""
@@ -243,7 +335,7 @@ def test_registers_spills_and_vectors(report: dict[str, Any], kernel: str) -> No
     for architecture, costs in on.items():
         assert costs["registers"] <= 64, architecture
         assert costs["spill_bytes"] == 0, architecture
-        if kernel.startswith("paste"):
+        if not kernel.startswith("prepare"):
             assert costs["loads_128"] >= kernels.CHUNKS_A_THREAD, architecture
             assert costs["stores_128"] >= kernels.CHUNKS_A_THREAD, architecture
 
@@ -255,5 +347,5 @@ def test_memory_traffic_and_instructions(report: dict[str, Any], kernel: str) ->
     traffic = report[kernel]["traffic"]
     assert 1 <= traffic["unique_over_minimum"] <= 1.05
     assert traffic["store_sectors_over_unique"] <= 1.1
-    assert traffic["ptx_instructions"] <= (12e6 if kernel.startswith("prepare") else 15e6)
+    assert traffic["ptx_instructions"] <= (12e6 if kernel.startswith("prepare") else 16e6)
     assert f"| {kernel} |" in report["markdown"]

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from gpupipe import cli
 from gpupipe.errors import PackageError
+from gpupipe.report.circumstances import circumstances
 from gpupipe.report.page import html_page
 from gpupipe.report.plots import Bar, bars, lines, nice_ticks
 from gpupipe.report.results import Change, Result, compare, differences_in_kind, failures, load, load_all, wrong
-from gpupipe.report.tables import aligned, circumstances, mark, stage_table, tables, text
+from gpupipe.report.tables import aligned, mark, stage_table, tables, text
 from gpupipe.trace import PARTS
 
 
@@ -30,7 +31,8 @@ def row(median: float, spread: float = 0.1, **other: Any) -> dict[str, Any]:
     return {
         "ms": {"median": median, "q1": low, "q3": high, "runs": [low, median, high]},
         "fps": 1000 / median, "wall_ms": median, "cpu_ms": median * 1.5, "pixel_format": "nv12", "batch": 8,
-        "threads": 1, "compared_pixels": 1000, "differing_pixels": 0, "largest_difference": 0, "right": True,
+        "threads": 1, "class": "exact", "quality": None, "drawn": None, "compared_pixels": 1000,
+        "differing_pixels": 0, "largest_difference": 0, "right": True,
         "meaningless": None, "rank": 1, "times_faster_than": {}, "floor_ms": 0.5, "times_the_floor": median / 0.5,
     } | other  # fmt: skip
 
@@ -44,12 +46,13 @@ def measurement() -> Result:
     }
     faster = {"sequential": {"median": 4.0, "q1": 3.9, "q3": 4.1}}
     return {
-        "schema": 1,
+        "schema": 2,
         "gpupipe": "0.1.0",
         "character": {"name": "talker", "model": "full.onnx", "frames_filmed": 100, "width": 1280, "height": 720,
                       "model_size": 64, "rectangle": [182, 182], "matrix": 2, "range": 0},
         "settings": {
-            "frames": 100, "runs": 5, "batch": 8, "workers": 2, "opencv_threads": 1, "model_threads": 2,
+            "frames": 100, "speech_frames": 100, "speech_repeats": 1, "feature_cache": "off", "runs": 5,
+            "batch": 8, "workers": 2, "opencv_threads": 1, "model_threads": 2,
             "encoder": {"encoder": "libx264", "crf": 20, "preset": "veryfast", "threads": 4, "segment_frames": 250},
             "tolerance": {}, "command": "gpupipe bench talker",
             "included": {"compose": "inputs", "infer": "the model", "encode": "encoding", "render": "all"},
@@ -60,14 +63,17 @@ def measurement() -> Result:
         "ways": {name: {"about": f"the way {name}", "pixel_format": "nv12", "meaningless": None, "notes": ["a note"]}
                  for name in ("sequential", "gpupipe-cpu-nv12")},
         "absent": {"pytorch": "not installed"},
+        "precisions": {},
         "stages": {
             "compose": {"sequential": row(4.0, rank=2),
                         "gpupipe-cpu-nv12": row(1.0, rank=1, times_faster_than=faster)},
             "encode": {"sequential": row(9.0, differing_pixels=None, largest_difference=None, rank=1)},
             "render": {"sequential": row(20.0, **parts), "gpupipe-cpu-nv12": row(15.0, **parts)},
         },
-        "floor": {"host": {"copy_bytes_per_second": 1.5e10, "flops_per_second": 2e11}, "device": None,
-                  "model": {"macs": 4_885_839_872, "weight_bytes": 49_000_000}, "bytes_a_frame": {}},
+        "floor": {"host": {"copy_bytes_per_second": 1.5e10, "threads_copy_bytes_per_second": 2.5e10,
+                           "flops_per_second": 2e11}, "device": None,
+                  "model": {"macs": 4_885_839_872, "activations": 170_663_936, "weight_bytes": 49_000_000},
+                  "model_ms": {"sequential": {"operations": 48.858, "bytes": 29.2662}}, "bytes_a_frame": {}},
         "sweep": [
             {"way": "parallel", "batch": batch, "workers": workers, "fps": 10.0 * batch, "inference_ms": 1.0,
              "composite_ms": 2.0, "save_ms": 3.0, "total_ms": 6.0, "best": batch == 4,
@@ -78,6 +84,40 @@ def measurement() -> Result:
             "sequential": {"preload_seconds": 1.5, "peak_rss_bytes": 3e8, "cache_bytes": 1e8, "device_bytes": 0}
         },
     }  # fmt: skip
+
+
+LIKENESS = {"frames": 16, "psnr_mean": 39.52, "psnr_worst": 36.04, "ssim_mean": 0.98124, "ssim_worst": 0.97}
+INT8 = "gpupipe-cpu-nv12-int8"
+
+
+def reduced(psnr: float = LIKENESS["psnr_mean"], ms: float = 9.0) -> Result:
+    """The measurement with a way in int8, faster than all that is exact."""
+    result = measurement()
+    part = {"parts": result["stages"]["render"]["sequential"]["parts"], "video_bytes": 900}
+    result["stages"]["render"][INT8] = row(
+        ms, rank=1, quality=LIKENESS | {"psnr_mean": psnr},
+        drawn=LIKENESS | {"frames": 8, "psnr_worst": 41.27}, compared_pixels=None, differing_pixels=None,
+        largest_difference=None, times_faster_than={"sequential": {"median": 2.22, "q1": 2.2, "q3": 2.3}}, **part,
+    ) | {"class": "int8"}  # fmt: skip
+    result["ways"][INT8] = result["ways"]["gpupipe-cpu-nv12"]
+    result["precisions"]["int8"] = {"bytes": 40_000_000, "made_now": True, "quality": {}}
+    result["floor"]["model_ms"][f"{INT8}-features"] = {"operations": None, "bytes": None}
+    result["settings"] |= {"speech_frames": 40, "speech_repeats": 3}
+    return result
+
+
+def older() -> Result:
+    """The measurement as it was written before."""
+    result = measurement() | {"schema": 1}
+    for rows in result["stages"].values():
+        for each in rows.values():
+            for name in ("class", "quality", "drawn"):
+                del each[name]
+    for name in ("speech_frames", "speech_repeats", "feature_cache"):
+        del result["settings"][name]
+    del result["floor"]["model_ms"], result["floor"]["host"]["threads_copy_bytes_per_second"]
+    del result["floor"]["model"]["activations"], result["precisions"]
+    return result
 
 
 def slower(by: float, stage: str = "compose", way: str = "sequential") -> Result:
@@ -171,6 +211,81 @@ def test_files_that_are_no_measurements(content: str | None, words: str, tmp_pat
     with pytest.raises(PackageError, match=re.escape(words)) as caught:
         load(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_of_before_is_read_as_one_of_today(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = load(save(tmp_path, "old.json", older()))
+    wanted = measurement()
+    assert found["schema"] == 2
+    assert (found["stages"], found["settings"]) == (wanted["stages"], wanted["settings"])
+    assert (found["precisions"], found["floor"]["model_ms"]) == ({}, {})
+    new = save(tmp_path, "new.json", reduced())
+    assert cli.main(["report", str(tmp_path / "old.json")]) == 0
+    assert "4.886 GMAC a frame, 49.0 MB" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "old.json"), str(new), "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert "note: old and new differ in settings speech_repeats: 1 and 3" in out
+    assert re.search(rf"{INT8} +\u2013 +9\.00 \(39\.5 dB\)", out)
+    Page((tmp_path / "page.html").read_text("utf-8"))
+
+
+def test_kept_results_can_be_read() -> None:
+    for path in (Path(__file__).resolve().parents[1] / "benchmarks" / "results").glob("two-core-*.json"):
+        assert text([(path.stem, load(path))])
+
+
+def test_a_reduced_precision_stands_apart_with_its_quality() -> None:
+    table = stage_table(reduced()["stages"]["render"])
+    assert table[0][:6] == ["#", "class", "way", "ms a frame", "differing pixels", "mouth PSNR, worst; SSIM"]
+    assert [line[:3] for line in table[1:]] == [
+        ["1", "exact", "gpupipe-cpu-nv12"], ["1", "exact", "sequential"], ["1", "int8", INT8]
+    ]  # fmt: skip
+    assert table[-1][3:6] == ["9.00", "\u2013", "39.5 dB, 36.0; 0.9812"]
+    assert [line[5] for line in table[1:3]] == ["\u2013"] * 2
+    assert table[-1][-1] == "2.22\u00d7", "and is compared all the same"
+    wrong_one = reduced()["stages"]["render"]
+    wrong_one[INT8] |= {"right": False, "rank": None}
+    assert stage_table(wrong_one)[-1][:3] == ["WRONG", "int8", INT8]
+    found = dict(tables(reduced()))
+    assert found["Reduced precisions: what they draw, against fp32"][1:] == [
+        [INT8, "the file, when it was made", "16", "39.5 dB", "36.0 dB", "0.9812", "0.9700"],
+        [INT8, "finished frames here", "8", "39.5 dB", "41.3 dB", "0.9812", "0.9700"],
+    ]
+    assert "Reduced precisions: what they draw, against fp32" not in dict(tables(measurement()))
+
+
+def test_both_floors_are_shown() -> None:
+    shown = dict(tables(reduced()))["The least that the model takes, ms a frame: the larger counts"]
+    assert shown == [
+        ["way", "operations", "bytes"], ["sequential", "48.858", "29.266"], [f"{INT8}-features", "\u2013", "\u2013"]
+    ]  # fmt: skip
+
+
+def test_speech_that_is_said_again_is_told() -> None:
+    told = "the speech lasts 40 frames and is said 3 times"
+    for shown in (text([("run", reduced())]), html_page([("run", reduced())])):
+        assert told in shown
+    assert "is said" not in text([("run", measurement())])
+
+
+def test_quality_is_compared_too() -> None:
+    """A reduced precision below its floor is wrong; above it, what became of it is told."""
+    (change,) = (each for each in compare(reduced(), reduced(37.0)) if each.way == INT8)
+    assert (change.quality, change.regression) == ((39.52, 37.0), False)
+    shown = text([("a", reduced()), ("b", reduced(37.0))])
+    assert re.search(rf"{INT8} +9\.00 ms +9\.00 ms +\+0\.0 % +within the noise +39\.5 to 37\.0 dB", shown)
+    assert "quality" not in text([("a", measurement()), ("b", measurement())])
+    after = reduced(30.0)
+    after["stages"]["render"][INT8] |= {"right": False, "rank": None}
+    assert [each.way for each in compare(reduced(), after) if each.broken] == [INT8]
+
+
+def test_the_page_colours_classes() -> None:
+    content = html_page([("run", reduced())])
+    Page(content)
+    assert '<li><span class="k0"></span>exact</li><li><span class="k3"></span>int8</li>' in content
+    assert f">{INT8}, 39.5 dB</text>" in content
+    assert '<span class="k3"></span>int8' not in html_page([("run", measurement())])
 
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:

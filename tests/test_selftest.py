@@ -25,7 +25,7 @@ from gpupipe.doctor.check import Check, Found, NotPossible, Subject
 from gpupipe.doctor.libraries import by_name, loaded_libraries
 from gpupipe.geometry import CropLayout
 from gpupipe.gpu import device as gpu_device
-from gpupipe.model import model as inference
+from gpupipe.media.encode import VideoWriter
 from gpupipe.model import rates, runtime
 from gpupipe.model.cost import model_cost
 from gpupipe.model.model import Model
@@ -33,8 +33,8 @@ from gpupipe.model.model import Model
 cuda = pytest.mark.cuda
 
 ON_CUDA = (
-    "node assignment: cuda", "predictions: cuda", "binding is in place", "stream order", "arena and threads",
-    "host memory flat", "times: model",
+    "node assignment: cuda", "predictions: cuda", "binding is in place", "features: cuda", "stream order",
+    "arena and threads", "host memory flat", "times: model",
 )  # fmt: skip
 
 
@@ -186,27 +186,15 @@ def test_memory_that_was_not_counted_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def cuda_provider(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Stands for ONNX Runtime's CUDA provider on softcuda, whose memory the CPU's can address.
-
-    Where a GPU's provider would queue its work, this waits for what is queued and does it. What is in the list is added
-    to every prediction.
-    """
-    if not on_softcuda():
-        pytest.skip("a GPU has the provider itself")
-    import cupy
-
+def cuda_provider(monkeypatch: pytest.MonkeyPatch, model_on_device: list[int], tmp_path: Path) -> list[float]:
+    """`model_on_device`; what is in the list is added to every prediction of a whole model."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     added: list[float] = []
     run = Model.run
 
-    def waiting(model: Model, bindings: Any, frames: int) -> None:
-        if model.provider != "cuda":
-            run(model, bindings, frames)
-            return
-        assert model.options.stream is not None
-        cupy.cuda.runtime.streamSynchronize(model.options.stream)
+    def adding(model: Model, bindings: Any, frames: int) -> None:
         run(model, bindings, frames)
-        for value in added:
+        for value in added if model.provider == "cuda" else ():
             address, shape, dtype = outputs[id(bindings)]
             memory = (ctypes.c_byte * (int(np.prod(shape)) * dtype.itemsize)).from_address(address)
             np.frombuffer(memory, dtype).reshape(shape)[...] += value
@@ -220,15 +208,8 @@ def cuda_provider(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             outputs[id(bound)] = prediction.data.ptr, prediction.shape, np.dtype(prediction.dtype)
         return bound
 
-    def place(array: Any) -> Any:
-        address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-        return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
-
-    monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
-    monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
-    monkeypatch.setattr(Model, "run", waiting)
+    monkeypatch.setattr(Model, "run", adding)
     monkeypatch.setattr(Model, "bind", binding)
-    monkeypatch.setattr(inference, "place", place)
     monkeypatch.setattr(rates, "_matrix_rate", lambda *_: 1e9)
     return added
 
@@ -332,6 +313,20 @@ def test_a_provider_that_differs_is_named(
 
 
 @cuda
+def test_features_are_made_bound_and_gathered(
+    cuda_provider: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    only(monkeypatch, "features: cuda", "features: tensorrt")
+    made = selftest.run()
+    (told,) = (check for check in made["checks"] if check["name"] == "features: cuda")
+    assert told["result"] == "passed"
+    assert told["measured"].startswith("6 batches (2 made, 4 as they lie, 2 gathered): largest difference ")
+    assert results(made)["features: tensorrt"] == "not possible here"
+    cuda_provider.append(3e-5)
+    assert failed(selftest.run()) == {"features: cuda"}
+
+
+@cuda
 def test_a_provider_that_does_not_open_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "predictions: cuda")
     onnxruntime = runtime.runtime()
@@ -375,6 +370,34 @@ from gpupipe.doctor import selftest
 selftest.CHECKS = [check for check in selftest.CHECKS if check.name in ("cpu opens", "render exact", "current device")]
 pathlib.Path(sys.argv[1]).write_text(json.dumps(selftest.run("cuda:1")), "utf-8")
 """
+
+
+ON_NVENC = (
+    "nvenc from GPU memory: h264_nvenc", "nvenc sessions", "input copied: h264_nvenc", "segments join: h264_nvenc"
+)  # fmt: skip
+
+
+@cuda
+@pytest.mark.skipif(not on_softcuda(), reason="softcuda's encoder, which loses nothing")
+@pytest.mark.parametrize("early", [False, True])
+def test_an_encoder_that_reads_gpu_memory(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    only(monkeypatch, *ON_NVENC)
+    monkeypatch.setenv("SOFTCUDA_NVENC", "1")
+    if early:  # frames are given back before they have been read
+        write = VideoWriter.write
+
+        def given_back(writer: VideoWriter, frame: Any, read: Any = lambda: None) -> None:
+            write(writer, frame)
+            read()
+
+        monkeypatch.setattr(VideoWriter, "write", given_back)
+    made = selftest.run()
+    assert failed(made) == ({ON_NVENC[0]} if early else set())
+    assert set(ON_NVENC[early:]) <= {name for name, result in results(made).items() if result == "passed"}
+    (found,) = (check for check in made["checks"] if check["name"] == ON_NVENC[0])
+    if not early:
+        assert found["measured"] == "60 of 60 frames; mean square difference at most 0.000; 14 held at most"
+        assert found["numbers"] == {"frames": 60, "mean_square_difference": 0.0, "held": 14}
 
 
 # Its parts

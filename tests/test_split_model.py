@@ -140,7 +140,8 @@ def test_what_is_gathered(tmp_path: Path) -> None:
         told.append((scene.rest.direct - before[0], scene.rest.gathered - before[1]))
     # The last two of seven have no third behind them.
     assert told == [(2, 0), (0, 1), (1, 0), (0, 1), (1, 1)]
-    assert scene.rest.gathered_bytes == sum(spec.frame_bytes for spec in scene.source.features)
+    rooms = {id(bound.room): bound.room for bound in scene.bound}
+    assert [room.frames for room in rooms.values() if room is not None] == [3, 3]
     scene.close()
 
 
@@ -148,7 +149,8 @@ def test_frame_by_frame_nothing_is_gathered(tmp_path: Path) -> None:
     scene = Scene(tmp_path, None, False, 2)
     for frames in ([5, 4, 3], [6], [0, 0, 6]):
         scene.check(frames)
-    assert (scene.rest.direct, scene.rest.gathered, scene.rest.gathered_bytes) == (7, 0, 0)
+    assert (scene.rest.direct, scene.rest.gathered) == (7, 0)
+    assert [bound.room for bound in scene.bound] == [None] * BATCH
     # The places 1 and 4 alone, the others being drawn by the whole model.
     scene.audio[:] = scene.random.random(scene.audio.shape, np.float32)
     scene.prediction[:] = -1
@@ -224,6 +226,13 @@ class OnDevice:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def view(self, dtype: Any) -> OnDevice:
+        return OnDevice((self.nbytes // np.dtype(dtype).itemsize,), dtype, self.data.ptr)
+
+    def reshape(self, *shape: int) -> OnDevice:
+        assert np.prod(shape) == np.prod(self.shape)
+        return OnDevice(shape, self.dtype, self.data.ptr)
+
     def __getitem__(self, key: Any) -> OnDevice:
         start, stop, _ = key.indices(len(self))
         return OnDevice((stop - start, *self.shape[1:]), self.dtype, self.data.ptr + start * self.row_bytes)
@@ -262,10 +271,11 @@ def test_on_a_gpu_a_batch_is_bound_as_it_lies_or_gathered(tmp_path: Path, monkey
     ]
     sessions = iter(opened)
     monkeypatch.setattr(split_model, "open_session", lambda *_: next(sessions))
+    monkeypatch.setattr(split_model, "assigned_nodes", lambda _: {"CUDAExecutionProvider": 3})
     options, gathered = SessionOptions("cuda"), []
 
-    def gather(rows: Sequence[FeatureRow], into: Sequence[Any]) -> None:
-        gathered.append(([row.row for row in rows], [array.shape for array in into]))
+    def gather(rows: Sequence[FeatureRow], into: ResidentFeatures) -> None:
+        gathered.append(([row.row for row in rows], [array.shape for array in into.arrays]))
 
     source = SourceNet(source_net.file, options, batch=2)
     with pytest.raises(ValueError, match="give a gather"):
@@ -294,7 +304,11 @@ def test_on_a_gpu_a_batch_is_bound_as_it_lies_or_gathered(tmp_path: Path, monkey
         rest.run(bound, [FeatureRow(features, row) for row in rows])
     at = [run[spec.name] for run in opened[1].runs]
     shape = (2, *spec.frame_shape)
-    room = (7 << 20, *shape)
+    assert rest.room is not None
+    own: Any = rest.room.arrays[number]
+    room = (own.data.ptr, *shape)
+    assert rest.room.address == 7 << 20
+    assert {id(each.room) for each in bound} == {id(rest.room)}, "one for all"
     assert at == [(first, *shape), (first + 64 * spec.frame_bytes, *shape), room, room]
     assert [rows for rows, _ in gathered] == [[65, 64], [1, 2]]  # [1, 2] is not aligned
     assert gathered[0][1] == [(2, *spec.frame_shape) for spec in source.features]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from kernel_scene import face_rects
 
 from gpupipe.colour import PixelFormat
@@ -19,7 +20,7 @@ from gpupipe.gpu.limits import limits_of
 from gpupipe.gpu.timer import Timer
 from gpupipe.machine import cpu_count
 from gpupipe.model import rates
-from gpupipe.model.cost import model_cost
+from gpupipe.model.cost import ModelFloor, model_cost, moved_bytes
 from gpupipe.model.rates import Arithmetic
 from gpupipe.model.runtime import Provider, probe_provider
 from on_gpu.table import Row, Subject, missing, without_paths
@@ -140,14 +141,19 @@ class Bench:
         return (on_gpu or [Variant("cpu", next(iter(self.models)), "float32")])[0]
 
     @cached_property
-    def macs(self) -> int:
-        """Multiply-adds a frame of the model."""
-        return model_cost(next(iter(self.models.values())), self.layout)["macs"]
+    def cost(self) -> dict[str, int]:
+        """What a frame costs the model, whatever the type of its numbers."""
+        return model_cost(next(iter(self.models.values())), self.layout)
+
+    @cached_property
+    def host_rates(self) -> dict[str, float]:
+        """Of this machine's CPU."""
+        return rates.host_rates(cpu_count())
 
     @cached_property
     def flops(self) -> dict[str, float]:
-        """Operations a second of matrix products: "cpu"; and the GPU's "float32", "tf32", "float16", if it has them."""
-        found = {"cpu": rates.host_rates(cpu_count())["flops_per_second"]}
+        """Operations a second of the GPU's matrix products: "float32", "tf32", "float16", if it has them."""
+        found: dict[str, float] = {}
         kinds: tuple[Arithmetic, ...] = ("float32", "tf32", "float16")
         for kind in kinds if self.problems.get("cuda", "") is None else ():
             try:
@@ -156,10 +162,27 @@ class Bench:
                 self.notes.append(without_paths(f"no rate of {kind} matrix products: {reason(error)}"))
         return found
 
-    def model_seconds(self, variant: Variant) -> float | None:
-        """The least that the model's multiplications take, a frame; None where the rate is not known."""
-        rate = self.flops.get("cpu" if variant.provider == "cpu" else variant.arithmetic)
-        return None if rate is None else 2 * self.macs / rate
+    def model_floor(self, variant: Variant, batch: int) -> ModelFloor:
+        """The least that the model takes, by its multiplications and by the bytes that it moves.
+
+        Args:
+            variant: how it is run.
+            batch: frames of a run; on the CPU each frame is one.
+        """
+        file, on_cpu = self.models[variant.file], variant.provider == "cpu"
+        cost = self.cost | {"weight_bytes": file.stat().st_size}
+        moved = moved_bytes(cost, np.dtype(variant.file).itemsize, 1 if on_cpu else batch)
+        if on_cpu:
+            rate, bandwidth = (self.host_rates[name] for name in ("flops_per_second", "threads_copy_bytes_per_second"))
+            return ModelFloor.of(cost["macs"], moved, rate, bandwidth)
+        return ModelFloor.of(
+            cost["macs"], moved, self.flops.get(variant.arithmetic), self.rates["copy_bytes_per_second"]
+        )
+
+    def model_seconds(self, variant: Variant, batch: int) -> float | None:
+        """The larger of the model's two floors; None where one of them is not known."""
+        floor = self.model_floor(variant, batch)
+        return None if floor.operations is None or floor.ms is None else floor.ms / 1e3
 
     def spec(self, size: Size, pixel_format: PixelFormat) -> FrameSpec:
         """Of a character with a frame for each place of the largest batch."""

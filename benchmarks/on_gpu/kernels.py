@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kernel_scene import LAYOUT, KernelScene
+from kernel_scene import LAYOUT, GatherScene, KernelScene, features
 
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.surface import SurfaceFormat
-from gpupipe.compose.traffic import least_bytes
+from gpupipe.compose.traffic import gathered_bytes, least_bytes
 from gpupipe.gpu.limits import Limits
 from gpupipe.gpu.types import Array
 from gpupipe.model import rates
@@ -58,7 +58,7 @@ def _copy(bench: Bench, subject: Subject, size: int) -> Row:
 
 
 def kernels(bench: Bench) -> Iterator[Row]:
-    """The three kernels, alone, with cold caches. What prepare does is the same for every body."""
+    """The kernels, alone, with cold caches. What prepare and gather do is the same for every body."""
     counted = json.loads(COUNTED.read_text("utf-8"))
     crop = text_of((bench.layout.model_size,) * 2)
     first = True
@@ -72,6 +72,10 @@ def kernels(bench: Bench) -> Iterator[Row]:
                             subject = Subject("kernel", name, dtype, frame, batch)
                             yield bench.attempt(subject, partial(_kernel, bench, subject, scene, counted))
             first = False
+    for dtype in DTYPES:
+        for batch in bench.settings.batches:
+            subject = Subject("kernel", "gather", dtype, crop, batch)
+            yield bench.attempt(subject, partial(_gather, bench, subject, counted))
 
 
 def _kernel(bench: Bench, subject: Subject, scene: KernelScene, counted: dict[str, Any]) -> Row:
@@ -80,11 +84,25 @@ def _kernel(bench: Bench, subject: Subject, scene: KernelScene, counted: dict[st
     compositor, slot = scene.prepared(dtype, batch)
     with closing(compositor):
         launch = compositor.launch_prepare if name == "prepare" else compositor.launch_paste
-        seconds = bench.timer.seconds(lambda: launch(slot), bench.gpu.compute_stream, cold=True)
-    moved = least_bytes(name, scene.spec, dtype, range(batch))
-    issued = instructions(name, scene.spec, dtype, counted)
+        moved = least_bytes(name, scene.spec, dtype, range(batch))
+        issued = instructions(name, scene.spec, dtype, counted)
+        return _row(bench, subject, lambda: launch(slot), moved, issued)
+
+
+def _gather(bench: Bench, subject: Subject, counted: dict[str, Any]) -> Row:
+    assert subject.batch is not None
+    dtype = np.dtype(subject.dtype)
+    scene = GatherScene(bench.gpu, bench.layout, dtype, subject.batch)
+    told = counted["kernels"].get(f"gather {dtype}") if bench.layout == LAYOUT else None
+    issued = None if told is None else float(told["traffic"]["ptx_instructions"])
+    return _row(bench, subject, scene.launch, gathered_bytes(features(bench.layout, dtype)), issued)
+
+
+def _row(bench: Bench, subject: Subject, launch: Callable[[], None], moved: float, issued: float | None) -> Row:
+    assert subject.batch is not None
+    seconds = bench.timer.seconds(launch, bench.gpu.compute_stream, cold=True)
     least = kernel_least(moved, issued, bench.rates["copy_bytes_per_second"], bench.limits)
-    return timed(subject, seconds, batch, moved=moved, least=least)
+    return timed(subject, seconds, subject.batch, moved=moved, least=least)
 
 
 def kernel_least(moved: float, issued: float | None, bandwidth: float, limits: Limits) -> Least:

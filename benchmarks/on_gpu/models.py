@@ -19,6 +19,7 @@ from gpupipe.compose.traffic import least_bytes
 from gpupipe.engine.gpu_backend import GpuBackend
 from gpupipe.engine.lane import SLOTS, Lane, slots_of
 from gpupipe.geometry import SPEECH_WIDTH
+from gpupipe.model.cost import ModelFloor
 from gpupipe.model.model import Bindings
 from gpupipe.options import BATCH, ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
@@ -67,16 +68,16 @@ def _opened(bench: Bench, variant: Variant, subject: Subject, scenes: Sequence[K
             lane, notes = _lane(bench, variant, subject)
             stack.callback(lane.close)
             lanes.append(lane)
-            least = Least(bench.model_seconds(variant))
-            return timed(
-                subject, _model_seconds(bench, lane, lane.free[0].bindings), lane.batch, least=least, notes=notes
-            )
+            least = Least(bench.model_seconds(variant, lane.batch))
+            told = (*notes, _floors(bench.model_floor(variant, lane.batch)))
+            seconds = _model_seconds(bench, lane, lane.free[0].bindings)
+            return timed(subject, seconds, lane.batch, least=least, notes=told)
 
         def node_by_node() -> Row:
             (lane,) = lanes
             buffers = lane.free[0].buffers
             bindings = lane.model.bind(buffers.visual, buffers.audio, buffers.prediction)
-            least = Least(bench.model_seconds(variant))
+            least = Least(bench.model_seconds(variant, lane.batch))
             return timed(named, _model_seconds(bench, lane, bindings), lane.batch, least=least)
 
         yield bench.attempt(subject, alone)
@@ -105,6 +106,14 @@ def _lane(bench: Bench, variant: Variant, subject: Subject) -> tuple[Lane, tuple
     except BaseException:
         model.close()
         raise
+
+
+def _floors(floor: ModelFloor) -> str:
+    """Both floors, of which the larger is the least."""
+    told = {"operations": floor.operations, "bytes": floor.bytes}
+    return "at least, ms a frame: " + ", ".join(
+        f"{name} {'not known' if ms is None else f'{ms:.4f}'}" for name, ms in told.items()
+    )
 
 
 def _model_seconds(bench: Bench, lane: Lane, bindings: Bindings) -> list[float]:
@@ -140,7 +149,7 @@ def _batches(bench: Bench, variant: Variant, subject: Subject, lane: Lane, scene
         seconds = bench.timer.seconds(work, gpu.compute_stream, until=gpu.copy_stream)
     frames = PASSES * len(flights) * batch
     drawn = sum(least_bytes(name, scene.spec, lane.kind.dtype, range(batch)) for name in ("prepare", "paste_nv12"))
-    least = batch_least(drawn, scene.spec.format.nbytes, bench.model_seconds(variant), bench.rates)
+    least = batch_least(drawn, scene.spec.format.nbytes, bench.model_seconds(variant, batch), bench.rates)
     return timed(subject, seconds, frames, least=least)
 
 
@@ -209,8 +218,9 @@ class _Renders(NamedTuple):
         return self._row(subject, seconds, told[-1].frames, stages)
 
     def _row(self, subject: Subject, seconds: list[float], frames: int, stages: dict[str, float]) -> Row:
+        least = self.bench.model_seconds(self.variant, subject.batch or 1)
         notes = "ms a frame: " + ", ".join(f"{name} {ms:.4f}" for name, ms in stages.items())
-        return timed(subject, seconds, frames, least=Least(self.bench.model_seconds(self.variant)), notes=[notes])
+        return timed(subject, seconds, frames, least=Least(least), notes=[notes])
 
 
 def renders(bench: Bench, characters: Sequence[Character], folder: Path) -> Iterator[Row]:

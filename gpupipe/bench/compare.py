@@ -1,9 +1,10 @@
 """`gpupipe bench`: compositing and whole renders compared on this machine, way against way.
 
-    python -m gpupipe.bench [CHARACTER] [--model M.onnx] [--json FILE] [--html FILE]
+    python -m gpupipe.bench [CHARACTER] [--model M.onnx] [--precision fp32,int8] [--json FILE] [--html FILE]
 
 Every way's frames are compared with the reference before anything is timed. The ways are timed in turn (A B C A B C),
-after a warm-up; what counts are medians with quartiles, and ratios within a run. See `registry` for the ways.
+after a warm-up; what counts are medians with quartiles, and ratios within a run. See `registry` for the ways. Those
+that draw the reference are ranked together; a reduced precision has a class of its own, its quality beside its time.
 """
 
 from __future__ import annotations
@@ -18,25 +19,24 @@ from typing import Any
 import cv2
 
 from gpupipe import __version__
-from gpupipe.bench import floor as bench_floor
 from gpupipe.bench import machine_facts as bench_machine
+from gpupipe.bench.floor import MachineRates, floors, frame_bytes, model_floor
 from gpupipe.bench.gpupipe_way import GpupipeWay
 from gpupipe.bench.memory import measure_memory
 from gpupipe.bench.options import BenchOptions
-from gpupipe.bench.registry import FAMILIES, absences, ways_here
+from gpupipe.bench.precisions import check_devices, make_files
+from gpupipe.bench.registry import FAMILIES, FORMATS, absences, ways_here
 from gpupipe.bench.scene import OPENCV_THREADS, Scene, SceneOptions
 from gpupipe.bench.stages import TOLERANCES, Timetable, add_floors, check
 from gpupipe.bench.sweep import SWEPT, sweep
 from gpupipe.bench.way import BenchStage, Way
 from gpupipe.character.folder import MODEL
 from gpupipe.errors import GpupipeError, OptionError
-from gpupipe.gpu.device import open_device
 from gpupipe.machine import cache_folder, cpu_count, load
 from gpupipe.media.encoders import DEFAULTS, EncoderOptions
 from gpupipe.model.cost import model_cost
-from gpupipe.model.rates import device_rates, host_rates
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON; a change that a reader of old files must know of raises it."""
 
 BASES = ("sequential", "tuned-cpu")
@@ -72,11 +72,17 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
             frame_count=options.frames or effort.frame_count,
             batch_size=max(batch_sizes),
             workers=max(fitting, default=min(worker_counts)),
+            precisions=options.precision,
+            feature_cache=options.feature_cache,
         )
     )
+    if scene.speech_repeats > 1:
+        say(f"the speech lasts {scene.speech_frames} frames: it is said {scene.speech_repeats} times, in every way")
     runs = options.runs or effort.runs
     cv2.setNumThreads(OPENCV_THREADS)
     ways, absent = _picked(scene, options.ways)
+    check_devices(options.precision, [way.device for way in ways if isinstance(way, GpupipeWay)])
+    scene.made = make_files(scene, options.precision, say)
     machine = bench_machine.facts()
     with ExitStack() as closing, tempfile.TemporaryDirectory() as work:
         checked = {}
@@ -85,9 +91,11 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
             try:
                 way.open()
             except GpupipeError as error:
-                if not way.optional or options.ways is not None:
+                if not way.optional or way.name in (options.ways or ()):
                     raise
+                way.close()
                 absent[way.name] = str(error.naming(scene.options.model.name))  # and not its folder
+                say(f"{way.name}: left out: {error.brief()}")
                 ways.remove(way)
                 continue
             closing.callback(way.close)
@@ -108,7 +116,13 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
     for way in ways:
         if options.stage == "all" and "render" in way.stages:
             say(f"{way.name}: memory, in a process of its own")
-            memory[way.name] = measure_memory(scene.options, way.name)
+            try:
+                memory[way.name] = measure_memory(scene.options, way.name)
+            except GpupipeError as error:
+                if not way.optional:
+                    raise
+                # Whether features pay is measured in each process, and may come out otherwise where it is close.
+                say(f"{way.name}: memory is left out: {error.brief()}")
     return {
         "schema": SCHEMA,
         "gpupipe": __version__,
@@ -119,12 +133,17 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
             way.name: {
                 "about": way.about,
                 "pixel_format": way.pixel_format,
+                "precision": way.precision,
                 "meaningless": way.meaningless,
                 "notes": list(way.notes),
             }
             for way in ways
         },
         "absent": absent,
+        "precisions": {
+            precision: {"bytes": made.path.stat().st_size, "made_now": made.made, "quality": made.quality.as_dict()}
+            for precision, made in scene.made.items()
+        },
         "stages": timed,
         "floor": floor,
         "sweep": swept,
@@ -155,21 +174,17 @@ def _picked(scene: Scene, families: Sequence[str] | None) -> tuple[list[Way], di
 def _floor(scene: Scene, ways: Sequence[Way], timed: dict[BenchStage, dict[str, Any]]) -> dict[str, Any]:
     """Measure what the machine can do, and add the floors to the rows."""
     cost = model_cost(scene.options.model, scene.layout)
-    host = host_rates(scene.threads)
-    ours = {way.name: way.gpu_provider for way in ways if isinstance(way, GpupipeWay)}
-    on_gpu = {name: provider for name, provider in ours.items() if provider is not None}
-    gpu = device_rates(open_device(), next(iter(on_gpu.values()))) if on_gpu else None
-    floors = {
-        way.name: bench_floor.floors(scene, way.pixel_format, host, gpu if way.name in on_gpu else None, cost["macs"])
-        for way in ways
-    }
+    rates = MachineRates(scene.threads, next((way.gpu_provider for way in ways if way.gpu_provider), None))
+    models = {way.name: model_floor(way, cost, rates) for way in ways}
+    found = {way.name: floors(way, rates, models[way.name]) for way in ways}
     for stage, rows in timed.items():
-        add_floors(rows, {name: found[stage] for name, found in floors.items()})
+        add_floors(rows, {name: each[stage] for name, each in found.items()})
     return {
-        "host": host,
-        "device": gpu,
+        "host": rates.host,
+        "device": rates.device,
         "model": cost,
-        "bytes_a_frame": {name: bench_floor.stage_bytes(scene, name) for name in ("nv12", "bgr24")},
+        "model_ms": {name: floor.rounded() for name, floor in models.items()},
+        "bytes_a_frame": {name: frame_bytes(scene, name) for name in FORMATS},
     }
 
 
@@ -194,6 +209,9 @@ def _settings(scene: Scene, runs: int, ways: Sequence[Way]) -> dict[str, Any]:
     crf, preset = DEFAULTS[encoder.encoder]
     return {
         "frames": scene.frame_count,
+        "speech_frames": scene.speech_frames,
+        "speech_repeats": scene.speech_repeats,
+        "feature_cache": scene.options.feature_cache,
         "runs": runs,
         "batch": scene.batch_size,
         "workers": scene.workers,

@@ -1,11 +1,9 @@
-"""gpupipe itself as a way to render. The one room of the bench that touches gpupipe's engine and compositors.
-
-The rest of the bench sees `GpupipeWay`; the benchmarks of single steps see `HostSteps`.
-"""
+"""gpupipe itself as a way to render. The one room of the comparison that touches gpupipe's engine and compositors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,55 +12,80 @@ import numpy as np
 
 from gpupipe.bench.scene import Scene
 from gpupipe.bench.way import SWSCALE, Floats, Pixels, Save, Way
-from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.cpu import CpuCompositor, CpuSlot
-from gpupipe.compose.frames import HostFrames
-from gpupipe.compose.protocol import BatchKind, Drawing
+from gpupipe.compose.protocol import Drawing
 from gpupipe.compose.surface import Surface
 from gpupipe.engine.holdings import Parts
 from gpupipe.engine.lane import LaneSlot
-from gpupipe.geometry import SPEECH_WIDTH, speech_position
-from gpupipe.options import ModelOptions, SpeechOptions
+from gpupipe.errors import GpupipeError
+from gpupipe.geometry import speech_position
+from gpupipe.options import ModelOptions, Precision, SpeechOptions
 from gpupipe.render.engine import Engine
-from gpupipe.render.plan import Plan, whole
+from gpupipe.render.plan import Plan
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.trace import SAVE, Trace
 
 
 class GpupipeWay(Way):
-    """gpupipe, on one device and in one pixel format."""
+    """gpupipe, on one device and in one pixel format.
+
+    Args:
+        precision: of the model.
+        keeps_features: whether features stay with the cached frames, as the scene's `feature_cache` says. Then `open`
+            raises a GpupipeError if none are, for it would be the same way once more.
+    """
 
     def __init__(
-        self, name: str, about: str, scene: Scene, device: Literal["cpu", "cuda"], pixel_format: PixelFormat
+        self,
+        name: str,
+        about: str,
+        scene: Scene,
+        device: Literal["cpu", "cuda"],
+        pixel_format: PixelFormat,
+        *,
+        precision: Precision = "fp32",
+        keeps_features: bool = False,
     ) -> None:
         super().__init__(name, about, scene)
         self.pixel_format, self.device, self.batch_size = pixel_format, device, scene.batch_size
-        self.gpu_provider: str | None = None
+        self.precision, self.keeps_features, self.optional = precision, keeps_features, keeps_features
+        if keeps_features or precision != "fp32":
+            self.stages = ("infer", "render")  # the others are as without
         self._speech = SpeechRows(scene.features)
-        self._held: ExitStack | None = None
+        self._held: tuple[ExitStack, Parts] | None = None
         self._drawing_alone: tuple[CpuCompositor, CpuSlot] | None = None
 
     def open(self) -> None:
         """Open an engine, and have it load what a session needs: the character's frames, the model, slots."""
         scene = self.scene
         free = _free_bytes() if self.device == "cuda" else 0
-        self._engine = engine = self.closing.enter_context(Engine(device=self.device, workers=scene.workers))
+        features = scene.options.feature_cache if self.keeps_features else "off"
+        self._engine = engine = self.closing.enter_context(
+            Engine(device=self.device, workers=scene.workers, feature_cache=features)
+        )
         self.closing.callback(self._let_go)
-        self._order = Plan.make(
+        plan = Plan.make(
             scene.character,
             self.pixel_format,
-            ModelOptions(model=scene.options.model, batch=self.batch_size, inference_threads=scene.threads),
+            ModelOptions(
+                model=scene.options.model,
+                batch=self.batch_size,
+                inference_threads=scene.threads,
+                precision=self.precision,
+            ),
             SpeechOptions(features=scene.features, frames=scene.frame_count),
             sound=False,
-        ).order
+        )
+        self._order = plan.order
         self._gpu: Any = engine.backend.gpu
         parts = self._hold()
         self.batch_size, self.cache_bytes = parts.lane.batch, self._order.spec.cache_bytes
         converted = (
             "no frame converted" if self.pixel_format == "nv12" else f"frames converted for the encoder by {SWSCALE}"
         )
-        self.notes = (converted, *engine.notes, *parts.notes)
+        self.dtype, self.frames_a_run = parts.lane.kind.dtype, parts.lane.model.chunk
+        self.notes = (converted, *engine.notes, *plan.notes, *parts.notes, *self._break_even(parts))
         if self._gpu is None:
             # One thread against one thread; `parallel` and the sweep show what more of them do.
             self.threads = {"compose": 1, "render": min(scene.workers, self.batch_size)}
@@ -101,6 +124,8 @@ class GpupipeWay(Way):
     def infer(self) -> float | None:
         """See `Way`."""
         parts, gpu = self._hold(), self._gpu
+        if parts.features is not None:
+            return self._infer_with_features(parts)
         model, bindings = parts.lane.model, parts.lane.free[-1].bindings
         counts = [len(drawings) for drawings in self._batches(parts)]
         if self.gpu_provider in (None, "cpu"):
@@ -123,7 +148,7 @@ class GpupipeWay(Way):
         for drawings in self._batches(parts):
             lane.compositor.prepare(slot.buffers, drawings)
             lane.compositor.ready(slot.buffers)
-            lane.model.run(slot.bindings, len(drawings))
+            self._predict(parts, slot, drawings)
             predictions.append(self._prediction(slot)[: len(drawings)])
             found += len(drawings)
             if found >= wanted:
@@ -140,18 +165,68 @@ class GpupipeWay(Way):
                     save(_on_host(surface))
                 surface.release()
 
+    def renew(self) -> None:
+        """See `Way`: features are what is made."""
+        features = self._hold().features
+        if features is not None:
+            features.forget()
+
+    def _infer_with_features(self, parts: Parts) -> float:
+        """As `infer`, on each frame's own inputs, since what is made of them is kept; preparing them is not counted."""
+        compositor, slot, gpu = parts.lane.compositor, parts.lane.free[-1], self._gpu
+        on_host = self.gpu_provider in (None, "cpu")
+        seconds = 0.0
+        for drawings in self._batches(parts):
+            compositor.prepare(slot.buffers, drawings)
+            compositor.ready(slot.buffers)
+            if on_host:
+                began = time.perf_counter()
+                self._predict(parts, slot, drawings)
+                seconds += time.perf_counter() - began
+                continue
+            begin, end = gpu.event(timing=True), gpu.event(timing=True)
+            gpu.record(begin, gpu.compute_stream)
+            self._predict(parts, slot, drawings)
+            gpu.record(end, gpu.compute_stream)
+            gpu.wait(end)
+            seconds += gpu.elapsed_seconds(begin, end)
+        return seconds
+
+    def _predict(self, parts: Parts, slot: LaneSlot[Any], drawings: list[Drawing[Any, Any]]) -> None:
+        """Run the model on a slot's inputs, as the engine does."""
+        lane = parts.lane
+        if lane.split is None:
+            lane.model.run(slot.bindings, len(drawings))
+            return
+        frames = [(parts.features, drawing.source) for drawing in drawings]
+        lane.split.start(slot.bindings, slot.rest, slot.buffers.visual, frames)()
+
+    def _break_even(self, parts: Parts) -> tuple[str, ...]:
+        """When features pay, and how often frames are shown here.
+
+        Raises:
+            GpupipeError: features were to be kept, and are not.
+        """
+        if not self.keeps_features:
+            return ()
+        if parts.features is None or parts.lane.split is None:
+            raise GpupipeError("; ".join(parts.notes))
+        least, shown = parts.lane.split.break_even, self._order.shown
+        return (f"features pay from {least:.1f} showings of a frame on; here it is shown {shown:.1f} times",)
+
     def _hold(self) -> Parts:
         """What a session is given, for stages that are timed alone; nothing else is drawn meanwhile."""
         if self._held is None:
-            self._held = held = ExitStack()
-            self._parts = self._engine.holdings.open(self._order, lambda _: self._speech, held)
-            self._parts.lane.compositor.admit(self._parts.frames)
-        return self._parts
+            with ExitStack() as held:
+                parts = self._engine.holdings.open(self._order, lambda _: self._speech, held)
+                parts.lane.compositor.admit(parts.frames)
+                self._held = held.pop_all(), parts
+        return self._held[1]
 
     def _let_go(self) -> None:
         self._drawing_alone = None
         if self._held is not None:
-            self._held.close()
+            self._held[0].close()
             self._held = None
 
     def _alone(self, parts: Parts) -> tuple[CpuCompositor, CpuSlot]:
@@ -204,52 +279,6 @@ class GpupipeWay(Way):
         host[: len(given)] = given
         gpu.copy(prediction, host, gpu.compute_stream)
         gpu.synchronize()
-
-
-class HostSteps:
-    """gpupipe's compositor on the host, alone and in one thread, on random predictions.
-
-    Args:
-        character: whose first frames.
-        pixel_format: of bodies and finished frames.
-        frame_count: frames to go over, a multiple of the batch.
-        batch_size: frames in a batch.
-
-    Attributes:
-        finished: the frames of the batch that was pasted last, uint8 `[H * 3 // 2, W]` or `[H, W, 3]`.
-    """
-
-    def __init__(self, character: Character, pixel_format: PixelFormat, frame_count: int, batch_size: int) -> None:
-        order = whole(character, pixel_format, ModelOptions())
-        order = replace(order, spec=replace(order.spec, rects=order.spec.rects[:frame_count]))
-        spec, speech = order.spec, SpeechRows(np.zeros((frame_count, SPEECH_WIDTH), np.float32))
-        frames = HostFrames.load(spec, *order.readers())
-        kind = BatchKind(spec.layout, pixel_format, np.dtype(np.float32), batch_size)
-        self._compositor = CpuCompositor(kind)
-        self._compositor.admit(frames)
-        self._slot = self._compositor.new_slot()
-        self._slot.prediction[:] = np.random.default_rng(0).random(self._slot.prediction.shape, np.float32)
-        self.finished: list[Pixels] = [np.zeros(spec.format.shape, np.uint8) for _ in range(batch_size)]
-        drawings = [
-            Drawing(frames, number, speech, number, 0, Surface(spec.format, self.finished[number % batch_size]))
-            for number in range(frame_count)
-        ]
-        self._batches = [drawings[start : start + batch_size] for start in range(0, frame_count, batch_size)]
-
-    def prepare(self, number: int) -> None:
-        """Make the model's inputs of a batch, the first being 0."""
-        self._compositor.prepare(self._slot, self._batches[number])
-
-    def paste(self, number: int) -> None:
-        """Draw the frames of a batch."""
-        self._slot.frames = self._batches[number]
-        self._compositor.paste(self._slot)
-
-    def each_batch(self, *steps: Callable[[int], None]) -> None:
-        """Take every batch through the steps."""
-        for number in range(len(self._batches)):
-            for step in steps:
-                step(number)
 
 
 def _on_host(surface: Surface) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -172,14 +173,20 @@ def paired(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 
 def rank(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Places from 1, by median; a way whose result is wrong, or whose times say nothing, has none.
+    """Places from 1, by median, among those of a class; a way whose result is wrong, or whose times say nothing, has
+    none.
 
     Args:
-        rows: of one stage, by way, with `ms`, `right` and `meaningless`.
+        rows: of one stage, by way, with `ms`, `class`, `right` and `meaningless`.
     """
     ranked = [name for name, row in rows.items() if row["right"] and not row["meaningless"]]
     ranked.sort(key=lambda name: rows[name]["ms"]["median"])
-    return {name: place for place, name in enumerate(ranked, 1)}
+    places: Counter[str] = Counter()
+    found = {}
+    for name in ranked:
+        places[rows[name]["class"]] += 1
+        found[name] = places[rows[name]["class"]]
+    return found
 
 
 def median_parts(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from gpupipe.bench.registry import FAMILIES
 from gpupipe.bench.way import BENCH_STAGES, BenchStage
+from gpupipe.errors import OptionError
+from gpupipe.options import Precision, read_bytes
 
 
 class Effort(NamedTuple):
@@ -32,11 +34,13 @@ class BenchOptions:
     Attributes:
         character: the folder; None for the demo's, which is made once and kept.
         model: the ONNX file; None for the character's own.
-        frames: how many output frames; None for the default.
+        frames: how many output frames, the speech repeated if it is shorter; None for the default.
         batches: frames in a batch, ascending; the largest is used outside the sweep.
         workers: compositing threads, ascending; outside the sweep the largest that has a core for each.
         ways: those of `FAMILIES` to compare; None for all that can run here.
         stage: "all", or one of `BENCH_STAGES`.
+        precision: those in which gpupipe runs the model, each with a class of its own.
+        feature_cache: as `EngineOptions.feature_cache`: other than "off", gpupipe is compared with and without.
         runs: timed passes of each way and stage.
         quick: do less where nothing is asked for.
     """
@@ -48,6 +52,8 @@ class BenchOptions:
     workers: tuple[int, ...] | None = None
     ways: tuple[str, ...] | None = None
     stage: str = "all"
+    precision: tuple[Precision, ...] = ("fp32",)
+    feature_cache: str = "off"
     runs: int | None = None
     quick: bool = False
 
@@ -68,11 +74,12 @@ class BenchOptions:
             folder: the character's.
         """
         words = ["gpupipe bench", *([folder.name] if self.character else [])]
-        for name in ("model", "frames", "batches", "workers", "ways", "stage", "runs"):
-            value = getattr(self, name)
-            if value not in (None, "all"):
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value != entry.default and entry.name not in ("character", "quick"):
                 shown = value.name if isinstance(value, Path) else value
-                words.append(f"--{name} {','.join(map(str, shown)) if isinstance(shown, tuple) else shown}")
+                flag = entry.name.replace("_", "-")
+                words.append(f"--{flag} {','.join(map(str, shown)) if isinstance(shown, tuple) else shown}")
         return " ".join([*words, *(["--quick"] if self.quick else [])])
 
 
@@ -82,11 +89,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("character", type=Path, nargs="?", metavar="CHARACTER", help="the character's folder [default: the demo's]")
     add("--model", type=Path, metavar="M.onnx", help="lip-sync model [default: the character's own]")
-    add("--frames", type=_positive, metavar="N", help=f"output frames {effort}")
+    add("--frames", type=_positive, metavar="N", help=f"output frames; shorter speech is repeated {effort}")
     add("--batches", type=_numbers, metavar="B,…", help="frames in a batch, for the sweep; elsewhere the largest")
     add("--workers", type=_numbers, metavar="W,…", help="compositing threads, for the sweep; elsewhere one a core")
     add("--ways", type=_ways, metavar="WAY,…", help=f"ways to compare, of {', '.join(FAMILIES)} [default: all]")
     add("--stage", choices=("all", *BENCH_STAGES), default="all", help="what to time")
+    add(
+        "--precision",
+        type=_precisions,
+        metavar="P,…",
+        default="fp32",
+        help=f"precisions to run the model in, of {', '.join(get_args(Precision))}; each but fp32 is ranked in a class "
+        "of its own",
+    )
+    add(
+        "--feature-cache",
+        type=_size,
+        metavar="SIZE",
+        default="off",
+        help="also compare gpupipe with what the model makes of each cached frame alone kept in memory up to this "
+        "size, such as 4G; auto: where frames are shown often enough",
+    )
     add("--runs", type=_positive, metavar="N", help="timed passes of each")
     add("--quick", action="store_true", help="less of everything: a minute on two cores")
     add("--json", type=Path, metavar="FILE", help="write what was measured")
@@ -102,6 +125,23 @@ def _positive(text: str) -> int:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    names = text.split(",")
+    for name in names:
+        if name not in get_args(Precision):
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(get_args(Precision))}")
+    return tuple(each for each in get_args(Precision) if each in names)
+
+
+def _size(text: str) -> str:
+    if text not in ("auto", "off"):
+        try:
+            read_bytes(text)
+        except OptionError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is {error.brief()}, auto or off") from error
+    return text
 
 
 def _ways(text: str) -> tuple[str, ...]:

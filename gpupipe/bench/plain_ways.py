@@ -143,7 +143,8 @@ class PlainWay(Way):
         """Decode into lists of bgr24 frames, and open the model."""
         scene = self.scene
         self.cache_bytes = sum(frame.nbytes for frame in (*scene.body, *scene.crops))
-        self._runner = Runner(scene.options.model, scene.threads)
+        self._runner = runner = Runner(scene.options.model, scene.threads)
+        self.dtype, self.frames_a_run = runner.signature.dtype, runner.signature.batch or self.batch_size
         self.closing.callback(setattr, self, "_runner", None)
 
     def compose(self, save: Save) -> None:

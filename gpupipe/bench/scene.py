@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,15 @@ from gpupipe.bench import algorithm
 from gpupipe.character.features import read_features
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
-from gpupipe.errors import OptionError
 from gpupipe.geometry import Rect, frame_order, speech_position
 from gpupipe.machine import cpu_count
 from gpupipe.media.video import read_frames
+from gpupipe.model.cache import Cached
+from gpupipe.model.quality import mouth_region
 from gpupipe.model.runtime import SessionOptions, open_session
-from gpupipe.model.signature import Signature
-from gpupipe.options import OutputOptions
+from gpupipe.model.samples import Samples
+from gpupipe.model.signature import Signature, precision_of
+from gpupipe.options import OutputOptions, Precision
 from gpupipe.speech.windows import frames_of_rows
 
 Pixels = NDArray[np.uint8]
@@ -41,6 +44,8 @@ class SceneOptions:
         frame_count: output frames.
         batch_size: frames in a batch, for the ways that have batches.
         workers: compositing threads, for the ways that have them.
+        precisions: of the model, for the ways that have several.
+        feature_cache: `EngineOptions.feature_cache`, for the ways that keep features.
     """
 
     character: Path
@@ -48,10 +53,12 @@ class SceneOptions:
     frame_count: int
     batch_size: int
     workers: int
+    precisions: tuple[Precision, ...] = ("fp32",)
+    feature_cache: str = "off"
 
 
 class Scene:
-    """One character speaking, for `frame_count` output frames.
+    """One character speaking, for `frame_count` output frames; what it says is said again until they are full.
 
     Args:
         options: what to render.
@@ -59,11 +66,11 @@ class Scene:
     Attributes:
         order: the source frame of each output frame, int32 `[frame_count]`.
         features: speech features, float32 `[N, 512]`.
+        speech_frames: output frames that the character's speech lasts, said once.
+        speech_repeats: how often it is said.
         threads: CPU threads for the model, the same for every way.
         output: how every way writes its video.
-
-    Raises:
-        OptionError: there is not so much speech.
+        made: models made of the scene's own, by precision.
     """
 
     def __init__(self, options: SceneOptions) -> None:
@@ -72,20 +79,18 @@ class Scene:
         self.workers = options.workers
         self.character = Character.load(options.character)
         self.layout, self.body_info = self.character.layout, self.character.body
-        self.features = read_features(self.character.features_path)
-        lasting = frames_of_rows(len(self.features), self.body_info.fps)
-        if self.frame_count > lasting:
-            raise OptionError(
-                f"the character speaks for {lasting} frames only",
-                field="--frames",
-                value=self.frame_count,
-                remedy=f"give at most {lasting}",
-            )
+        rows, fps = read_features(self.character.features_path), self.body_info.fps
+        self.speech_frames = frames_of_rows(len(rows), fps)
+        self.speech_repeats = -(-self.frame_count // self.speech_frames)
+        while frames_of_rows(self.speech_repeats * len(rows), fps) < self.frame_count:  # the last row was not whole
+            self.speech_repeats += 1
+        self.features = np.tile(rows, (self.speech_repeats, 1)) if self.speech_repeats > 1 else rows
         self.order = frame_order(self.frame_count, self.character.count)
         self._sources = int(self.order.max()) + 1
         self._predicted: dict[int, Floats] = {}
         self.threads = cpu_count()
         self.output = OutputOptions(overwrite=True)
+        self.made: Mapping[str, Cached] = {}
 
     def first(self, frame_count: int) -> Scene:
         """The same scene, over after `frame_count` frames."""
@@ -96,8 +101,8 @@ class Scene:
     def varied(self, *, frame_count: int, batch_size: int, workers: int) -> Scene:
         """The same character in another number of frames, batches of another size, and with other threads."""
         other = copy.copy(self)
-        other.__dict__.pop("predictions", None)
-        other.__dict__.pop("inputs", None)
+        for name in ("predictions", "inputs", "mouth"):
+            other.__dict__.pop(name, None)
         other.frame_count, other.batch_size, other.workers = frame_count, batch_size, workers
         other.order = self.order[:frame_count]
         return other
@@ -146,6 +151,17 @@ class Scene:
                 self.window(output)[None],
             )
         return self._predicted[output]
+
+    @cached_property
+    def mouth(self) -> Rect:
+        """Where the model draws what it hears, in roi pixels, by the first batch; see `quality.mouth_region`."""
+        samples = Samples(*self.inputs).with_other_speech()
+        return mouth_region(self.layout, self.predictions, self._runner(samples.visual, samples.audio))
+
+    @property
+    def kept_precision(self) -> str | None:
+        """What gpupipe has made the model in; None of any other model."""
+        return precision_of(self._runner.session)
 
     def expected(self, output: int, prediction: Floats, pixel_format: PixelFormat) -> Pixels:
         """The frame that every way must draw."""

@@ -27,6 +27,7 @@ from gpupipe.bench.measure import (
     rank,
     timing,
 )
+from gpupipe.bench.precisions import Likeness, Mouths, predicted_likeness
 from gpupipe.bench.way import BenchStage, Floats, Way
 from gpupipe.trace import FINISH, PARTS, Trace
 
@@ -35,20 +36,34 @@ TOLERANCES: dict[BenchStage, Tolerance] = {"compose": EXACT, "infer": ROUNDING, 
 numbers may differ in their last bits."""
 
 
-def check(way: Way, stages: Sequence[BenchStage]) -> dict[BenchStage, Difference]:
-    """Compare what a way makes with the reference, in every stage that makes anything."""
-    scene, pixel_format = way.scene, way.pixel_format
-    found: dict[BenchStage, Difference] = {}
+Checked = Difference | Likeness
+"""What a comparison with the reference found: of a way that draws it, and of one in a reduced precision."""
+
+
+def check(way: Way, stages: Sequence[BenchStage]) -> dict[BenchStage, Checked]:
+    """Compare what a way makes with the reference, in every stage that makes anything: pixel by pixel, or the mouth's
+    likeness in a reduced precision."""
+    scene, pixel_format, exact = way.scene, way.pixel_format, way.precision == "fp32"
+    found: dict[BenchStage, Checked] = {}
     if "compose" in stages and "compose" in way.stages:
         given = scene.predictions
         all_frames = Comparison(lambda o: scene.expected(o, given[o % len(given)], pixel_format), scene.frame_count)
         way.compose(all_frames)
         found["compose"] = all_frames.result()
     if "infer" in stages and "infer" in way.stages:
-        found["infer"] = difference(_levels(way.predicted()), _levels(scene.predictions))
+        predicted = way.predicted()
+        found["infer"] = (
+            difference(_levels(predicted), _levels(scene.predictions))
+            if exact
+            else predicted_likeness(scene, way.precision, predicted)
+        )
     if "render" in stages and "render" in way.stages:
         frame_count = min(scene.frame_count, 2 * scene.batch_size)
-        some = Comparison(lambda o: scene.expected(o, scene.predicted(o)[0], pixel_format), frame_count)
+        some = (
+            Comparison(lambda o: scene.expected(o, scene.predicted(o)[0], pixel_format), frame_count)
+            if exact
+            else Mouths(scene, way.precision, pixel_format, frame_count)
+        )
         way.render(some, Trace(), frame_count)
         found["render"] = some.result()
     return found
@@ -75,7 +90,7 @@ class Timetable:
     def __init__(
         self,
         ways: Sequence[Way],
-        checked: Mapping[str, Mapping[BenchStage, Difference]],
+        checked: Mapping[str, Mapping[BenchStage, Checked]],
         runs: int,
         folder: Path,
         *,
@@ -99,10 +114,17 @@ class Timetable:
             The rows of the table as JSON values, by way.
         """
         taking_part = [way for way in self._ways if stage in way.stages]
+        by_name = {way.name: way for way in taking_part}
+
+        def before(name: str, run: int) -> None:
+            if name == taking_part[0].name:
+                self._tell(stage, run)
+            by_name[name].renew()
+
         times = in_turn(
             {way.name: self._pass(way, stage) for way in taking_part},
             self._runs,
-            progress=lambda name, run: self._tell(stage, run) if name == taking_part[0].name else None,
+            progress=before,
             **self._clocks,
         )
         rows = {way.name: self._row(way, stage, times[way.name]) for way in taking_part}
@@ -142,16 +164,19 @@ class Timetable:
 
     def _row(self, way: Way, stage: BenchStage, times: Times) -> dict[str, Any]:
         found = self._checked[way.name].get(stage)
+        pixels = found if isinstance(found, Difference) else None
         row: dict[str, Any] = {
             **timing(times, way.scene.frame_count),
+            "class": "exact" if way.precision == "fp32" else way.precision,
             "pixel_format": way.pixel_format,
             "batch": way.batch_size,
             "threads": way.threads.get(stage),
-            "compared_pixels": found.pixels if found else None,
-            "differing_pixels": found.differing if found else None,
-            "largest_difference": found.largest if found else None,
+            "compared_pixels": pixels.pixels if pixels else None,
+            "differing_pixels": pixels.differing if pixels else None,
+            "largest_difference": pixels.largest if pixels else None,
+            **self._quality(way, found),
             # Nothing is computed where nothing is compared: the encoder takes the same frames from everyone.
-            "right": found.within(TOLERANCES[stage]) if found else True,
+            "right": found.passes if isinstance(found, Likeness) else found is None or found.within(TOLERANCES[stage]),
             "meaningless": way.meaningless,
         }
         if stage == "render":
@@ -162,6 +187,15 @@ class Timetable:
             }
             row["video_bytes"] = self._bytes[way.name]
         return row
+
+    def _quality(self, way: Way, found: Checked | None) -> dict[str, Any]:
+        """Of a reduced precision: how its file was judged, on frames of the whole film, if it has one of its own; and
+        what was drawn here."""
+        if not isinstance(found, Likeness):
+            return {"quality": None, "drawn": None}
+        made = way.scene.made.get(way.precision)
+        judged = found if made is None else Likeness.of(made.quality)
+        return {"quality": judged._asdict(), "drawn": found._asdict()}
 
 
 def add_floors(rows: Mapping[str, dict[str, Any]], floors: Mapping[str, float | None]) -> None:

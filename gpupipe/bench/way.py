@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from gpupipe.bench.scene import Scene
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.media.handover import HandOver
+from gpupipe.options import Precision
 from gpupipe.render.output import open_output
 from gpupipe.render.segments import Segments
 from gpupipe.trace import Span, Trace
@@ -64,7 +65,12 @@ class Way(ABC):
         stages: those that it takes part in.
         optional: whether the others are compared without it where it cannot be opened, unless it was asked for.
         threads: its compositing threads, by stage; what it really runs once it is open.
-        batch_size: frames that it gives the model at a time; likewise.
+        batch_size: frames of a batch; likewise.
+        frames_a_run: frames that the model takes in one run; likewise.
+        precision: in which the model is run.
+        keeps_features: whether what the model makes of each cached frame alone is kept with the frame.
+        dtype: of the model's numbers.
+        gpu_provider: what runs the model where a GPU composites; None on the CPU.
         meaningless: why its times say nothing, or None.
         device_bytes: device memory that it holds once open.
         cache_bytes: the character's frames that it holds once open.
@@ -74,12 +80,16 @@ class Way(ABC):
     pixel_format: PixelFormat = "bgr24"
     stages: tuple[BenchStage, ...] = BENCH_STAGES
     optional = False
+    precision: Precision = "fp32"
+    keeps_features = False
 
     def __init__(self, name: str, about: str, scene: Scene) -> None:
         self.name, self.about, self.scene = name, about, scene
         self.threads = {"compose": 1, "render": 1}
-        self.batch_size = 1
+        self.batch_size = self.frames_a_run = 1
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self.meaningless: str | None = None
+        self.gpu_provider: str | None = None
         self.device_bytes = self.cache_bytes = 0
         self.notes: tuple[str, ...] = ()
         self.closing = ExitStack()
@@ -103,6 +113,9 @@ class Way(ABC):
     @abstractmethod
     def render(self, save: Save, trace: Trace, frame_count: int) -> None:
         """Every stage, for the first `frame_count` frames at least."""
+
+    def renew(self) -> None:  # noqa: B027
+        """Forget what earlier passes have made of the frames, which each pass is to make itself; not timed."""
 
     def hand_over(self) -> Save:
         """What makes the encoder's picture of a finished frame."""

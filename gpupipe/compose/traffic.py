@@ -14,6 +14,7 @@ from gpupipe.colour import matrices
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.table import ROW
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH
+from gpupipe.model.nets import TensorSpec
 
 _TAP_BYTES = 8
 _REAL_BYTES = np.dtype(np.float32).itemsize
@@ -23,7 +24,7 @@ def least_bytes(kernel: str, spec: FrameSpec, dtype: DTypeLike, sources: Sequenc
     """Bytes a frame, read and written together, that a batch must move.
 
     Args:
-        kernel: its name, one of `kernels.NAMES`.
+        kernel: its name, one of `kernels.NAMES`; for `gather` see `gathered_bytes`.
         spec: of the character.
         dtype: of the model's numbers, float32 or float16.
         sources: the cached frames of the batch; they show consecutive rows of one speech.
@@ -44,3 +45,8 @@ def least_bytes(kernel: str, spec: FrameSpec, dtype: DTypeLike, sources: Sequenc
     matrix = matrices()[0].nbytes / batch if nv12 else 0
     frame = spec.width * spec.height * pixel
     return 2 * frame - covered * pixel + 3 * size**2 * real + 3 * (crop**2 - size**2) + taps + ROW.itemsize + matrix
+
+
+def gathered_bytes(features: Sequence[TensorSpec]) -> int:
+    """Bytes a frame, read and written together, that `gather` must move."""
+    return 2 * sum(spec.frame_bytes for spec in features)

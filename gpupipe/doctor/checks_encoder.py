@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpupipe.compose.surface import SurfaceFormat
+from gpupipe.compose.table import device_shape
 from gpupipe.doctor.check import Check, Found, NotPossible, Subject
+from gpupipe.doctor.scenes import put
 from gpupipe.errors import OptionError, reason
+from gpupipe.gpu.types import DeviceArray
 from gpupipe.machine import megabytes
 from gpupipe.media.encode import VideoWriter
-from gpupipe.media.encoders import QUALITY_OPTION, EncoderOptions
+from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions
 from gpupipe.media.join import join
 from gpupipe.media.packets import video_packets
 from gpupipe.media.video import read_frames
@@ -34,6 +38,9 @@ QUALITIES = (1, 20, 40)
 SEGMENTS = (20, 1, 13)
 OWN_BYTES = 1_000_000
 """The least that an encoder takes of its GPU's memory."""
+
+SAME = 1.0
+"""The mean square by which a decoded frame may differ where the encoder was given the same pixels in another way."""
 
 Frame = NDArray[np.uint8]
 
@@ -121,6 +128,53 @@ def input_copied(encoder: str) -> Callable[[Subject], Found]:
     return check
 
 
+def from_gpu_memory(encoder: str) -> Callable[[Subject], Found]:
+    """A check that an encoder reads frames in the GPU's memory, each before it is given back."""
+
+    def check(subject: Subject) -> Found:
+        gpu, given = subject.gpu, pictures(60)
+        with writer(subject, encoder, "from-host") as opened:
+            for frame in given:
+                opened.write(frame)
+        wanted = decoded(opened.path, len(given))
+        format = SurfaceFormat("nv12", WIDTH, HEIGHT)
+        free: list[DeviceArray] = []
+        held = most = 0
+
+        def encode(frame: Frame) -> None:
+            nonlocal held, most
+            memory = free.pop() if free else gpu.empty(device_shape(format), np.uint8)
+            put(gpu, memory, frame)
+            held += 1
+
+            def read() -> None:
+                nonlocal held
+                held -= 1
+                put(gpu, memory, 255 - frame)
+                free.append(memory)
+
+            opened.write(memory, read)
+            most = max(most, held)
+
+        with writer(subject, encoder, "from-gpu", gpu=gpu) as opened:
+            for frame in given:
+                encode(frame)
+        found = decoded(opened.path, len(given))
+        worst = max(
+            float(np.square(one.astype(np.float64) - other).mean()) for one, other in zip(found, wanted, strict=True)
+        )
+        measured = (
+            f"{len(found)} of {len(given)} frames; mean square difference at most {worst:.3f}; {most} held at most"
+        )
+        return Found(
+            len(found) == len(given) and worst < SAME and most <= NVENC_DELAY,
+            measured,
+            {"frames": len(found), "mean_square_difference": worst, "held": most},
+        )
+
+    return check
+
+
 def segments(encoder: str) -> Callable[[Subject], Found]:
     """A check that segments of an encoder can be joined."""
 
@@ -178,6 +232,11 @@ CHECKS = (
     *(
         Check(f"nvenc opens: {name}", "on the GPU that composites, whose memory it takes", opens(name))
         for name in NVENC
+    ),
+    Check(
+        f"nvenc from GPU memory: {NVENC[0]}",
+        f"the frames that it makes of the host's, each overwritten when given back; {NVENC_DELAY} held at most",
+        from_gpu_memory(NVENC[0]),
     ),
     Check("nvenc sessions", f"at least {PARALLEL}, as many as jobs run at a time", sessions),
     *(

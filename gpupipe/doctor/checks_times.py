@@ -13,7 +13,7 @@ from gpupipe.doctor.check import Check, Found, Subject
 from gpupipe.doctor.on_device import BATCH, OnDevice
 from gpupipe.doctor.scenes import Case, Pair
 from gpupipe.gpu.timer import Timer
-from gpupipe.model.cost import model_cost
+from gpupipe.model.cost import ModelFloor, model_cost, moved_bytes
 from gpupipe.model.rates import device_rates
 from gpupipe.render.engine import Engine
 from gpupipe.trace import PASTE, PREPARE
@@ -68,9 +68,13 @@ def model(subject: Subject) -> Found:
     subject.need("cuda")
     with OnDevice(subject, "cuda") as opened:
         seconds = Timer(subject.gpu, runs=RUNS, warm_up=3).seconds(opened.run, subject.gpu.compute_stream)
-    cost, speed = model_cost(subject.model, subject.character.layout), rates(subject)["flops_per_second"]
+        number_bytes = opened.model.dtype.itemsize
+    cost, speed = model_cost(subject.model, subject.character.layout), rates(subject)
     milliseconds = statistics.median(seconds) * 1e3 / BATCH
-    floor = None if speed is None else 2 * cost["macs"] / speed * 1e3
+    bandwidth = speed["copy_bytes_per_second"]
+    assert bandwidth is not None
+    moved = moved_bytes(cost, number_bytes, BATCH)
+    floor = ModelFloor.of(cost["macs"], moved, speed["flops_per_second"], bandwidth).ms
     return Found(True, beside("model", milliseconds, floor), {"ms": milliseconds, "floor_ms": floor, **cost})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from gpupipe.character.folder import Character
 from gpupipe.doctor import (
     checks_encoder,
+    checks_features,
     checks_frames,
     checks_graphs,
     checks_machine,
@@ -31,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     *checks_runs.FIRST,
     *checks_frames.CHECKS,
     *checks_model.CHECKS,
+    *checks_features.CHECKS,
     *checks_runs.CHECKS,
     *checks_graphs.CHECKS,
     *checks_encoder.CHECKS,

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gpupipe.engine.backend import Backend
-from gpupipe.engine.features import FeatureBudget
-from gpupipe.engine.flight import Flight, Steps
+from gpupipe.engine.flight import Flight, Steps, seated
 from gpupipe.engine.holdings import Holdings
+from gpupipe.engine.kept_features import FeatureBudget
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.pipeline import Pipeline
@@ -174,7 +174,7 @@ class EngineCore:
         if not tasks:  # closed since they were chosen
             return None
         self._timetable.left(choice.lane.pace, now)
-        return Flight(choice.lane, choice.lane.free.pop(), tasks)
+        return Flight(choice.lane, choice.lane.free.pop(), seated(choice.lane, tasks))
 
     def _landed(self, flight: Flight) -> None:
         """A batch has gone through every step but the last."""

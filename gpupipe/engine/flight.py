@@ -26,7 +26,7 @@ class Flight:
     Attributes:
         lane: which.
         slot: its buffers.
-        tasks: its frames, in the places of the slot.
+        tasks: its frames, in the places of the slot, which need not be the order of output.
         predicted: waits for the model, once it has been started.
         begun: when that was, seconds of `time.perf_counter`.
         error: what has stopped it: of all its frames.
@@ -47,6 +47,19 @@ class Flight:
     def shares(self) -> list[tuple[Trace, int]]:
         """The traces of the sessions whose frames it has, and how many."""
         return [(session.trace, count) for session, count in Counter(task.session for task in self.tasks).items()]
+
+    @property
+    def in_order(self) -> list[tuple[int, FrameTask]]:
+        """Places and their frames, each session's in the order of output."""
+        return sorted(enumerate(self.tasks), key=lambda seat: seat[1].index)
+
+
+def seated(lane: Lane, tasks: list[FrameTask]) -> list[FrameTask]:
+    """Frames in the order of their places: as they come, or as a model in two nets wants them on a GPU."""
+    split = lane.split
+    if split is None or not split.on_device:
+        return tasks
+    return sorted(tasks, key=lambda task: split.place_order((task.session.features, task.drawing.source)))
 
 
 class Steps:
@@ -121,7 +134,7 @@ class Steps:
                 self._collect(flight)
             except BaseException as error:
                 flight.error = error
-        for place, task in enumerate(flight.tasks):
+        for place, task in flight.in_order:
             wrong = flight.error or flight.finished.get(place)
             if wrong is None and has_nan[place]:
                 wrong = nan_error(task)
@@ -136,7 +149,7 @@ class Steps:
         failed: dict[Session, BaseException] = {}
         try:
             flight.lane.compositor.clear(flight.slot.buffers)
-            for place, task in enumerate(flight.tasks):
+            for place, task in flight.in_order:
                 if task.session not in failed:
                     flight.finished[place] = wrong = self._alone(flight, task)
                     if wrong is not None:

@@ -75,7 +75,8 @@ class GpuBackend:
             else:
                 timed = cache_folder() / "layouts" / _folder_name(self.gpu)
                 model, layout = open_model(self.gpu, path, settings, batch, timed)
-            return Opened(model, (*_elsewhere(model), *filter(None, [layout])))
+            elsewhere_notes = elsewhere(model.nodes, model.provider, "the model")
+            return Opened(model, (*elsewhere_notes, *filter(None, [layout])))
 
         if options.provider != "auto":
             model, notes = opened(options.provider)
@@ -208,14 +209,16 @@ def _folder_name(gpu: Device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-")
 
 
-def _elsewhere(model: Model) -> tuple[str, ...]:
-    """What to say of a model that does not run where it was asked to, or not all of it."""
-    total, own = sum(model.nodes.values()), model.nodes.get(PROVIDER_NAMES[model.provider], 0)
-    others = ", ".join(
-        f"{count} by {name}" for name, count in model.nodes.items() if name != PROVIDER_NAMES[model.provider]
-    )
-    return (
-        (f"of {total} nodes of the model {own} are run by {PROVIDER_NAMES[model.provider]}, {others}",)
-        if others
-        else ()
-    )
+def elsewhere(nodes: Mapping[str, int], provider: Provider, what: str) -> tuple[str, ...]:
+    """What to say of a model that does not run where it was asked to, or not all of it.
+
+    Args:
+        nodes: how many each provider runs, as `Model.nodes`.
+        provider: the one that was asked for.
+        what: whose nodes they are.
+    """
+    wanted = PROVIDER_NAMES[provider]
+    others = ", ".join(f"{count} by {name}" for name, count in nodes.items() if name != wanted)
+    if not others:
+        return ()
+    return (f"of {sum(nodes.values())} nodes of {what} {nodes.get(wanted, 0)} are run by {wanted}, {others}",)

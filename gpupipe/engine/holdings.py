@@ -6,14 +6,15 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gpupipe.compose.protocol import BatchKind
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
-from gpupipe.engine.features import FeatureBudget, KeptFeatures
+from gpupipe.engine.features import SplitModel
+from gpupipe.engine.kept_features import FeatureBudget, KeptFeatures
 from gpupipe.engine.lane import Lane, slots_of
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import Resident, ResidentKey, Residents
@@ -66,12 +67,12 @@ class Holdings:
         features: FeatureBudget | None = None,
     ) -> None:
         self._backend, self._on_compute_thread = backend, on_compute_thread
-        self._kept = FeatureStore(features)
+        self._kept = FeatureStore(features, backend.gpu)
         self._models: Shelf[_OpenModel] = Shelf(keep=0)  # lanes keep theirs open
         self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
         self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
         self.digests = Digests()
-        self.residents: Residents[Any] = Residents(backend.unload, cache)
+        self.residents: Residents[Any] = Residents(self._unload, cache)
         self._pool = SurfacePool(backend.gpu)
 
     def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
@@ -81,30 +82,32 @@ class Holdings:
             GpupipeError: something cannot be opened, or does not fit in memory.
         """
         backend, spec = self._backend, order.spec
-        model_key = (self.digests.of(order.model), replace(order.options, model=None))
-        opened = self._models.take(model_key, lambda: self._open_model(order))
+        keep = self._kept.wanted(order.features)
+        model_key = (self.digests.of(order.model), replace(order.options, model=None), keep)
+        opened = self._models.take(model_key, lambda: self._open_model(order, model_key, keep=keep))
         held.callback(self._models.give_back, model_key)
         model = opened.model
         model.signature.check_size(spec.layout)
         kind = BatchKind(spec.layout, spec.pixel_format, model.dtype, backend.batch(model, order.options))
-        keep = self._kept.wanted(order.features)
-        lane_key = (model_key, kind.layout, kind.pixel_format, order.workers, keep)
+        lane_key = (model_key, kind.layout, kind.pixel_format, order.workers)
         if not self._lanes.holds(lane_key):
             with backend.opening():
-                self._on_compute_thread(lambda: backend.warm_up(model, kind))
+                self._on_compute_thread(lambda: self._warm_up(opened, kind, model_key))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
-        depth = (slots_of(model, kind.batch) + 1) * kind.batch  # a batch in each slot, and one with the sink
+        # A batch in each slot, and one with the sink.
+        depth = (slots_of(model, kind.batch) + 1) * kind.batch + order.kept
         self._make_room(order, kind, lane_key, model, rows, depth)
-        lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers, keep=keep))
+        lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers))
         held.callback(self._lanes.give_back, lane_key)
         resident = self._resident(order)
         held.callback(self.residents.give_back, resident)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
-        memory = self._pool.borrow(spec.format, depth)
-        held.callback(self._pool.give_back, spec.format, memory)
-        kept = self._kept.of(lane.split, resident.frames, model_key, order.shown, spec.count)
-        said = self._kept.notes(model_key, kept, spec.count) if keep else ()
+        memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
+        held.callback(self._pool.give_back, spec.format, memory, on_host=order.on_host)
+        split, shown, store = lane.split, order.shown, self._kept
+        kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, spec.count))
+        said = store.notes(model_key, split, kept, shown, spec.count) if keep else ()
         notes = (*opened.notes, *model.notes, *said)
         return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
 
@@ -129,6 +132,10 @@ class Holdings:
             ResidentKey.of(order), order.spec, lambda: backend.load(order.spec, order.readers())
         )
 
+    def _unload(self, frames: Any) -> None:
+        self._backend.unload(frames)  # which waits for what is queued
+        self._kept.release(frames)
+
     def close(self) -> None:
         """Release everything; no session may be open."""
         self._pool.trim()
@@ -137,24 +144,33 @@ class Holdings:
         self._models.close()
         self._encoders.close()
 
-    def _open_model(self, order: SessionOrder) -> _OpenModel:
+    def _open_model(self, order: SessionOrder, key: Hashable, *, keep: bool) -> _OpenModel:
         with self._backend.opening():
-            return _OpenModel(self._backend, *self._backend.open_model(order.model, order.options))
+            model, notes = self._backend.open_model(order.model, order.options)
+            try:
+                return _OpenModel(self._backend, model, notes, self._kept.open(model, key) if keep else None)
+            except BaseException:
+                model.close()
+                raise
 
-    def _open_lane(self, model_key: Hashable, kind: BatchKind, workers: int | None, *, keep: bool) -> Lane:
-        model = self._models.take(model_key, _must_be_open).model
+    def _warm_up(self, opened: _OpenModel, kind: BatchKind, key: Hashable) -> None:
+        """Let a model, and both nets of one that is split, take the memory that they work in."""
+        self._backend.warm_up(opened.model, kind)
+        if opened.split is not None:
+            opened.split = self._kept.warm_up(opened.split, key)
+
+    def _open_lane(self, model_key: Hashable, kind: BatchKind, workers: int | None) -> Lane:
+        opened = self._models.take(model_key, _must_be_open)
         try:
-            with self._backend.opening():
-                split = self._kept.open(model, model_key) if keep else None
-            compositor = self._backend.compositor(kind, model, workers)
-            lane = Lane(model, compositor, lambda: self._models.give_back(model_key), split)
+            compositor = self._backend.compositor(kind, opened.model, workers)
+            lane = Lane(opened.model, compositor, lambda: self._models.give_back(model_key), opened.split)
         except BaseException:
             self._models.give_back(model_key)
             raise
         try:
             slots = [slot.bindings for slot in lane.free]
             with self._backend.opening():
-                self._on_compute_thread(lambda: self._backend.capture(model, slots))
+                self._on_compute_thread(lambda: self._backend.capture(lane.model, slots))
         except BaseException:
             lane.close()
             raise
@@ -189,7 +205,7 @@ class Holdings:
                 parts |= backend.frame_bytes(order.spec)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
-            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth)
+            parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
             return parts | backend.speech_bytes(rows)
 
         self.residents.make_room(lambda: not backend.fits(wanted()))
@@ -199,17 +215,21 @@ class Holdings:
         backend.require(wanted())
 
 
-class _OpenModel(NamedTuple):
-    """An opened model, as a shelf keeps it."""
+@dataclass(eq=False)
+class _OpenModel:
+    """An opened model, as a shelf keeps it, and the same in two nets, if features are kept."""
 
     backend: Backend
     model: Model
     notes: tuple[str, ...]
+    split: SplitModel | None
 
     def close(self) -> None:
         """Close it."""
         with self.backend.closing():
             self.model.close()
+            if self.split is not None:
+                self.split.close()
 
 
 def _must_be_open() -> _OpenModel:

@@ -40,7 +40,7 @@ class Lane:
         model: opened.
         compositor: of the engine's device.
         closed: called when the lane is.
-        split: the model in two nets, if features are kept.
+        split: the model in two nets, if features are kept; like the model, closed by who opened it.
 
     Attributes:
         slots: how many there are.
@@ -79,6 +79,4 @@ class Lane:
         """Release slots and compositor."""
         self.free.clear()
         self.compositor.close()
-        if self.split is not None:
-            self.split.close()
         self._closed()

@@ -37,6 +37,8 @@ class SessionOrder:
             draws all of them.
         workers: threads that composite on the CPU; None: the engine's.
         features: whether its frames' features are kept where the engine leaves that to what is tuned.
+        on_host: whether its taker wants finished frames on the host; else a GPU leaves them where it has drawn them.
+        kept: finished frames that its taker keeps at a time, at most, besides those that he is given meanwhile.
     """
 
     character: Character
@@ -49,6 +51,8 @@ class SessionOrder:
     segments: Callable[[], range | None] | None = None
     workers: int | None = None
     features: bool = False
+    on_host: bool = True
+    kept: int = 0
 
     @property
     def shown(self) -> float:

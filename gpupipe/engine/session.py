@@ -12,7 +12,7 @@ from typing import Any
 
 from gpupipe.compose.protocol import Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
-from gpupipe.engine.features import KeptFeatures
+from gpupipe.engine.kept_features import KeptFeatures
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.outputs import Outputs
 from gpupipe.engine.surfaces import Memory

@@ -20,7 +20,7 @@ from gpupipe.errors import KernelError, reason
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_STEPS, SPEECH_WIDTH
 from gpupipe.gpu.types import Kernel
 
-NAMES = ("prepare", "paste_bgr24", "paste_nv12")
+NAMES = ("prepare", "paste_bgr24", "paste_nv12", "gather")
 """The kernels, each in the file of its name."""
 
 THREADS: Final = 256
@@ -32,6 +32,9 @@ CHUNKS_A_BLOCK: Final = THREADS * CHUNKS_A_THREAD
 """16-byte vectors that a block copies or scans."""
 ROW_BYTES: Final = 64
 """Bytes of a row of a batch's table: what is uploaded for each frame."""
+GATHER_PLACES: Final = 128
+GATHER_TENSORS: Final = 64
+"""Frames and tensors of one launch of `gather`: what has room among a kernel's parameters, 4 KB."""
 
 _REINSTALL = "install gpupipe again"
 _memo: dict[tuple[str, int, bool, Path], Kernel] = {}
@@ -95,6 +98,8 @@ def options(dtype: DTypeLike) -> tuple[str, ...]:
         f"-DTHREADS={THREADS}",
         f"-DBLOCKS_A_MULTIPROCESSOR={BLOCKS_A_MULTIPROCESSOR}",
         f"-DCHUNKS_A_THREAD={CHUNKS_A_THREAD}",
+        f"-DGATHER_PLACES={GATHER_PLACES}",
+        f"-DGATHER_TENSORS={GATHER_TENSORS}",
     )
 
 

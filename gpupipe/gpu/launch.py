@@ -6,18 +6,45 @@ a launch is given, its grid too, is the same for every batch of a kind.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import KernelError
 from gpupipe.geometry import BORDER, SPEECH_ROWS, SPEECH_SHAPE, SPEECH_WIDTH, CropLayout, Rect
-from gpupipe.gpu.kernels import CHUNKS_A_BLOCK, ROW_BYTES, THREADS, load
+from gpupipe.gpu.kernels import CHUNKS_A_BLOCK, GATHER_PLACES, GATHER_TENSORS, ROW_BYTES, THREADS, load
 from gpupipe.gpu.types import DeviceArray, Stream
 from gpupipe.options import MAX_BATCH
 
 ALIGNMENT = 16
 """Bytes of which every address given to a kernel is a multiple, and so the pitch of a frame."""
+
+
+GATHER_TABLE: Final = np.dtype(
+    [
+        ("places", [("block", np.uint64), ("frames", np.uint32), ("row", np.uint32)], GATHER_PLACES),
+        ("tensors", [("rows", np.uint64), ("bytes", np.uint32), ("blocks", np.uint32)], GATHER_TENSORS),
+    ]
+)
+"""What `gather` is told of a batch, as `kernels/gather.cu` has it as a C structure: passed by value."""
+
+
+class Kept(NamedTuple):
+    """Where one frame's tensors stay.
+
+    Attributes:
+        block: address of a block that holds, for each tensor in turn, uint8 `[frames, bytes]` from a multiple of 256
+            on; it begins at such a multiple too.
+        frames: how many it is for.
+        row: the frame's.
+    """
+
+    block: int
+    frames: int
+    row: int
 
 
 def pitch(row_bytes: int) -> int:
@@ -150,6 +177,41 @@ def paste(
         ),
         stream=stream,
     )
+
+
+def gather(kept: Sequence[Kept | None], rows: Sequence[DeviceArray], *, back: bool = False, stream: Stream) -> None:
+    """Queue `rows[t][b] = tensor t of the frame kept[b]` for each place b that has one; or, back, the other way.
+
+    One launch for every `GATHER_PLACES` places. What it is told goes with the launch: nothing is uploaded.
+
+    Args:
+        kept: where the frame of each place stays, on the current device; None for a place to be left alone.
+        rows: each tensor of a batch, `[B, ...]` with room for all places, of any type; C-contiguous, likewise.
+        back: from the batch's arrays to where the frames stay.
+        stream: the stream to launch on.
+
+    Raises:
+        ValueError: too many tensors, or an array that has no such places, another layout or another device.
+        KernelError: the kernel does not compile.
+    """
+    if not 1 <= len(rows) <= GATHER_TENSORS:
+        raise ValueError(f"a frame has 1 to {GATHER_TENSORS} tensors (got {len(rows)})")
+    for array in rows:
+        _check("rows", array, array.dtype, (max(len(array), len(kept)), *array.shape[1:]), rows[0].device.id)
+    table = np.zeros((), GATHER_TABLE)
+    row_bytes = np.array([array.nbytes // len(array) for array in rows], np.uint32)
+    tensors = table["tensors"][: len(rows)]
+    tensors["rows"], tensors["bytes"] = [array.data.ptr for array in rows], row_bytes
+    tensors["blocks"] = -(-row_bytes.astype(np.int64) // (ALIGNMENT * CHUNKS_A_BLOCK))
+    for first in range(0, len(kept), GATHER_PLACES):
+        part = kept[first : first + GATHER_PLACES]
+        table["places"][: len(part)] = [each or (0, 0, 0) for each in part]
+        load("gather", np.float32)(  # copies bytes: the same for either type
+            (int(tensors["blocks"].sum()), len(part)),
+            (THREADS,),
+            (table, np.int32(first), np.int32(back)),
+            stream=stream,
+        )
 
 
 def _check_batch(table: DeviceArray, status: DeviceArray, device: int) -> int:

@@ -1,13 +1,14 @@
 """Pictures and sound in files: the only home of PyAV, and OpenCV's for images.
 
-May touch files, FFmpeg by way of PyAV, and what every room shares (`errors`, `colour`); knows nothing of characters,
-models or devices. Gives frames and sound as NumPy arrays, and takes finished frames:
+May touch files, FFmpeg by way of PyAV, and what every room shares (`errors`, `colour`); knows nothing of characters
+or models. Gives frames and sound as NumPy arrays, and takes finished frames:
 
     video       what a video holds; its frames as bgr24 or nv12     handover    a finished frame → the encoder's picture
     matroska    whether such a file is whole                        encoders    which there are, and their options
     sound_file  what a file says of its sound                       encode      frames → one file
     sound       sound as float32 samples from time 0                soundtrack  sound → AAC packets beside the picture
     images      frames as JPEG and PNG files                        join        parts → the finished file
+    device_handover: like handover, for a frame in GPU memory, which is all that is known of GPUs here
 
 Errors are `MediaError` (cannot be read), `OutputError` (cannot be written) and `OptionError` (an encoder's options).
 `join.join` is not offered from here: its room has the same name.

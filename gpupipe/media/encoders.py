@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import av
 
+from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError
 from gpupipe.options import OutputOptions
 
@@ -21,6 +22,16 @@ for."""
 
 NVENC_DRIVER = "570"
 """The oldest NVIDIA driver that the PyAV 18.1 wheel's FFmpeg encodes with: it is built with NVENC 13.0."""
+
+NVENC_DELAY = 32
+"""Frames by which NVENC's packets lag behind, at the most: so many it may still have to read when `encode` returns.
+
+FFmpeg takes a packet out once so many frames are under way (libavcodec/nvenc.c, as in librempeg 08b68b9:
+`output_ready`), or one less than its `nb_surfaces`, which it makes at least four times the distance of two P frames
+(`nvenc_recalc_surfaces`). Each call of `encode` takes one frame in and one packet out (`ff_nvenc_receive_packet`), so
+fewer than that stay under way. Lookahead, which presets p6 and p7 may turn on, is cut down to what the delay leaves
+room for (`nvenc_setup_rate_control`: the delay less the distance of P frames less 4). With the 32 surfaces that batches
+of 8 keep busy this makes 64, as many as FFmpeg keeps registered (`MAX_REGISTERED_FRAMES`)."""
 
 DEFAULTS: dict[str, tuple[int, str]] = {
     "libx264": (20, "veryfast"),
@@ -43,6 +54,7 @@ FIXED: dict[str, dict[str, str]] = {
     # multiple of 16: the same frames give other bytes at every run (seen with the x264 of the PyAV 18.1 wheel).
     "libx264": {"x264-params": "mbtree=0"},
     "libx265": {"x265-params": "log-level=error"},  # it writes to standard error on its own
+    **{encoder: {"delay": str(NVENC_DELAY)} for encoder in QUALITY_OPTION},
 }
 """Options that an encoder always gets."""
 
@@ -74,10 +86,10 @@ class EncoderOptions:
     gpu: int | None = None
 
     @classmethod
-    def of(cls, options: OutputOptions, gpu: int | None = None) -> EncoderOptions:
-        """What the options of an output say of its encoder, for frames that a GPU composites, or the CPU (None)."""
+    def of(cls, options: OutputOptions) -> EncoderOptions:
+        """What the options of an output say of its encoder."""
         threads = DEFAULT_THREADS if options.encoder_threads is None else options.encoder_threads
-        return cls(options.encoder, options.crf, options.preset, threads, gpu)
+        return cls(options.encoder, options.crf, options.preset, threads)
 
     def codec_options(self, context: av.VideoCodecContext) -> dict[str, str]:
         """The options in the encoder's own names.
@@ -148,6 +160,15 @@ def encoder_formats(encoder: str) -> list[str]:
         OptionError: PyAV has no such video encoder.
     """
     return [f.name for f in _codec(encoder).video_formats or ()]
+
+
+def takes_gpu_memory(encoder: str, pixel_format: PixelFormat) -> bool:
+    """Whether an encoder takes frames of that format where a GPU has drawn them: NVENC takes nv12.
+
+    Raises:
+        OptionError: PyAV has no such video encoder.
+    """
+    return pixel_format == "nv12" and "cuda" in encoder_formats(encoder)
 
 
 def part_suffix(encoder: str, output_suffix: str) -> str:

@@ -1,14 +1,13 @@
-"""The features of cached frames, where they stay: for each tensor one array of all frames.
+"""The features of cached frames, where they stay: for each tensor one array of all frames, one behind the other.
 
 Consecutive frames are one view of each array, so that a batch of them is bound as it lies. A batch that is not
-consecutive (the way back of the ping-pong if its places are in the order of output, the turn itself, frames of several
-characters) is gathered.
+consecutive (the turn of the ping-pong, one frame shown to two sessions, frames of several characters) is gathered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +32,7 @@ class ResidentFeatures:
 
     Attributes:
         frames: N.
+        address: where the first array begins; of what `allocate` made, where the block does.
     """
 
     def __init__(self, specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:
@@ -47,11 +47,24 @@ class ResidentFeatures:
             if not array.flags.c_contiguous:
                 raise ValueError(f"{spec.name}: its rows do not follow one another")
         self._places = [place(array) for array in arrays]
+        self.address = self._places[0][-1]
 
     @classmethod
     def allocate(cls, specs: Sequence[TensorSpec], frames: int, empty: Allocate = np.empty) -> ResidentFeatures:
-        """Room for so many frames."""
-        return cls(specs, [empty((frames, *spec.frame_shape), spec.dtype) for spec in specs])
+        """Room for so many frames, in one block, in which each array begins at a multiple of `ALIGNMENT`: where a frame
+        lies is told by the block's address, N and its row, which is what `kernels/gather.cu` is given."""
+        starts = [0]
+        for spec in specs:
+            starts.append(-(-(starts[-1] + frames * spec.frame_bytes) // ALIGNMENT) * ALIGNMENT)
+        block: Any = empty((starts[-1],), np.dtype(np.uint8))
+        parts = zip(specs, starts, strict=False)
+        return cls(
+            specs,
+            [
+                block[start : start + frames * spec.frame_bytes].view(spec.dtype).reshape(frames, *spec.frame_shape)
+                for spec, start in parts
+            ],
+        )
 
     @property
     def nbytes(self) -> int:
@@ -82,15 +95,15 @@ class FeatureRow(NamedTuple):
     row: int
 
 
-Gather = Callable[[Sequence[FeatureRow], Sequence[Array]], None]
-"""Copies the features of each row to the same place in arrays `[B, *frame_shape]`, one for each tensor; on a GPU it
-queues that on the model's stream, one launch for all tensors and rows. Places beyond the rows may hold anything."""
+Gather = Callable[[Sequence[FeatureRow], ResidentFeatures], None]
+"""Copies the features of each row to the row of its place in others; on a GPU it queues that on the model's stream, one
+launch for all tensors and rows. Places beyond the rows may hold anything."""
 
 
-def gather_on_host(rows: Sequence[FeatureRow], into: Sequence[Array]) -> None:
+def gather_on_host(rows: Sequence[FeatureRow], into: ResidentFeatures) -> None:
     """The `Gather` of arrays in host memory."""
     for number, (features, row) in enumerate(rows):
-        for source, target in zip(features.arrays, into, strict=True):
+        for source, target in zip(features.arrays, into.arrays, strict=True):
             assert isinstance(source, np.ndarray)
             assert isinstance(target, np.ndarray)
             target[number] = source[row]

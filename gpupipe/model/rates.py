@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,9 @@ MATRIX_SIDE = 1536
 DEVICE_MATRIX_SIDE = 4096
 """On a GPU: enough for a product to take longer than to queue it."""
 
-Arithmetic = Literal["float32", "tf32", "float16"]
-"""In which a product is computed; tf32 rounds what are float32 matrices."""
+Arithmetic = Literal["float32", "tf32", "float16", "int8"]
+"""In which a product is computed; tf32 rounds what are float32 matrices, int8 multiplies unsigned by signed bytes, as
+quantised models do."""
 
 MATMUL = (
     b"\x08\x08\x12\x00:[\n\x11\n\x01a\n\x01b\x12\x01c\x22\x06MatMul\x12\x01g"
@@ -31,14 +33,27 @@ MATMUL = (
 """An ONNX model (IR version 8, opset 13) that multiplies two float32 matrices `[m, m]`."""
 _FLOAT_MATRIX, _HALF_MATRIX = b"\x08\x01\x12\n\n\x03", b"\x08\n\x12\n\n\x03"
 """In it, the type of a matrix before its shape: 1 is float32, 10 float16."""
+_BYTES = {
+    b":[\n\x11": b":b\n\x18",  # as many bytes longer, the graph and the node, as the operator's name
+    b'"\x06MatMul': b'"\rMatMulInteger',
+    **{b"\x01%c\x12\x10\n\x0e\x08\x01" % name: b"\x01%c\x12\x10\n\x0e\x08%c" % (name, kind)
+       for name, kind in zip(b"abc", (2, 3, 6), strict=True)},
+}  # fmt: skip
+"""What is another for matrices of bytes: 2 is uint8, 3 int8, 6 int32."""
 
 
 def host_rates(threads: int) -> dict[str, float]:
-    """Of this machine: bytes a second of a copy (read and written bytes together), by one thread, and float32
-    operations a second of a matrix product in ONNX Runtime, by `threads` threads."""
+    """Of this machine: bytes a second of a copy (read and written bytes together), by one thread and by `threads`
+    threads together, and float32 operations a second of a matrix product in ONNX Runtime, by `threads` threads."""
     source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
-    copy_seconds = _best(lambda: np.copyto(target, source))
-    return {"copy_bytes_per_second": 2 * COPY_BYTES / copy_seconds, "flops_per_second": _matrix_rate("cpu", threads)}
+    pairs = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads, "copy") as pool:
+        together = _best(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs)))
+    return {
+        "copy_bytes_per_second": 2 * COPY_BYTES / _best(lambda: np.copyto(target, source)),
+        "threads_copy_bytes_per_second": 2 * COPY_BYTES / together,
+        "flops_per_second": _matrix_rate("cpu", threads),
+    }
 
 
 def device_rates(gpu: Device, provider: str) -> dict[str, float | None]:
@@ -57,6 +72,11 @@ def device_rates(gpu: Device, provider: str) -> dict[str, float | None]:
     }
 
 
+def host_matrix_rate(threads: int, arithmetic: Arithmetic) -> float:
+    """Operations a second of a matrix product by ONNX Runtime's CPU provider, in `threads` threads."""
+    return _matrix_rate("cpu", threads, arithmetic=arithmetic)
+
+
 def device_matrix_rate(gpu: Device, arithmetic: Arithmetic) -> float:
     """Operations a second of a matrix product by ONNX Runtime's CUDA provider.
 
@@ -68,6 +88,11 @@ def device_matrix_rate(gpu: Device, arithmetic: Arithmetic) -> float:
 
 def matmul(arithmetic: Arithmetic) -> bytes:
     """`MATMUL`, of the type of matrices that is multiplied so."""
+    if arithmetic == "int8":
+        made = MATMUL
+        for part, other in _BYTES.items():
+            made = made.replace(part, other)
+        return made
     return MATMUL.replace(_FLOAT_MATRIX, _HALF_MATRIX) if arithmetic == "float16" else MATMUL
 
 
@@ -93,12 +118,14 @@ def _matrix_rate(
     options = SessionOptions(provider, threads=threads, device_id=gpu, tf32=arithmetic == "tf32")
     session = open_session(matmul(arithmetic), options)
     matrix = np.random.default_rng(0).random((side, side), np.float32)
-    if arithmetic == "float16":
-        matrix = matrix.astype(np.float16)
+    types = {"float16": ("f2", "f2"), "int8": ("u1", "i1")}.get(arithmetic, ("f4", "f4"))
+    if arithmetic == "int8":
+        matrix *= 127
     binding = session.io_binding()
     kind = "cpu" if provider == "cpu" else "cuda"
-    for name in ("a", "b"):
-        binding.bind_ortvalue_input(name, runtime().OrtValue.ortvalue_from_numpy(matrix, kind, gpu))
+    for name, dtype in zip(("a", "b"), types, strict=True):
+        value = runtime().OrtValue.ortvalue_from_numpy(matrix.astype(dtype), kind, gpu)
+        binding.bind_ortvalue_input(name, value)
     binding.bind_output("c", kind, gpu)
 
     def work() -> None:

@@ -30,8 +30,13 @@ class SplitFiles(NamedTuple):
     rest: Path
 
 
-def split_files(path: Path) -> SplitFiles | NotSplit:
-    """The nets of a model for this machine's CPU, from the cache, or cut and put there.
+def split_files(path: Path, *, on_cpu: bool) -> SplitFiles | NotSplit:
+    """The nets of a model, from the cache, or cut and put there.
+
+    Args:
+        path: the model.
+        on_cpu: cut what ONNX Runtime has made of it for this machine's CPU (`cpu_graph`); else the graph as it is,
+            which every provider takes, and fuses as it likes.
 
     Raises:
         InferenceError: it is no lip-sync model, or does not run.
@@ -39,7 +44,8 @@ def split_files(path: Path) -> SplitFiles | NotSplit:
         GpupipeError: the onnx package is not installed.
     """
     root = cache_folder() / "split"
-    told = [*digest(path)[:1], WORTH, cpu_name(), *(package_version(name) for name in ("gpupipe", "onnx"))]
+    told = [*digest(path)[:1], WORTH, cpu_name() if on_cpu else None]
+    told += [package_version(name) for name in ("gpupipe", "onnx")]
     told += [package_version("onnxruntime") or package_version("onnxruntime-gpu")]
     folder = root / hashlib.sha256(json.dumps(told).encode("utf-8")).hexdigest()[:32]
     if not folder.is_dir():
@@ -47,7 +53,7 @@ def split_files(path: Path) -> SplitFiles | NotSplit:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / "lock"):
                 if not folder.is_dir():
-                    _make(path, folder)
+                    _make(path, folder, on_cpu)
         except OSError as error:
             raise OutputError(f"cannot be written: {reason(error)}", file=root, remedy="make it writable") from error
     if (folder / _REASON_FILE).is_file():
@@ -55,12 +61,12 @@ def split_files(path: Path) -> SplitFiles | NotSplit:
     return SplitFiles(folder / SOURCE_FILE, folder / REST_FILE)
 
 
-def _make(path: Path, folder: Path) -> None:
+def _make(path: Path, folder: Path, on_cpu: bool) -> None:
     """Cut a model into a folder that appears when it is complete."""
     for left in folder.parent.glob(".*.partial"):  # of a process that was killed: no other works here now
         shutil.rmtree(left, ignore_errors=True)
     model = onnx_package().load(str(path))
-    cut = split(cpu_graph(model, file=path), file=path, worth=WORTH)
+    cut = split(cpu_graph(model, file=path) if on_cpu else model, file=path, worth=WORTH)
     work = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder.parent))
     try:
         if isinstance(cut, NotSplit):

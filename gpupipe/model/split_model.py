@@ -11,11 +11,19 @@ import numpy as np
 
 from gpupipe.errors import InferenceError
 from gpupipe.gpu.types import Array
-from gpupipe.model.features import ALIGNMENT, Allocate, FeatureRow, Gather, consecutive, gather_on_host
+from gpupipe.model.features import (
+    ALIGNMENT,
+    Allocate,
+    FeatureRow,
+    Gather,
+    ResidentFeatures,
+    consecutive,
+    gather_on_host,
+)
 from gpupipe.model.measured import DTYPES
 from gpupipe.model.nets import TensorSpec
 from gpupipe.model.runner import Binding, Runner, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
-from gpupipe.model.runtime import SessionOptions, open_session
+from gpupipe.model.runtime import SessionOptions, assigned_nodes, open_session
 
 
 class _OpenNet:
@@ -34,6 +42,7 @@ class _OpenNet:
         self._look(session)
         fixed = next(iter(self.inputs.values())).shape[0]
         self.chunk = frames_of_a_run(path, options, batch, fixed)
+        self.nodes = {} if options.provider == "cpu" else assigned_nodes(session)
         self.runner = Runner(path, session, options, runs)
 
     def _look(self, session: Any) -> None:
@@ -67,6 +76,7 @@ class SourceNet:
     Attributes:
         visual: what it reads.
         features: what it gives, to stay with the frame.
+        nodes: as `Model.nodes`.
 
     Raises:
         InferenceError: the file cannot be opened, or is no source net.
@@ -79,6 +89,7 @@ class SourceNet:
             raise InferenceError("is no source net", file=path, value=", ".join(self._net.inputs))
         (self.visual,) = self._net.inputs.values()
         self.features = tuple(replace(spec, place="frame") for spec in self._net.outputs.values())
+        self.nodes = self._net.nodes
 
     def run(self, visual: Array, features: Sequence[Array]) -> None:
         """Make the features of some frames; on a GPU this queues the work on the stream and does not wait.
@@ -108,17 +119,18 @@ class SourceNet:
 
 
 class RestBinding:
-    """One run's buffers: those of a slot, bound for good, and room for features that must be gathered, if ever."""
+    """One run's buffers: those of a slot, bound for good, and the room for features that must be gathered, if ever."""
 
-    def __init__(self, binding: Binding, gathered: list[Array]) -> None:
-        self.binding, self.gathered = binding, gathered
+    def __init__(self, binding: Binding, room: ResidentFeatures | None) -> None:
+        self.binding, self.room = binding, room
 
 
 class RestNet:
     """The net that is run for every frame shown: features, audio, and visual if it is still needed → prediction.
 
     Features are read where they lie. On the CPU, where a run is a frame, always; where a run is a batch, if the
-    batch's frames are consecutive rows of the same arrays, and the first is aligned. Others are gathered first.
+    batch's frames are consecutive rows of the same arrays, and the first is aligned. Others are gathered first: on a
+    GPU, whose stream keeps runs in order, in one room; on the CPU, where runs go side by side, in one of each binding.
 
     Args:
         path: the ONNX file.
@@ -132,6 +144,8 @@ class RestNet:
     Attributes:
         audio, prediction: tensors of a slot.
         needs_visual: whether it reads the visual input too.
+        room: on a GPU, room for the features of a run; None on the CPU.
+        nodes: as `Model.nodes`.
         direct, gathered: runs so far that read features where they lie, and that had them gathered.
 
     Raises:
@@ -155,6 +169,7 @@ class RestNet:
         self._net = _OpenNet(path, options, batch, runs)
         self._gather, self._empty = gather or gather_on_host, empty
         self.features, self.visual = source.features, source.visual
+        self.nodes = self._net.nodes
         inputs, names = self._net.inputs, {spec.name for spec in source.features}
         self.needs_visual = source.visual.name in inputs
         audio = [spec for name, spec in inputs.items() if name not in names | {source.visual.name}]
@@ -166,17 +181,13 @@ class RestNet:
                 "does not belong to the source net beside it", file=path, value=", ".join(inputs), remedy="remove both"
             )
         (self.audio,), (self.prediction,) = audio, self._net.outputs.values()
-        self._align = 1 if options.provider == "cpu" else ALIGNMENT
+        on_cpu = options.provider == "cpu"
+        self._align = 1 if on_cpu else ALIGNMENT
+        self.room = None if on_cpu else self._new_room()
         self.direct = self.gathered = 0
 
-    @property
-    def gathered_bytes(self) -> int:
-        """Bytes of room for gathered features that `bind` makes, for a frame of a slot."""
-        return sum(spec.frame_bytes for spec in self.features) if self._may_gather else 0
-
-    @property
-    def _may_gather(self) -> bool:
-        return self._net.chunk > 1 or any(spec.frame_bytes % self._align for spec in self.features)
+    def _new_room(self) -> ResidentFeatures:
+        return ResidentFeatures.allocate(self.features, self._net.chunk, self._empty)
 
     def bind(self, audio: Array, prediction: Array, visual: Array | None = None) -> list[RestBinding]:
         """Bind a slot's buffers, which must outlive the bindings.
@@ -197,9 +208,7 @@ class RestNet:
                 assert visual is not None, "this net still reads the visual input"
                 inputs[self.visual.name] = visual[part]
             binding = self._net.binding(inputs, {self.prediction.name: prediction[part]})
-            gathered = self.features if self._may_gather else ()
-            rooms = [self._empty((chunk, *spec.frame_shape), spec.dtype) for spec in gathered]
-            bound.append(RestBinding(binding, rooms))
+            bound.append(RestBinding(binding, self.room or (self._new_room() if chunk > 1 else None)))
         return bound
 
     def run(self, bindings: Sequence[RestBinding], rows: Sequence[FeatureRow]) -> None:
@@ -225,9 +234,9 @@ class RestNet:
             if start is not None:
                 own[0].features.bind(bound.binding, start, chunk)
                 return
-            self._gather(own, bound.gathered)
-            for spec, array in zip(self.features, bound.gathered, strict=True):
-                bound.binding.bind_input(spec.name, *place(array))
+            assert bound.room is not None, "frame by frame on the CPU nothing is gathered"
+            self._gather(own, bound.room)
+            bound.room.bind(bound.binding, 0, chunk)
 
         self._net.runner.run([bound.binding for bound in needed], before)
 

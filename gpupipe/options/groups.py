@@ -71,8 +71,8 @@ class EngineOptions(Checked):
     )
     feature_cache: str | None = option(
         None,
-        "keep what the model makes of each cached frame alone, in memory up to this size, such as 4G; auto: where "
-        "frames are shown often enough, in a quarter of what is free; on the CPU, in fp32",
+        "keep what the model makes of each cached frame alone, up to this size, such as 4G, in the memory of what runs "
+        "the model; auto: where frames are shown often enough, in a quarter of what is free; on the CPU in fp32 only",
         metavar="SIZE",
         kind="text",
         unset="as tuned, else off",

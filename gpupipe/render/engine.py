@@ -78,7 +78,7 @@ class Engine(EngineCore):
         self._takes_jobs = True
         self._jobs_lock = threading.Lock()
         cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
-        super().__init__(picked.backend, cache=cache, features=feature_budget(chosen))
+        super().__init__(picked.backend, cache=cache, features=feature_budget(chosen, picked.backend.gpu))
 
     @property
     def device(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpupipe.compose.surface import Surface
 from gpupipe.errors import OutputError
+from gpupipe.gpu.device import Device
 from gpupipe.media.images import image_name, write_image
 from gpupipe.options import ImageFormat, OutputOptions
 from gpupipe.render.sink import on_host
@@ -46,7 +47,16 @@ class ImageOutput:
         self._writing: deque[tuple[Future[None], Surface]] = deque()
         self._next = 0
 
-    def writer(self) -> ImageOutput:
+    on_host = True
+    """Images are encoded by the CPU."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        """See `Writer`."""
+        return self._workers
+
+    def writer(self, gpu: Device | None = None) -> ImageOutput:
         """See `Output`: there is one writer, itself, that encodes several images at a time."""
         return self
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError, OutputError
+from gpupipe.gpu.device import Device
 from gpupipe.media.encoders import EncoderOptions
 from gpupipe.media.video import VideoInfo
 from gpupipe.options import OutputOptions
@@ -49,7 +51,7 @@ def open_output(
     segments: Segments,
     workers: int = 1,
     sound: Path | None = None,
-    gpu: int | None = None,
+    gpus: Sequence[Device | None] = (None,),
 ) -> Output:
     """Open a video or a folder of images for the finished frames of a character.
 
@@ -61,14 +63,15 @@ def open_output(
         segments: which frames of a video are encoded on their own.
         workers: images encoded at a time.
         sound: the file whose sound goes into a video.
-        gpu: the number of the GPU that composites, on which NVENC is to encode too; None: the CPU composites.
+        gpus: that draw the frames, on which NVENC is to encode too; None: the CPU draws them. The encoder is tried.
 
     Raises:
         OutputError: it exists already, or cannot be written.
         OptionError: an option is out of range, or the encoder does not have it.
     """
     if is_video(output):
-        return VideoOutput(Path(output), body, pixel_format, EncoderOptions.of(options, gpu), options, sound, segments)
+        encoding = EncoderOptions.of(options)
+        return VideoOutput(Path(output), body, pixel_format, encoding, options, sound, segments, gpus)
     if pixel_format != "bgr24":
         raise OptionError("images hold bgr24", field="--pixel-format", value=pixel_format, remedy="leave it out")
     return ImageOutput(Path(output), options, workers)

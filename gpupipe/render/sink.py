@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.compose.surface import Surface
+from gpupipe.gpu.device import Device
 
 
 class Writer(Protocol):
     """Writes frames of an output, in one thread: whole segments, each segment's frames in order."""
 
+    @property
+    def on_host(self) -> bool:
+        """Whether it takes frames from the host; else from the GPU that has drawn them."""
+
+    @property
+    def kept(self) -> int:
+        """Frames that it has not released, at most, when `write` returns."""
+
     def write(self, surface: Surface) -> None:
-        """Take the next frame; it is released once it is written, or has failed."""
+        """Take the next frame; it is released once it has been read, or has failed."""
 
     def close(self) -> None:
-        """Finish the last segment."""
+        """Finish the last segment, and release every frame."""
 
     def abort(self) -> None:
-        """Stop, leaving what is not finished to the output's own `abort`."""
+        """Stop, and release every frame; what is not finished is left to the output's own `abort`."""
 
 
 class Output(Protocol):
     """Where the frames of a render go."""
 
-    def writer(self) -> Writer:
-        """Somebody to write frames; several may write different segments at a time."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of the way in which frames are taken."""
+
+    def writer(self, gpu: Device | None = None) -> Writer:
+        """Somebody to write frames; several may write different segments at a time.
+
+        Args:
+            gpu: that draws the frames; None: the CPU does.
+        """
 
     def commit(self) -> None:
         """Finish, and give the result its name. Every writer has been closed."""
 
     def abort(self) -> None:
         """Remove everything that was written. Every writer has been closed or aborted. Does nothing after `commit`."""
-
-
-@contextmanager
-def releasing(surface: Surface) -> Iterator[None]:
-    """Release a surface when a with block ends, well or not."""
-    try:
-        yield
-    finally:
-        surface.release()
 
 
 def on_host(surface: Surface) -> NDArray[np.uint8]:

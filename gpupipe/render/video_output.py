@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from gpupipe.colour import PixelFormat
-from gpupipe.compose.surface import Surface
+from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.compose.table import device_shape
 from gpupipe.errors import OutputError, PackageError
+from gpupipe.gpu.device import Device
 from gpupipe.media.encode import VideoWriter
-from gpupipe.media.encoders import EncoderOptions, part_suffix
+from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions, part_suffix, takes_gpu_memory
 from gpupipe.media.join import join
 from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import OutputOptions
 from gpupipe.render.segments import Segments
-from gpupipe.render.sink import on_host, releasing
+from gpupipe.render.sink import on_host
 from gpupipe.render.work_folder import WorkFolder, naming
 
 
@@ -28,6 +34,10 @@ class VideoOutput:
         options: of the output.
         sound: the file whose sound goes into it.
         segments: which frames are encoded on their own.
+        gpus: that draw the frames; None: the CPU does.
+
+    Attributes:
+        notes: how NVENC is given the frames.
     """
 
     def __init__(
@@ -39,6 +49,7 @@ class VideoOutput:
         options: OutputOptions,
         sound: Path | None,
         segments: Segments,
+        gpus: Sequence[Device | None] = (None,),
     ) -> None:
         if path.exists() and not options.overwrite:
             raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
@@ -47,36 +58,69 @@ class VideoOutput:
         self.segments = segments
         self._body, self._pixel_format, self._encoding, self._sound = body, pixel_format, encoding, sound
         self._suffix = part_suffix(encoding.encoder, path.suffix)
+        self._takes_gpu_memory = takes_gpu_memory(encoding.encoder, pixel_format)
+        nvenc = encoding.encoder in QUALITY_OPTION
+        self.notes = tuple(dict.fromkeys(self._note(gpu) for gpu in gpus)) if nvenc else ()
         self._work = WorkFolder(path)
         self._begun: set[int] = set()
-        self._first: VideoWriter | None = None
+        self._first: tuple[VideoWriter, Device | None] | None = None
         try:
-            self._first = self.open_segment(0)  # an encoder that does not open is found before a frame is drawn
+            for gpu in dict.fromkeys(gpus):
+                self._try(gpu)
         except BaseException:
             self.abort()
             raise
 
-    def writer(self) -> SegmentWriter:
+    def writer(self, gpu: Device | None = None) -> SegmentWriter:
         """See `Output`."""
-        return SegmentWriter(self)
+        return SegmentWriter(self, gpu)
 
-    def open_segment(self, segment: int) -> VideoWriter:
-        """Begin a segment."""
+    def memory_of(self, gpu: Device | None) -> Device | None:
+        """The GPU in whose memory the encoder reads the frames that a GPU, or the CPU (None), draws; None: it reads
+        them on the host."""
+        return gpu if self._takes_gpu_memory else None
+
+    def open_segment(self, segment: int, gpu: Device | None) -> VideoWriter:
+        """Begin a segment, whose frames a GPU draws, or the CPU (None)."""
         self._begun.add(segment)
         if segment == 0 and self._first is not None:
-            first, self._first = self._first, None
-            return first
+            (first, of), self._first = self._first, None
+            if of is gpu:
+                return first
+            first.abort()
+        return self._open(self._part(segment), gpu)
+
+    def _open(self, path: Path, gpu: Device | None) -> VideoWriter:
         with naming(self.path):
             return VideoWriter(
-                self._part(segment),
+                path,
                 width=self._body.width,
                 height=self._body.height,
                 fps=self._body.fps,
                 pixel_format=self._pixel_format,
-                options=self._encoding,
+                options=replace(self._encoding, gpu=None if gpu is None else gpu.index),
                 colour=self._body.colour,
                 sample_aspect_ratio=self._body.sample_aspect_ratio,
+                gpu=self.memory_of(gpu),
             )
+
+    def _try(self, gpu: Device | None) -> None:
+        """Find out whether the encoder opens, before a frame is drawn."""
+        memory = self.memory_of(gpu)
+        if memory is not None:  # opened by a frame, whatever it shows
+            format = SurfaceFormat(self._pixel_format, self._body.width, self._body.height)
+            blank = memory.empty(device_shape(format), np.uint8, "a frame to try the encoder with")
+            with naming(self.path), self._open(self._work.path / f"trial{self._suffix}", gpu) as trial:
+                trial.write(blank)
+        elif self._first is None:
+            self._first = self._open(self._part(0), gpu), gpu
+
+    def _note(self, gpu: Device | None) -> str:
+        encoder = self._encoding.encoder
+        if self.memory_of(gpu) is not None:
+            return f"{encoder} encodes the frames where the GPU has drawn them"
+        why = "the CPU draws them" if gpu is None else "on a GPU it reads nv12 (see --pixel-format)"
+        return f"{encoder} is given the frames by way of the host: {why}"
 
     def commit(self) -> None:
         """Join the segments and give the video its name."""
@@ -89,7 +133,7 @@ class VideoOutput:
     def abort(self) -> None:
         """Remove everything that was written."""
         if self._first is not None:
-            self._first.abort()
+            self._first[0].abort()
             self._first = None
         self._work.remove()
 
@@ -102,21 +146,38 @@ class SegmentWriter:
 
     Args:
         output: the video.
+        gpu: that draws the frames; None: the CPU does.
     """
 
-    def __init__(self, output: VideoOutput) -> None:
-        self._output = output
+    def __init__(self, output: VideoOutput, gpu: Device | None) -> None:
+        self._output, self._gpu = output, gpu
         self._segment = -1
         self._encoder: VideoWriter | None = None
 
+    @property
+    def on_host(self) -> bool:
+        """See `Writer`."""
+        return self._output.memory_of(self._gpu) is None
+
+    @property
+    def kept(self) -> int:
+        """See `Writer`."""
+        return 0 if self.on_host else NVENC_DELAY
+
     def write(self, surface: Surface) -> None:
-        """Encode the next frame; the encoder has copied it when it returns."""
-        with releasing(surface), naming(self._output.path):
-            if (segment := self._output.segments.of(surface.index)) != self._segment:
-                self.close()
-                self._encoder, self._segment = self._output.open_segment(segment), segment
-            assert self._encoder is not None
-            self._encoder.write(on_host(surface))
+        """Encode the next frame. The encoder has copied it from the host when it returns; on a GPU it reads it later,
+        and releases it then."""
+        with naming(self._output.path):
+            try:
+                if (segment := self._output.segments.of(surface.index)) != self._segment:
+                    self.close()
+                    self._encoder, self._segment = self._output.open_segment(segment, self._gpu), segment
+                assert self._encoder is not None
+                pixels = on_host(surface) if self.on_host else surface.device
+            except BaseException:
+                surface.release()
+                raise
+            self._encoder.write(pixels, surface.release)
 
     def close(self) -> None:
         """Finish the last segment."""

@@ -69,7 +69,6 @@ def write(
     plan = Plan.make(character, pixel_format, tuned.model, said, sound=said.sound and video)
     plan = replace(plan, order=tuned.ordered(plan.order))
     segments = Segments(plan.total, writing.segment_frames if video else plan.total)
-    gpu = engines[0].backend.gpu
     sink = open_output(
         output,
         character.body,
@@ -78,7 +77,7 @@ def write(
         segments=segments,
         workers=workers,
         sound=plan.speech.sound,
-        gpu=None if gpu is None else gpu.index,
+        gpus=[engine.backend.gpu for engine in engines],
     )
     try:
         takers = _Takers(plan, segments, sink, trace, progress, opened)
@@ -90,7 +89,8 @@ def write(
         sink.abort()
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
-    return stats_of(plan, takers.first, output, device, workers, (*notes, *tuned.notes), time.perf_counter() - began)
+    notes = (*notes, *tuned.notes, *sink.notes)
+    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
 
 
 class _Takers:
@@ -127,10 +127,10 @@ class _Takers:
             GpupipeError: the first that any of them raised, once all have ended.
         """
         if len(engines) == 1:
-            self._take(engines[0], self._sink.writer())
+            self._take(engines[0], self._writer(engines[0]))
             return
         threads = [
-            threading.Thread(target=self._take_alone, args=(engine, self._sink.writer()), name="encode", daemon=True)
+            threading.Thread(target=self._take_alone, args=(engine, self._writer(engine)), name="encode", daemon=True)
             for engine in engines
         ]
         try:
@@ -143,6 +143,9 @@ class _Takers:
         if self._error is not None:
             raise self._error
 
+    def _writer(self, engine: EngineCore) -> Writer:
+        return self._sink.writer(engine.backend.gpu)
+
     def _take_alone(self, engine: EngineCore, writer: Writer) -> None:
         try:
             self._take(engine, writer)
@@ -151,15 +154,15 @@ class _Takers:
 
     def _take(self, engine: EngineCore, writer: Writer) -> None:
         try:
-            order = replace(self._plan.order, segments=self._segments.take)
+            order = replace(self._plan.order, segments=self._segments.take, on_host=writer.on_host, kept=writer.kept)
             with engine.open_session(order, self._speech, trace=self._trace) as session:
                 self._enter(session)
                 for surface in session:
                     with self._trace.span(SAVE, 1):
                         writer.write(surface)
                     self._tell()
-            with self._trace.span(FINISH):
-                writer.close()
+                with self._trace.span(FINISH):  # before the session gives back the memory that is encoded from
+                    writer.close()
         except BaseException:
             writer.abort()
             raise

@@ -2,7 +2,8 @@
 
 It reads the JSON that `bench` writes, measures nothing, and uses nothing of gpupipe but its errors and stage names.
 
-`results` reads and compares measurements, `tables` makes tables of them, `page` the HTML, with `plots` and `style`.
+`results` reads and compares measurements, `tables` makes tables of them, `circumstances` tells what to know beside the
+times, `page` makes the HTML, with `plots` and `style`.
 """
 
 from gpupipe.report.page import html_page

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from gpupipe.report.circumstances import spoken
 from gpupipe.report.plots import Bar, bars, legend, lines
-from gpupipe.report.results import Result, compare, differences_in_kind
+from gpupipe.report.results import EXACT, Result, compare, differences_in_kind
 from gpupipe.report.style import STYLE
-from gpupipe.report.tables import DASH, TITLES, Table, comparison_table, side_by_side, tables
+from gpupipe.report.tables import DASH, TITLES, Table, classes, comparison_table, side_by_side, tables
 from gpupipe.trace import FINISH, INFER, PASTE, PREPARE, SAVE, Stage
 
 PART_NAMES: dict[Stage, str] = {
@@ -20,6 +21,8 @@ PART_NAMES: dict[Stage, str] = {
     FINISH: "flush and join",
 }
 WRONG_COLOUR = 4
+CLASS_COLOURS = {EXACT: 0, "tf32": 1, "fp16": 2, "int8": 3}
+"""Series of the plots."""
 
 
 def html_page(results: Sequence[tuple[str, Result]]) -> str:
@@ -46,19 +49,26 @@ def _one(result: Result) -> Iterator[str]:
     character, settings = result["character"], result["settings"]
     yield (
         f"<p>{escape(character['name'])}, {character['width']}x{character['height']}, model "
-        f"{escape(character['model'])}, {settings['frames']} frames, {settings['runs']} runs. Every way's frames were "
-        "compared with the reference before anything was timed; the ways ran in turn; times are medians, with "
-        "quartiles, and ratios are taken within a run. A wrong result is not ranked.</p>"
+        f"{escape(character['model'])}, {settings['frames']} frames, {settings['runs']} runs{spoken(settings)}. Every "
+        "way's frames were compared with the reference before anything was timed; the ways ran in turn; times are "
+        "medians, with quartiles, and ratios are taken within a run. A wrong result is not ranked.</p>"
     )
+    if any(row["class"] != EXACT for rows in result["stages"].values() for row in rows.values()):
+        yield (
+            "<p>A reduced precision draws other pixels than the reference. It is ranked in a class of its own, and has "
+            "its quality beside its time: PSNR and SSIM in the mouth region, on average and in the worst frame.</p>"
+        )
     found = dict(tables(result))
     for stage, rows in result["stages"].items():
         yield f"<h2>{escape(TITLES[stage])}</h2><p class=quiet>{escape(settings['included'][stage])}.</p>"
         yield _table(found.pop(TITLES[stage]))
+        if len(order := classes(rows)) > 1:
+            yield legend({CLASS_COLOURS[name]: name for name in order})
         yield bars(
             [
                 Bar(
                     way + _mark(row),
-                    [0.0] * (0 if row["right"] else WRONG_COLOUR) + [row["ms"]["median"]],
+                    [0.0] * (CLASS_COLOURS[row["class"]] if row["right"] else WRONG_COLOUR) + [row["ms"]["median"]],
                     None if row["meaningless"] else row["floor_ms"],
                     row["ms"]["q1"],
                     row["ms"]["q3"],
@@ -149,7 +159,11 @@ def _median(row: dict[str, Any]) -> str:
 
 def _mark(row: dict[str, Any]) -> str:
     """What to know of a bar, after its name."""
-    return ", WRONG" if not row["right"] else ", times say nothing" if row["meaningless"] else ""
+    if not row["right"]:
+        return ", WRONG"
+    if row["meaningless"]:
+        return ", times say nothing"
+    return "" if row["quality"] is None else f", {row['quality']['psnr_mean']:.1f} dB"
 
 
 def _sweep(result: Result) -> Iterator[str]:

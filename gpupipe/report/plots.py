@@ -107,9 +107,10 @@ def lines(
     return _figure(out, top + height + 30, title, f"{unit} over {across}.")
 
 
-def legend(names: Sequence[str]) -> str:
-    """What the colours stand for."""
-    keys = "".join(f'<li><span class="k{n % COLOURS}"></span>{escape(name)}</li>' for n, name in enumerate(names))
+def legend(names: Sequence[str] | Mapping[int, str]) -> str:
+    """What the colours stand for: of the first series and the following, or of those that are given."""
+    numbered = names.items() if isinstance(names, Mapping) else enumerate(names)
+    keys = "".join(f'<li><span class="k{n % COLOURS}"></span>{escape(name)}</li>' for n, name in numbered)
     return f'<ul class="legend">{keys}</ul>'
 
 

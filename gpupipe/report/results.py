@@ -15,7 +15,12 @@ from typing import Any, NamedTuple
 
 from gpupipe.errors import PackageError, reason
 
-SCHEMA = 1
+SCHEMA = 2
+UPGRADED = 1
+"""The schema that is still read: before there were classes, quality, the model's two floors and speech that is said
+again."""
+EXACT = "exact"
+"""The class of those that draw the reference itself; the others are reduced precisions."""
 NEEDED = ("gpupipe", "character", "settings", "machine", "ways", "absent", "stages", "floor", "sweep", "memory")
 
 Result = dict[str, Any]
@@ -32,6 +37,7 @@ class Change(NamedTuple):
         percent: slower by, negative if faster.
         beyond_noise: whether the quartiles of both measurements do not overlap.
         broken: whether the result was right before and is wrong now.
+        quality: of a reduced precision, the mean PSNR in the mouth region before and after, dB.
     """
 
     stage: str
@@ -41,6 +47,7 @@ class Change(NamedTuple):
     percent: float
     beyond_noise: bool
     broken: bool = False
+    quality: tuple[float, float] | None = None
 
     @property
     def regression(self) -> bool:
@@ -65,13 +72,27 @@ def load(path: Path) -> Result:
         raise PackageError(f"cannot be read: {reason(error)}", file=path, remedy=remedy) from error
     except ValueError as error:
         raise PackageError(f"is no JSON: {error}", file=path, remedy=remedy) from error
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+    if not isinstance(result, dict) or result.get("schema") not in (SCHEMA, UPGRADED):
         found = result.get("schema") if isinstance(result, dict) else None
         raise PackageError("is no measurement of this version", file=path, field="schema", value=found, remedy=remedy)
     for name in NEEDED:
         if name not in result:
             raise PackageError("missing", file=path, field=name, remedy=remedy)
-    return result
+    return result if result["schema"] == SCHEMA else _upgraded(result)
+
+
+def _upgraded(result: Result) -> Result:
+    """An older measurement as one of today: all that it has is exact, in fp32."""
+    for rows in result["stages"].values():
+        for row in rows.values():
+            row |= {"class": EXACT, "quality": None, "drawn": None}
+    settings = {"speech_frames": result["settings"]["frames"], "speech_repeats": 1, "feature_cache": "off"}
+    return result | {
+        "schema": SCHEMA,
+        "settings": settings | result["settings"],
+        "floor": {"model_ms": {}} | result["floor"],
+        "precisions": {},
+    }
 
 
 def compare(before: Result, after: Result) -> list[Change]:
@@ -86,7 +107,9 @@ def compare(before: Result, after: Result) -> list[Change]:
             apart = b["q1"] > a["q3"] or b["q3"] < a["q1"]
             percent = (b["median"] / a["median"] - 1) * 100 if a["median"] else 0.0
             broken = bool(old["right"] and not new["right"])
-            changes.append(Change(stage, way, a["median"], b["median"], round(percent, 2), apart, broken))
+            both = [row["quality"]["psnr_mean"] for row in (old, new) if row["quality"]]
+            quality = (both[0], both[1]) if len(both) == 2 else None
+            changes.append(Change(stage, way, a["median"], b["median"], round(percent, 2), apart, broken, quality))
     return changes
 
 
@@ -108,7 +131,7 @@ def differences_in_kind(before: Result, after: Result) -> list[str]:
     asked = {
         "machine": ("cpu", "cores"),
         "character": ("name", "model"),
-        "settings": ("frames", "batch", "workers", "model_threads"),
+        "settings": ("frames", "batch", "workers", "model_threads", "speech_repeats", "feature_cache"),
     }
     return [
         f"differ in {section} {name}: {before[section][name]} and {after[section][name]}"

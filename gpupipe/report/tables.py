@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpupipe.report.results import Change, Result, compare, differences_in_kind
+from gpupipe.report.circumstances import circumstances
+from gpupipe.report.results import EXACT, Change, Result, compare, differences_in_kind
 
 TITLES = {
     "compose": "Compositing: model inputs, paste, hand-over in the encoder's pixel format",
@@ -13,6 +14,11 @@ TITLES = {
     "encode": "Encoding alone, to mp4",
     "render": "Whole render, to mp4",
 }
+
+STAGE_NAMES = {"infer": "predictions", "render": "finished frames"}
+"""What a stage draws."""
+
+QUALITY = "Reduced precisions: what they draw, against fp32"
 
 TIMES, DASH = "\u00d7", "\u2013"
 
@@ -30,6 +36,10 @@ def tables(result: Result) -> Iterator[tuple[str, Table]]:
         yield "Whole renders over batches and workers", _sweep_table(result["sweep"])
     if result["memory"]:
         yield "Memory, each way in a process of its own", _memory_table(result["memory"])
+    if len(qualities := _quality_table(result)) > 1:
+        yield QUALITY, qualities
+    if result["floor"]["model_ms"]:
+        yield "The least that the model takes, ms a frame: the larger counts", _floor_table(result["floor"]["model_ms"])
     if meaningless := [[way, found["meaningless"]] for way, found in result["ways"].items() if found["meaningless"]]:
         yield "Times that say nothing", [["way", "reason"], *meaningless]
     if result["absent"]:
@@ -37,23 +47,38 @@ def tables(result: Result) -> Iterator[tuple[str, Table]]:
     yield "Machine and settings", [["", ""], *([name, value] for name, value in circumstances(result))]
 
 
+def classes(rows: Mapping[str, Any]) -> list[str]:
+    """The classes of a stage's ways, what is exact first."""
+    return sorted({row["class"] for row in rows.values()}, key=lambda name: (name != EXACT, name))
+
+
 def stage_table(rows: Mapping[str, Any]) -> Table:
-    """The table of one stage, the fastest first, what is not ranked last."""
+    """The table of one stage, class by class, the fastest first, what is not ranked last."""
     # The rows that are compared with most name the bases in their own order.
     compared = sorted(rows.values(), key=lambda row: -len(row["times_faster_than"]))
     bases = list(dict.fromkeys(base for row in compared for base in row["times_faster_than"]))
+    order = classes(rows)
+    with_classes = order != [EXACT]
     header = ["#", "way", "ms a frame", "differing pixels", "quartiles", "FPS", "CPU ms", f"{TIMES} floor"]
+    if with_classes:
+        header[1:4] = ["class", *header[1:4], "mouth PSNR, worst; SSIM"]
     table = [[*header, *(f"vs {base}" for base in bases)]]
-    for way, row in sorted(rows.items(), key=lambda item: (item[1]["rank"] or len(rows) + 1, item[1]["ms"]["median"])):
+
+    def place(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+        row = item[1]
+        return row["rank"] is None, order.index(row["class"]), row["rank"], row["ms"]["median"]
+
+    for way, row in sorted(rows.items(), key=place):
         ms, faster = row["ms"], row["times_faster_than"]
         floor = row["times_the_floor"]
-        place = str(row["rank"] or ("WRONG" if not row["right"] else DASH))
         table.append(
             [
-                place,
+                str(row["rank"] or ("WRONG" if not row["right"] else DASH)),
+                *[row["class"]] * with_classes,
                 way,
                 f"{ms['median']:.2f}",
                 difference_cell(row),
+                *[quality_cell(row)] * with_classes,
                 f"{ms['q1']:.2f}{DASH}{ms['q3']:.2f}",
                 f"{row['fps']:.1f}" if row["fps"] else "",
                 f"{row['cpu_ms']:.2f}",
@@ -64,12 +89,46 @@ def stage_table(rows: Mapping[str, Any]) -> Table:
     return table
 
 
+def quality_cell(row: Mapping[str, Any]) -> str:
+    """How near a reduced precision comes to the reference in the mouth region; nothing for what is compared exactly."""
+    found = row["quality"]
+    if found is None:
+        return DASH
+    return f"{found['psnr_mean']:.1f} dB, {found['psnr_worst']:.1f}; {found['ssim_mean']:.4f}"
+
+
 def difference_cell(row: Mapping[str, Any]) -> str:
     """How many pixels differ from the reference, and by how much at most; nothing where nothing is computed."""
     if row["differing_pixels"] is None:
         return DASH
     levels = row["largest_difference"]
     return f"{row['differing_pixels']} (by {levels})" if row["differing_pixels"] else "0"
+
+
+def _quality_table(result: Result) -> Table:
+    """Of each way in a reduced precision: how its file was judged when it was made, and what was drawn here."""
+    table = [["way", "what", "frames", "PSNR", "worst", "SSIM", "worst"]]
+
+    def add(way: str, what: str, found: Mapping[str, Any]) -> None:
+        numbers = (f"{found[key]:.1f} dB" for key in ("psnr_mean", "psnr_worst"))
+        alike = (f"{found[key]:.4f}" for key in ("ssim_mean", "ssim_worst"))
+        table.append([way, what, str(found["frames"]), *numbers, *alike])
+
+    for way in result["ways"]:
+        rows = {stage: rows[way] for stage, rows in result["stages"].items() if way in rows and rows[way]["drawn"]}
+        for row in [*rows.values()][:1]:
+            if row["class"] in result["precisions"]:
+                add(way, "the file, when it was made", row["quality"])
+        for stage, row in rows.items():
+            add(way, f"{STAGE_NAMES[stage]} here", row["drawn"])
+    return table
+
+
+def _floor_table(floors: Mapping[str, Any]) -> Table:
+    table = [["way", "operations", "bytes"]]
+    for way, floor in floors.items():
+        table.append([way, *(DASH if floor[kind] is None else f"{floor[kind]:.3f}" for kind in table[0][1:])])
+    return table
 
 
 def _parts_table(rows: Mapping[str, Any]) -> Table:
@@ -105,46 +164,6 @@ def _memory_table(rows: Mapping[str, Any]) -> Table:
         sizes = [f"{row[name] / 1e6:.0f} MB" for name in ("peak_rss_bytes", "cache_bytes", "device_bytes")]
         table.append([way, f"{row['preload_seconds']:.2f} s", *sizes])
     return table
-
-
-def circumstances(result: Result) -> list[tuple[str, str]]:
-    """Machine, character and settings, named."""
-    machine, settings, character = result["machine"], result["settings"], result["character"]
-    gpu, host, model = machine["gpu"], result["floor"]["host"], result["floor"]["model"]
-    encoder = settings["encoder"]
-    return [
-        ("CPU", f"{machine['cpu']}, {machine['cores']} cores" + _if("{} MHz", machine["cpu_mhz"])),
-        ("GPU", f"{gpu['name']}, CUDA {machine['cuda_driver']}" if gpu else f"none: {machine['gpu_problem']}"),
-        ("load", f"{machine['load']} at the start, {machine['load_at_end']} at the end"),
-        ("system", f"{machine['system']}, Python {machine['python']}"),
-        ("packages", ", ".join(f"{name} {version}" for name, version in machine["packages"].items())),
-        ("character", f"{character['name']}, {character['width']}x{character['height']}, model {character['model']}"),
-        ("frames", f"{settings['frames']}, {settings['runs']} runs in turn after a warm-up"),
-        ("batch", f"{settings['batch']}{_batches(result)}"),
-        ("workers", f"{settings['workers']} compositing threads where a way has them"),
-        (
-            "threads",
-            f"model {settings['model_threads']}, OpenCV {settings['opencv_threads']}, encoder {encoder['threads']}; "
-            "the same for every way",
-        ),
-        ("encoder", f"{encoder['encoder']}, crf {encoder['crf']}, preset {encoder['preset']}"),
-        ("whole render", settings["included"]["render"]),
-        ("copy", f"{host['copy_bytes_per_second'] / 1e9:.1f} GB/s read and written, one thread"),
-        ("matrix", f"{host['flops_per_second'] / 1e9:.0f} GFLOP/s float32"),
-        ("model", f"{model['macs'] / 1e9:.3f} GMAC a frame, {model['weight_bytes'] / 1e6:.1f} MB"),
-        ("reproduce", settings["command"]),
-    ]
-
-
-def _batches(result: Result) -> str:
-    """What the ways made of the batch that was asked for, if some could not have it."""
-    ran = {way: row["batch"] for rows in result["stages"].values() for way, row in rows.items()}
-    less = [f"{way} {batch}" for way, batch in ran.items() if batch < result["settings"]["batch"]]
-    return f" asked for; in fact {', '.join(less)}" if less else ""
-
-
-def _if(pattern: str, value: Any) -> str:
-    return f", {pattern.format(value)}" if value is not None else ""
 
 
 def aligned(table: Table) -> str:
@@ -200,15 +219,21 @@ def _median_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return DASH
     mark = " (WRONG)" if not row["right"] else " (says nothing)" if row["meaningless"] else ""
+    if row["quality"] is not None:
+        mark = f" ({row['quality']['psnr_mean']:.1f} dB){mark}"
     return f"{row['ms']['median']:.2f}{mark}"
 
 
 def comparison_table(changes: Sequence[Change]) -> Table:
     """What changed, as cells."""
-    table = [["stage", "way", "before", "after", "change", ""]]
+    reduced = ["quality"] if any(change.quality for change in changes) else []
+    table = [["stage", "way", "before", "after", "change", "", *reduced]]
     for change in changes:
         times = f"{change.before:.2f} ms", f"{change.after:.2f} ms"
-        table.append([change.stage, change.way, *times, f"{change.percent:+.1f} %", mark(change)])
+        cells = [change.stage, change.way, *times, f"{change.percent:+.1f} %", mark(change)]
+        table.append(
+            [*cells, *["{:.1f} to {:.1f} dB".format(*change.quality) if change.quality else ""] * len(reduced)]
+        )
     return table
 
 

@@ -69,6 +69,23 @@ cythonize(
 """
 
 
+FFMPEG = """
+cuArray3DCreate_v2 cuArrayCreate_v2 cuArrayDestroy cuCtxCreate_v2 cuCtxDestroy_v2 cuCtxGetCurrent cuCtxGetDevice
+cuCtxPopCurrent_v2 cuCtxPushCurrent_v2 cuCtxSetLimit cuDeviceComputeCapability cuDeviceGet cuDeviceGetAttribute
+cuDeviceGetByPCIBusId cuDeviceGetCount cuDeviceGetName cuDeviceGetPCIBusId cuDevicePrimaryCtxGetState
+cuDevicePrimaryCtxRelease cuDevicePrimaryCtxReset cuDevicePrimaryCtxRetain cuDevicePrimaryCtxSetFlags
+cuDriverGetVersion cuEventCreate cuEventDestroy_v2 cuEventQuery cuEventRecord cuEventSynchronize cuGLGetDevices_v2
+cuGetErrorName cuGetErrorString cuGraphicsGLRegisterImage cuGraphicsMapResources cuGraphicsResourceGetMappedPointer_v2
+cuGraphicsSubResourceGetMappedArray cuGraphicsUnmapResources cuGraphicsUnregisterResource cuInit cuLaunchKernel
+cuLinkAddData cuLinkComplete cuLinkCreate cuLinkDestroy cuMemAllocManaged cuMemAllocPitch_v2 cuMemAlloc_v2
+cuMemFree_v2 cuMemcpy cuMemcpy2DAsync_v2 cuMemcpy2D_v2 cuMemcpyAsync cuMemcpyDtoDAsync_v2 cuMemcpyDtoD_v2
+cuMemcpyDtoHAsync_v2 cuMemcpyDtoH_v2 cuMemcpyHtoDAsync_v2 cuMemcpyHtoD_v2 cuMemsetD8Async cuModuleGetFunction
+cuModuleGetGlobal cuModuleLoadData cuModuleUnload cuStreamAddCallback cuStreamCreate cuStreamDestroy_v2 cuStreamQuery
+cuStreamSynchronize cuStreamWaitEvent cuTexObjectCreate cuTexObjectDestroy
+"""
+"""What FFmpeg looks up in the driver before it uses any of it (`cuda_load_functions` of nv-codec-headers)."""
+
+
 class BuildError(Exception):
     """softcuda cannot be built here; the first line says why, the lines after it are the log of the failing step."""
 
@@ -162,6 +179,12 @@ def _build_into(out: Path, work: Path) -> None:
     )  # fmt: skip
     objects.append(_compile_stubs(work, module, objects))
     _step("link the device", [*CXX, "-shared", *objects, "-o", library, "-Wl,-soname,libcuda.so.1", "-ldl", "-pthread"])
+    encoder = library.with_name("libnvidia-encode.so.1")
+    _step(
+        "compile the encoder",
+        [*CXX, "-shared", "-O2", "-Wall", *(HERE / "nvenc").glob("*.cpp"), "-o", encoder,
+         f"-Wl,-soname,{encoder.name},-z,nodelete", "-ldl", "-pthread"],
+    )  # fmt: skip
 
     installed, overlay = backends(), out / "python" / "cupy_backends"
     shutil.copytree(
@@ -229,10 +252,11 @@ def _compile_device(work: Path, includes: Sequence[str]) -> list[Path]:
 
 
 def _compile_stubs(work: Path, module: Path, objects: Sequence[Path]) -> Path:
-    """Give each CUDA function that CuPy's module links and the device lacks a body that fails and says so."""
+    """Give each CUDA function that CuPy's module links, or FFmpeg looks up, and the device lacks a body that fails and
+    says so."""
     wanted = _step("list what CuPy's module needs", ["nm", "--undefined-only", "--format=just-symbols", module])
     had = _step("list what the device has", ["nm", "--defined-only", "--format=just-symbols", *objects])
-    missing = sorted(set(re.findall(r"^cuda\w+$", wanted, re.M)) - set(had.split()))
+    missing = sorted({*re.findall(r"^cuda\w+$", wanted, re.M), *FFMPEG.split()} - set(had.split()))
     path = work / "stubs.c"
     not_supported = 801  # cudaErrorNotSupported
     path.write_text(
