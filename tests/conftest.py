@@ -179,14 +179,17 @@ def softcuda_fail_after() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let "cuda" be ONNX Runtime's CPU provider on softcuda's memory, which the host can address.
+    """Let "cuda" be ONNX Runtime's CPU provider on softcuda's memory, which the host can address, with CUDA graphs: see
+    `cuda_provider`.
 
     Where a GPU's provider would queue its work, this waits for what is queued and does it. It keeps the free bytes at
     each run.
     """
     if not on_softcuda():
         pytest.skip("the host does not address a GPU's memory")
+    import cuda_provider
     import cupy
+    import onnxruntime
 
     from gpupipe.errors import InferenceError
     from gpupipe.gpu.device import open_device
@@ -219,7 +222,8 @@ def model_on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return "cpu", 0, np.dtype(array.dtype).type, array.shape, address
 
     monkeypatch.setitem(runtime.PROVIDER_NAMES, "cuda", runtime.PROVIDER_NAMES["cpu"])
-    monkeypatch.setattr(runtime, "_providers", lambda _: [(runtime.PROVIDER_NAMES["cpu"], {})])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", cuda_provider.Session)
+    monkeypatch.setattr(cuda_provider.Session, "opened", [])
     monkeypatch.setattr(model.Model, "run", counted)
     monkeypatch.setattr(runner.Runner, "run", settled)
     for room in (model, features, split_model):

@@ -388,6 +388,10 @@ def test_a_characters_own_model_on_the_gpu(tmp_path: Path, monkeypatch: pytest.M
     no_file = ("model", "cuda fp16", "float16", None, None)
     size = f"{small.WIDTH}x{small.HEIGHT}"
     wanted = always() | opened("cuda", "float32") | opened("cuda tf32", "float32") | {no_file}
+    wanted |= {
+        ("model", f"{name}, no graph", "float32", None, batch)
+        for name, batch in product(("cuda", "cuda tf32"), BATCHES)
+    }
     assert set(rows) == wanted | composed((size,), "cuda")
     assert rows[no_file]["problem"] == "there is no float16 file of this model"
     timed_rows = [row for row in found["rows"] if row["problem"] is None]

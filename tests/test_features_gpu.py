@@ -194,7 +194,8 @@ def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
 def notes(engine: Engine, folder: Path, **options: Any) -> tuple[str, ...]:
     plan = planned(folder, small.features(70), **options)
     with engine.open_session(plan.order, lambda _: SpeechRows(small.features(70))) as session:
-        return session.notes
+        others = ("CUDA graphs", "float16 convolutions")
+        return tuple(note for note in session.notes if not any(other in note for other in others))
 
 
 def planned(folder: Path, features: NDArray[np.float32], start: int = 0, **options: Any) -> Plan:
@@ -338,8 +339,8 @@ def test_what_is_free_on_the_device_bounds_them(
 
         monkeypatch.setattr(engine.backend, "require", counted)
         with engine.open_session(plan.order, lambda _: SpeechRows(small.features(70))) as session:
-            assert session.notes[0].startswith("features of ")
-            assert 0 < int(session.notes[0].split()[2]) < 12
+            assert session.notes[-1].startswith("features of ")
+            assert 0 < int(session.notes[-1].split()[2]) < 12
 
 
 def test_nets_that_do_not_fit_are_left_out_and_that_is_said(

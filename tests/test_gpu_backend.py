@@ -27,6 +27,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[SessionOptions]:
         return SimpleNamespace(provider=options.provider, nodes=nodes)
 
     monkeypatch.setattr(room, "Model", model)
+    monkeypatch.setattr(
+        room, "open_model", lambda _, path, options, batch, __: (model(path, options, batch=batch, runs=0), None)
+    )
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     return seen
 

@@ -20,7 +20,7 @@ from conftest import on_softcuda
 
 from gpupipe import cli
 from gpupipe.compose import gpu as compose_gpu
-from gpupipe.doctor import checks_frames, checks_machine, checks_runs, sample, selftest
+from gpupipe.doctor import checks_frames, checks_graphs, checks_machine, checks_runs, sample, selftest
 from gpupipe.doctor.check import Check, Found, NotPossible, Subject
 from gpupipe.doctor.libraries import by_name, loaded_libraries
 from gpupipe.geometry import CropLayout
@@ -223,6 +223,66 @@ def test_checks_of_a_provider(cuda_provider: list[float], monkeypatch: pytest.Mo
     assert {found[name] for name in ("cuda opens", *ON_CUDA)} == {"passed"}
     assert found["tf32 off is exact"] == "not possible here"  # it changes nothing on a CPU
     assert found["first start: cuda"] == "not possible here"
+
+
+ON_GRAPHS = ("graph replay", "times: graph", "float16 layouts")
+
+
+@cuda
+def test_graphs_are_checked_against_plain_runs(model_on_device: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, *ON_GRAPHS, "graph replay does not wait")
+    made = selftest.run()
+    assert failed(made) == set()
+    found = results(made)
+    assert {found[name] for name in ON_GRAPHS} == {"passed"}
+    assert found["graph replay does not wait"] == "not possible here"
+    told = {check["name"]: check["measured"] for check in made["checks"]}
+    assert told["graph replay"] == f"0 values of {checks_graphs.REPLAYS} replays are not a plain run's"
+    assert "replayed" in told["times: graph"]
+    assert "float16 convolutions in N" in told["float16 layouts"]
+
+
+@cuda
+def test_a_replay_that_differs_is_named(model_on_device: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph holds addresses that are another binding's."""
+    from cuda_provider import Binding
+
+    only(monkeypatch, "graph replay")
+    capture = Binding.captured
+
+    def swapped(binding: Any) -> Any:
+        binding.outputs = {name: (*place[:-1], STRAY.ctypes.data) for name, place in binding.outputs.items()}
+        return capture(binding)
+
+    monkeypatch.setattr(Binding, "captured", swapped)
+    assert failed(selftest.run()) == {"graph replay"}
+
+
+STRAY = np.zeros((8, 3, 320, 320), np.float32)
+
+
+@cuda
+def test_where_no_graph_is_possible_the_reason_is_told(
+    model_on_device: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "graph replay", "times: graph")
+    monkeypatch.setattr(runtime.runtime(), "__version__", "1.25.1")
+    made = selftest.run()
+    assert {check["reason"] for check in made["checks"] if "graph" in check["name"]} == {
+        "the model runs without CUDA graphs: ONNX Runtime 1.25.1 does not replay them safely without a wait, 1.30 and "
+        "later do"
+    }
+
+
+@cuda
+def test_a_capture_that_fails_is_a_failure(model_on_device: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+    from cuda_provider import Session
+
+    only(monkeypatch, "graph replay")
+    monkeypatch.setattr(Session, "during_capture", staticmethod(lambda: cupy.cuda.Memory(256)))
+    made = selftest.run()
+    assert failed(made) == {"graph replay"}
 
 
 @cuda

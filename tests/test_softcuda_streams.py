@@ -139,3 +139,47 @@ streams[0].synchronize()
     assert stats.pop("profile") == {}
     assert stats.pop("launches") == {"nothing": 3}
     assert stats == {key: first[key] + second[key] for key in stats}
+
+
+def test_what_breaks_a_capture() -> None:
+    """As documented for cudaThreadExchangeStreamCaptureMode, and for streams that are captured."""
+    run(r"""
+import ctypes, threading
+runtime = cp.cuda.runtime
+stream = Stream(non_blocking=True)
+
+def captured(mode, work):
+    runtime.streamBeginCapture(stream.ptr, mode)
+    said = []
+    thread = threading.Thread(target=lambda: said.append(refused(work)))
+    thread.start()
+    thread.join()
+    try:
+        runtime.streamEndCapture(stream.ptr)
+        return said[0], ""
+    except runtime.CUDARuntimeError as error:
+        return said[0], str(error)
+
+def refused(work):
+    try:
+        work()
+        return ""
+    except runtime.CUDARuntimeError as error:
+        return str(error)
+
+def exchanged(work):
+    mode = ctypes.c_int(1)
+    ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    assert mode.value == 0
+    work()
+
+allocate = lambda: cp.cuda.Memory(256)
+broken = ("cudaErrorStreamCaptureUnsupported", "cudaErrorStreamCaptureInvalidated")
+for said, wanted in zip(captured(runtime.streamCaptureModeGlobal, allocate), broken):
+    assert wanted in said, said
+assert captured(runtime.streamCaptureModeGlobal, lambda: exchanged(allocate)) == ("", "")
+assert captured(runtime.streamCaptureModeThreadLocal, allocate) == ("", "")
+for waits in (runtime.deviceSynchronize, lambda: exchanged(runtime.deviceSynchronize), stream.synchronize):
+    for said, wanted in zip(captured(runtime.streamCaptureModeThreadLocal, waits), broken):
+        assert wanted in said, said
+""")

@@ -20,6 +20,7 @@ from gpupipe.engine.gpu_backend import GpuBackend
 from gpupipe.engine.lane import SLOTS, Lane, slots_of
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.model.cost import ModelFloor
+from gpupipe.model.model import Bindings
 from gpupipe.options import BATCH, ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
 from gpupipe.render.plan import Plan
@@ -69,9 +70,20 @@ def _opened(bench: Bench, variant: Variant, subject: Subject, scenes: Sequence[K
             lanes.append(lane)
             least = Least(bench.model_seconds(variant, lane.batch))
             told = (*notes, _floors(bench.model_floor(variant, lane.batch)))
-            return timed(subject, _model_seconds(bench, lane), lane.batch, least=least, notes=told)
+            seconds = _model_seconds(bench, lane, lane.free[0].bindings)
+            return timed(subject, seconds, lane.batch, least=least, notes=told)
+
+        def node_by_node() -> Row:
+            (lane,) = lanes
+            buffers = lane.free[0].buffers
+            bindings = lane.model.bind(buffers.visual, buffers.audio, buffers.prediction)
+            least = Least(bench.model_seconds(variant, lane.batch))
+            return timed(named, _model_seconds(bench, lane, bindings), lane.batch, least=least)
 
         yield bench.attempt(subject, alone)
+        if lanes and lanes[0].model.graphs:
+            named = subject._replace(name=f"{subject.name}, no graph")
+            yield bench.attempt(named, node_by_node)
         for lane in lanes:
             for scene in scenes:
                 named = subject._replace(part="batch", frame=text_of((scene.spec.width, scene.spec.height)))
@@ -88,7 +100,9 @@ def _lane(bench: Bench, variant: Variant, subject: Subject) -> tuple[Lane, tuple
         kind = BatchKind(bench.layout, "nv12", model.dtype, subject.batch)
         backend.warm_up(model, kind)
         backend.require(backend.lane_bytes(kind, model, slots_of(model, kind.batch)))
-        return Lane(model, backend.compositor(kind, model), model.close), notes
+        lane = Lane(model, backend.compositor(kind, model), model.close)
+        backend.capture(model, [slot.bindings for slot in lane.free])
+        return lane, (*notes, *model.notes)
     except BaseException:
         model.close()
         raise
@@ -102,9 +116,9 @@ def _floors(floor: ModelFloor) -> str:
     )
 
 
-def _model_seconds(bench: Bench, lane: Lane) -> list[float]:
+def _model_seconds(bench: Bench, lane: Lane, bindings: Bindings) -> list[float]:
     def work() -> None:
-        lane.model.run(lane.free[0].bindings, lane.batch)
+        lane.model.run(bindings, lane.batch)
 
     if lane.model.provider == "cpu":
         return bench.timer.host_seconds(work)

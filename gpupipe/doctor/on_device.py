@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gpupipe.doctor.check import Subject
 from gpupipe.doctor.scenes import on_host, put
 from gpupipe.geometry import CropLayout
+from gpupipe.gpu.driver import end_capture, opening_lock
 from gpupipe.machine import cpu_count
 from gpupipe.model.model import Model
 from gpupipe.model.runtime import Provider, SessionOptions
@@ -56,6 +57,15 @@ class OnDevice:
     def run(self) -> None:
         """Queue a run."""
         self.model.run(self.bound, BATCH)
+
+    def capture(self) -> bool:
+        """Let runs be replayed as a CUDA graph from now on, if that is possible; it must have run twice."""
+        self.gpu.synchronize()
+        with opening_lock(self.gpu.index), self.gpu.capturing:
+            done = self.model.capture(self.bound)
+        if not done:
+            end_capture(self.gpu.compute_stream)
+        return done
 
     def queue_copy(self) -> NDArray[Any]:
         """Queue the copy of the prediction to the host, on the compute stream; where it will be."""

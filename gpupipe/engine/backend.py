@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import HostMemoryError, OptionError
 from gpupipe.gpu.device import Device
 from gpupipe.machine import cpu_count, megabytes, memory_available_bytes
-from gpupipe.model.model import Model
+from gpupipe.model.model import Bindings, Model
 from gpupipe.model.runtime import SessionOptions
 from gpupipe.options import BATCH, ModelOptions
 from gpupipe.speech.rows import SpeechRows
@@ -45,8 +46,17 @@ class Backend(Protocol):
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model."""
 
+    def opening(self) -> AbstractContextManager[Any]:
+        """Held while something of ONNX Runtime is opened, or captured; not by the thread that runs models."""
+
     def warm_up(self, model: Model, kind: BatchKind) -> None:
         """Let a model take the memory that it works in. On the thread that will run it."""
+
+    def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
+        """Let the runs of a lane's slots be replayed, where that is possible. On the thread that will run them."""
+
+    def closing(self) -> AbstractContextManager[Any]:
+        """Held while a model is closed."""
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """Frames in a batch."""
@@ -123,8 +133,19 @@ class HostBackend:
         notes = ("the CPU computes a float16 model in float32, no faster than fp32",) if options.fp16 else ()
         return Opened(Model(path, settings, batch=options.batch or BATCH, runs=options.runs or 0), notes)
 
+    def opening(self) -> AbstractContextManager[Any]:
+        """Nothing: what is opened here disturbs nobody."""
+        return nullcontext()
+
     def warm_up(self, model: Model, kind: BatchKind) -> None:
         """Nothing: the CPU's memory is not counted out in advance."""
+
+    def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
+        """Nothing: the CPU has nothing to launch."""
+
+    def closing(self) -> AbstractContextManager[Any]:
+        """Nothing, likewise."""
+        return nullcontext()
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """No more frames than the model runs at a time: what one step has written is still in the processor's cache

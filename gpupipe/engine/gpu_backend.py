@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
 from gpupipe.compose.device_speech import DeviceSpeech
@@ -18,8 +20,11 @@ from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
 from gpupipe.errors import OptionError, ProviderError
 from gpupipe.gpu.device import Device
+from gpupipe.gpu.driver import end_capture, opening_lock
 from gpupipe.machine import cache_folder, cpu_count
-from gpupipe.model.model import Model
+from gpupipe.model.graphs import why_not
+from gpupipe.model.layout import open_model
+from gpupipe.model.model import Bindings, Model
 from gpupipe.model.runtime import PROVIDER_NAMES, TF32_OVERRIDE, Provider, SessionOptions, runtime
 from gpupipe.model.signature import model_shapes
 from gpupipe.options import BATCH, ModelOptions
@@ -54,7 +59,7 @@ class GpuBackend:
     def open_model(self, path: Path, options: ModelOptions) -> Opened:
         """Open a lip-sync model with the provider that was asked for; "auto" is CUDA, or, saying so, the CPU."""
 
-        def opened(provider: Provider) -> Model:
+        def opened(provider: Provider) -> Opened:
             settings = SessionOptions(
                 provider,
                 threads=options.inference_threads or cpu_count(),
@@ -64,16 +69,27 @@ class GpuBackend:
                 fp16=options.fp16,
                 engine_cache=cache_folder() / "tensorrt" / _folder_name(self.gpu),
             )
-            return Model(path, settings, batch=options.batch or BATCH, runs=options.runs or 0)
+            batch = options.batch or BATCH
+            if provider != "cuda":
+                model, layout = Model(path, settings, batch=batch, runs=options.runs or 0), None
+            else:
+                timed = cache_folder() / "layouts" / _folder_name(self.gpu)
+                model, layout = open_model(self.gpu, path, settings, batch, timed)
+            elsewhere_notes = elsewhere(model.nodes, model.provider, "the model")
+            return Opened(model, (*elsewhere_notes, *filter(None, [layout])))
 
         if options.provider != "auto":
-            model = opened(options.provider)
-            return Opened(model, (*elsewhere(model.nodes, model.provider, "the model"), *self._tf32_notes(options)))
+            model, notes = opened(options.provider)
+            return Opened(model, (*notes, *self._tf32_notes(options)))
         try:
-            model = opened("cuda")
-            return Opened(model, elsewhere(model.nodes, model.provider, "the model"))
+            return opened("cuda")
         except ProviderError as error:
-            return Opened(opened("cpu"), (f"running the model on the CPU: {error.brief()}",))
+            return Opened(opened("cpu").model, (f"running the model on the CPU: {error.brief()}",))
+
+    def opening(self) -> AbstractContextManager[Any]:
+        """See `Backend`. Where no graph can be captured, nobody need wait for another to open something."""
+        possible = why_not(SessionOptions("cuda")) is None
+        return opening_lock(self.gpu.index) if possible else nullcontext()
 
     def _tf32_notes(self, options: ModelOptions) -> tuple[str, ...]:
         if options.provider != "tensorrt" or options.tf32 or options.fp16 or self.gpu.compute_capability < (8, 0):
@@ -88,7 +104,7 @@ class GpuBackend:
         """Run a model that runs on the device, so that the memory that it works in is no longer counted as free.
 
         ONNX Runtime takes that memory as it runs, and keeps it. Searching for algorithms and loading kernels, which
-        the first runs do too, is done then as well.
+        the first runs do too, is done then as well, and a CUDA graph is made to see what one takes.
 
         Raises:
             DeviceMemoryError: the GPU's memory does not suffice.
@@ -106,8 +122,24 @@ class GpuBackend:
             bound = model.bind(*buffers)
             for _ in range(2):
                 model.run(bound, kind.batch)
+            gpu.synchronize()
+            before, graphs = gpu.free_bytes, model.graphs
+            self.capture(model, [bound])
+            if model.graphs > graphs:
+                model.graph_bytes = max(0, before - gpu.free_bytes)
         finally:
             gpu.synchronize()
+
+    def capture(self, model: Model, slots: Iterable[Bindings]) -> None:
+        """See `Backend`."""
+        with self.gpu.capturing:
+            if not all(model.capture(bindings) for bindings in slots):
+                end_capture(self.gpu.compute_stream)
+
+    def closing(self) -> AbstractContextManager[Any]:
+        """See `Backend`. A graph that is destroyed while another is captured ends the process
+        (https://github.com/microsoft/onnxruntime/pull/32081)."""
+        return self.gpu.capturing
 
     def batch(self, model: Model, options: ModelOptions) -> int:
         """As many as were asked for."""
@@ -119,7 +151,8 @@ class GpuBackend:
 
     def lane_bytes(self, kind: BatchKind, model: Model, slots: int) -> dict[str, int]:
         """See `Backend`."""
-        return GpuCompositor.bytes_wanted(kind, slots=slots, model_on_device=model.provider != "cpu")
+        wanted = GpuCompositor.bytes_wanted(kind, slots=slots, model_on_device=model.provider != "cpu")
+        return wanted | {"CUDA graphs": slots * model.graph_bytes}
 
     def frame_bytes(self, spec: FrameSpec) -> dict[str, int]:
         """See `Backend`."""

@@ -91,7 +91,8 @@ class Holdings:
         kind = BatchKind(spec.layout, spec.pixel_format, model.dtype, backend.batch(model, order.options))
         lane_key = (model_key, kind.layout, kind.pixel_format, order.workers)
         if not self._lanes.holds(lane_key):
-            self._on_compute_thread(lambda: self._warm_up(opened, kind, model_key))
+            with backend.opening():
+                self._on_compute_thread(lambda: self._warm_up(opened, kind, model_key))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         # A batch in each slot, and one with the sink.
         depth = (slots_of(model, kind.batch) + 1) * kind.batch + order.kept
@@ -106,7 +107,8 @@ class Holdings:
         held.callback(self._pool.give_back, spec.format, memory, on_host=order.on_host)
         split, shown, store = lane.split, order.shown, self._kept
         kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, spec.count))
-        notes = (*opened.notes, *(store.notes(model_key, split, kept, shown, spec.count) if keep else ()))
+        said = store.notes(model_key, split, kept, shown, spec.count) if keep else ()
+        notes = (*opened.notes, *model.notes, *said)
         return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
 
     def load(self, order: SessionOrder) -> None:
@@ -143,12 +145,13 @@ class Holdings:
         self._encoders.close()
 
     def _open_model(self, order: SessionOrder, key: Hashable, *, keep: bool) -> _OpenModel:
-        model, notes = self._backend.open_model(order.model, order.options)
-        try:
-            return _OpenModel(model, notes, self._kept.open(model, key) if keep else None)
-        except BaseException:
-            model.close()
-            raise
+        with self._backend.opening():
+            model, notes = self._backend.open_model(order.model, order.options)
+            try:
+                return _OpenModel(self._backend, model, notes, self._kept.open(model, key) if keep else None)
+            except BaseException:
+                model.close()
+                raise
 
     def _warm_up(self, opened: _OpenModel, kind: BatchKind, key: Hashable) -> None:
         """Let a model, and both nets of one that is split, take the memory that they work in."""
@@ -164,13 +167,25 @@ class Holdings:
         except BaseException:
             self._models.give_back(model_key)
             raise
+        try:
+            slots = [slot.bindings for slot in lane.free]
+            with self._backend.opening():
+                self._on_compute_thread(lambda: self._backend.capture(lane.model, slots))
+        except BaseException:
+            lane.close()
+            raise
         release_free_memory()
         return lane
 
     def _encoder(self, path: Path, batch: int, model: Model, held: ExitStack) -> AudioEncoder:
         """An audio encoder, run by the model's provider."""
         key = (self.digests.of(path), batch, model.provider)
-        encoder = self._encoders.take(key, lambda: AudioEncoder(path, model.options, batch=batch))
+
+        def opened() -> AudioEncoder:
+            with self._backend.opening():
+                return AudioEncoder(path, model.options, batch=batch)
+
+        encoder = self._encoders.take(key, opened)
         held.callback(self._encoders.give_back, key)
         return encoder
 
@@ -204,15 +219,17 @@ class Holdings:
 class _OpenModel:
     """An opened model, as a shelf keeps it, and the same in two nets, if features are kept."""
 
+    backend: Backend
     model: Model
     notes: tuple[str, ...]
     split: SplitModel | None
 
     def close(self) -> None:
         """Close it."""
-        self.model.close()
-        if self.split is not None:
-            self.split.close()
+        with self.backend.closing():
+            self.model.close()
+            if self.split is not None:
+                self.split.close()
 
 
 def _must_be_open() -> _OpenModel:

@@ -5,8 +5,9 @@ CuPy is imported when a device is opened, never before.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -66,15 +67,9 @@ def describe() -> dict[str, Any]:
         found["runtime"] = version_text(cupy.cuda.runtime.runtimeGetVersion())
         for index in range(device_count(cupy)):
             device = open_device(index)
-            found["devices"].append(
-                {
-                    "index": index,
-                    "name": device.name,
-                    "compute_capability": ".".join(map(str, device.compute_capability)),
-                    "total_bytes": device.total_bytes,
-                    "free_bytes": device.free_bytes,
-                }
-            )
+            told = {"index": index, "name": device.name}
+            told |= {"compute_capability": ".".join(map(str, device.compute_capability))}
+            found["devices"].append(told | {"total_bytes": device.total_bytes, "free_bytes": device.free_bytes})
     except DeviceError as error:
         found["problem"] = error.on_command_line()  # which is where this is read
     except Exception as error:
@@ -94,6 +89,7 @@ class Device:
         driver_version, runtime_version: CUDA versions of the driver and of CuPy's runtime, 12090 for 12.9.
         compute_stream, copy_stream, upload_stream: non-blocking `cupy.cuda.Stream`s: for kernels and the model, for
             finished frames on their way to the host, and for what is cached on its way from there.
+        capturing: held while a graph is captured on `compute_stream`, and by whoever queues on it.
     """
 
     def __init__(self, cupy: ModuleType, index: int) -> None:
@@ -106,14 +102,14 @@ class Device:
         self.total_bytes = int(properties["totalGlobalMem"])
         self.driver_version = int(self._runtime.driverGetVersion())
         self.runtime_version = int(self._runtime.runtimeGetVersion())
+        self.capturing = threading.RLock()
         with made_current(cupy, index):
-            self.compute_stream: Stream = cupy.cuda.Stream(non_blocking=True)
-            self.copy_stream: Stream = cupy.cuda.Stream(non_blocking=True)
-            self.upload_stream: Stream = cupy.cuda.Stream(non_blocking=True)
+            streams: list[Stream] = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+        self.compute_stream, self.copy_stream, self.upload_stream = streams
 
     @contextmanager
-    def use(self) -> Iterator[None]:
-        """Make this GPU the calling thread's current one.
+    def use(self, stream: Stream | None = None) -> Iterator[None]:
+        """Make this GPU the calling thread's current one, and, to queue on `stream`, wait while another captures it.
 
         Afterwards the one before is current again; but a thread that had used none stays on this one.
 
@@ -121,7 +117,10 @@ class Device:
             DeviceError: what is done inside fails on the GPU (a fault, a GPU that has gone).
         """
         try:
-            with made_current(self._cupy, self.index):
+            with (
+                self.capturing if stream is self.compute_stream else nullcontext(),
+                made_current(self._cupy, self.index),
+            ):
                 yield
         except (self._runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
             raise self._failure(error) from error
@@ -222,7 +221,7 @@ class Device:
             rows: the rows to copy where one side has gaps between them; else everything, of equal size on both.
         """
         default = self._runtime.memcpyDefault
-        with self.use():
+        with self.use(stream):
             if rows is None or rows.contiguous:
                 if target.nbytes != source.nbytes:
                     raise ValueError(f"target has {target.nbytes} bytes, source {source.nbytes}")
@@ -237,7 +236,7 @@ class Device:
 
     def clear(self, array: DeviceArray, stream: Stream) -> None:
         """Queue the filling of a C-contiguous array with zeros."""
-        with self.use():
+        with self.use(stream):
             self._runtime.memsetAsync(array.data.ptr, 0, array.nbytes, stream.ptr)
 
     def upload(self, host: NDArray[Any], what: str = "a table") -> DeviceArray:
@@ -269,12 +268,12 @@ class Device:
 
     def record(self, event: Event, stream: Stream) -> None:
         """Let `event` stand for all that is queued on `stream` now."""
-        with self.use():
+        with self.use(stream):
             event.record(stream)
 
     def stream_waits_for(self, stream: Stream, event: Event) -> None:
         """Let what is queued on `stream` from now on run after `event`. The host does not wait."""
-        with self.use():
+        with self.use(stream):
             stream.wait_event(event)
 
     def wait(self, event: Event) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from types import ModuleType
 
 from gpupipe.errors import DeviceError
+from gpupipe.gpu.types import Stream
 
 INSTALL = "pip install 'gpupipe[cuda]', or use --device cpu"
 
@@ -67,6 +72,45 @@ def device_count(cupy: ModuleType) -> int:
     return count
 
 
+_CAPTURE_MODE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_thread = threading.local()
+
+
+def let_others_capture() -> None:
+    """Let the calling thread allocate and copy while another thread captures a CUDA graph.
+
+    ONNX Runtime captures in the global mode (`CUDAGraphManager::CaptureBegin`, cuda_graph.cc), in which an allocation,
+    or the query of an event, in any thread of the process fails, and breaks the capture, unless that thread has chosen
+    the thread-local mode for itself (`cuThreadExchangeStreamCaptureMode`, CUDA driver API, "Stream Management").
+    """
+    if not getattr(_thread, "lets_others_capture", False):
+        mode = ctypes.c_int(_CAPTURE_MODE_THREAD_LOCAL)
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuThreadExchangeStreamCaptureMode(
+            ctypes.byref(mode)
+        )
+        _thread.lets_others_capture = True
+
+
+@cache
+def opening_lock(index: int) -> threading.Lock:
+    """What is held by whoever opens a session of ONNX Runtime on a GPU, and by whoever has a graph captured there.
+
+    Opening one waits for the whole device (`CUDAExecutionProvider`, constructor), which fails, and breaks the capture,
+    while a stream of it is captured (https://docs.nvidia.com/dl-cuda-graph/cuda-graph-basics/constraints.html).
+    """
+    return threading.Lock()
+
+
+def end_capture(stream: Stream) -> None:
+    """End a capture that has failed, where it was left open; else every later call on the stream would fail.
+
+    ONNX Runtime ends it in `OnRunEnd`, which a run does not reach if it throws (`InferenceSession::Run`, 003b97d).
+    """
+    runtime = load_cupy().cuda.runtime
+    with suppress(runtime.CUDARuntimeError):  # it is not captured, or what was captured is broken
+        runtime.graphDestroy(runtime.streamEndCapture(stream.ptr))
+
+
 @contextmanager
 def made_current(cupy: ModuleType, index: int) -> Iterator[None]:
     """Make a GPU the calling thread's current one, and go back only to a GPU that the thread has used.
@@ -79,6 +123,7 @@ def made_current(cupy: ModuleType, index: int) -> Iterator[None]:
     before = runtime.getDevice()
     if before != index or not used:  # the driver's own calls, a kernel's launch among them, need a context
         runtime.setDevice(index)
+    let_others_capture()
     try:
         yield
     finally:

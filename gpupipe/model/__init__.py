@@ -9,6 +9,7 @@ batches or sessions of the engine.
     digest     what a file holds              engines  where TensorRT's built engines are kept
     rates      what the machine can do        cost     what a model costs a frame
     runner     a session's runs on bound buffers
+    graphs     those runs captured and replayed   layout   NCHW or NHWC
 
 Cutting a model in two, so that what depends on the source frame alone is computed once for each of them:
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from gpupipe.errors import InferenceError, OptionError, reason
-from gpupipe.model.runtime import SessionOptions, failures, raise_if_out_of_memory, runtime
-
-Binding = Any
-"""ONNX Runtime's binding of one run's buffers."""
+from gpupipe.model.graphs import Binding as Binding
+from gpupipe.model.graphs import Graphs, run_options
+from gpupipe.model.runtime import SessionOptions, failures, raise_if_out_of_memory
 
 SETTLING_RUNS = 256
 """On a GPU one of so many runs waits for its end: only then does ONNX Runtime give back page-locked buffers whose
@@ -83,17 +82,16 @@ class Runner:
         session: an `onnxruntime.InferenceSession`.
         options: with which it was opened.
         runs: at a time.
+        graphs: of its runs; a run on a binding that has one replays it.
     """
 
-    def __init__(self, path: Path, session: Any, options: SessionOptions, runs: int) -> None:
+    def __init__(
+        self, path: Path, session: Any, options: SessionOptions, runs: int, graphs: Graphs | None = None
+    ) -> None:
         self.path, self.session, self.options = path, session, options
         self._pool = ThreadPoolExecutor(runs, "model") if options.provider == "cpu" else None
-        self._waiting, self._queueing = (runtime().RunOptions() for _ in range(2))
-        for settings in (self._waiting, self._queueing):
-            settings.log_severity_level = 4  # what fails is raised, and told once
-        if options.provider != "cpu":
-            # The stream is ours and the caller waits for it: a wait inside every run would stop the overlap.
-            self._queueing.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._waiting, self._queueing = (run_options(options, waits=waits) for waits in (True, False))
+        self._graphs = graphs
         self._runs_done = 0
 
     def start(self, bindings: Sequence[Binding]) -> Wait:
@@ -129,7 +127,11 @@ class Runner:
 
         try:
             if self._pool is None or len(bindings) == 1:
-                for number in range(len(bindings)):
+                for number, binding in enumerate(bindings):
+                    replay = None if self._graphs is None else self._graphs.replay(binding)
+                    if replay is not None:  # which allocates nothing, and needs no settling
+                        one(number, replay)
+                        continue
                     self._runs_done += 1
                     settling = self._runs_done % SETTLING_RUNS == 0
                     one(number, self._waiting if settling else self._queueing)
@@ -145,7 +147,7 @@ class Runner:
         """Stop the threads and release the session."""
         if self._pool:
             self._pool.shutdown()
-        self.session = None
+        self.session = self._graphs = None
 
 
 def place(array: Any) -> tuple[str, int, Any, tuple[int, ...], int]:

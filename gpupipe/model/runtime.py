@@ -69,6 +69,9 @@ class SessionOptions:
         engine_cache: folder in which TensorRT keeps built engines, of this kind of GPU; each model and batch has a
             folder of its own in it.
         profile: for TensorRT, the one shape of each input.
+        graphs: let the CUDA provider capture runs in CUDA graphs. ONNX Runtime opens no session so where a graph cannot
+            hold the whole model, and captures every run that does not name `graphs.NO_GRAPH`.
+        nhwc: let the CUDA provider convolve in NHWC; a build without such kernels stays with NCHW.
     """
 
     provider: Provider = "cpu"
@@ -79,6 +82,8 @@ class SessionOptions:
     fp16: bool = False
     engine_cache: Path | None = None
     profile: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    graphs: bool = False
+    nhwc: bool = False
 
 
 @cache
@@ -212,6 +217,14 @@ def assigned_nodes(session: Any) -> dict[str, int]:
     return dict(found)
 
 
+def assigned_operators(session: Any) -> set[str]:
+    """The operators of a model's graph that run on the provider that it was opened with; see `assigned_nodes`."""
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    own = session.get_providers()[0]
+    parts = [part for part in (tell() if tell is not None else ()) if part.ep_name == own]
+    return {node.op_type for part in parts for node in part.get_nodes()}
+
+
 def raise_if_out_of_memory(error: Exception, options: SessionOptions, file: Path | None) -> None:
     """Raise a DeviceMemoryError if a GPU's memory is what ONNX Runtime ran out of."""
     text = reason(error)
@@ -256,6 +269,8 @@ def _providers(options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": str(int(options.tf32)),
+        "enable_cuda_graph": str(int(options.graphs)),
+        "prefer_nhwc": str(int(options.nhwc)),
     }
     if options.provider == "cuda":
         return [(PROVIDER_NAMES["cuda"], cuda)]

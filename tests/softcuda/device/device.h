@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernel.h"
@@ -77,7 +78,9 @@ struct Stream {
   std::deque<Operation> queue;
   uint64_t queued = 0, done = 0; // numbers of the last operation
   bool running = false;
-  bool capturing = false;
+  bool capturing = false, broken = false;  // a capture that something forbidden has broken
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  std::thread::id capturer;
   std::vector<Operation> captured;
 };
 bool is_default(const Stream&);
@@ -91,6 +94,11 @@ void drain_device(Lock&, int device);
 cudaError_t answer(Lock&, const std::shared_ptr<Stream>&, uint64_t number);  // whether it is done
 void abandon(int device);        // drops the work that is queued
 void when_idle(Lock&, std::function<void()>);       // at once if no work is queued
+std::vector<std::shared_ptr<Stream>> capturing_streams();
+
+// --- graphs.cpp
+cudaError_t may_allocate();      // unless a capture forbids it to the calling thread, which breaks the capture
+cudaError_t may_wait_for_device(int device);  // likewise
 
 // --- modules.cpp
 struct Function {

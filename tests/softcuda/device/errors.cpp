@@ -59,7 +59,7 @@ API void softcudaFailAfter(long long launches_from_now) {
   X(Success) X(ErrorMemoryAllocation) X(ErrorInvalidValue) X(ErrorNotSupported) X(ErrorNotReady)                   \
   X(ErrorInvalidDevice) X(ErrorInvalidPitchValue) X(ErrorInvalidResourceHandle) X(ErrorHostMemoryAlreadyRegistered) \
   X(ErrorHostMemoryNotRegistered) X(ErrorStreamCaptureUnsupported) X(ErrorIllegalState) X(ErrorIllegalAddress)     \
-  X(ErrorPeerAccessUnsupported) X(ErrorPeerAccessNotEnabled)
+  X(ErrorStreamCaptureInvalidated) X(ErrorPeerAccessUnsupported) X(ErrorPeerAccessNotEnabled)
 
 API const char* cudaGetErrorName(cudaError_t e) {
   switch (e) {

@@ -8,7 +8,38 @@ struct Graph {
   std::vector<Operation> operations;
 };
 
+thread_local cudaStreamCaptureMode own_mode = cudaStreamCaptureModeGlobal;
+
 }  // namespace
+
+// As documented for cudaThreadExchangeStreamCaptureMode.
+cudaError_t may_allocate() {
+  cudaError_t answer = cudaSuccess;
+  for (auto& s : capturing_streams()) {
+    const bool own = s->capturer == std::this_thread::get_id();
+    if (own ? s->mode == cudaStreamCaptureModeRelaxed || own_mode == cudaStreamCaptureModeRelaxed
+            : s->mode != cudaStreamCaptureModeGlobal || own_mode != cudaStreamCaptureModeGlobal)
+      continue;
+    s->broken = true;
+    answer = cudaErrorStreamCaptureUnsupported;
+  }
+  return answer;
+}
+cudaError_t may_wait_for_device(int device) {
+  cudaError_t answer = cudaSuccess;
+  for (auto& s : capturing_streams()) {
+    if (s->device != device) continue;
+    s->broken = true;
+    answer = cudaErrorStreamCaptureUnsupported;
+  }
+  return answer;
+}
+API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  const auto before = own_mode;
+  own_mode = static_cast<cudaStreamCaptureMode>(*mode);
+  *mode = static_cast<CUstreamCaptureMode>(before);
+  return CUDA_SUCCESS;
+}
 
 API cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* status) {
   Lock lock(device_mutex);
@@ -17,12 +48,15 @@ API cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* s
   *status = stream->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
-API cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+API cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
   Lock lock(device_mutex);
   std::shared_ptr<Stream> stream;
   if (auto e = usable_stream(s, stream)) return e;
   if (is_default(*stream) || stream->capturing) return fail(cudaErrorStreamCaptureUnsupported);
   stream->capturing = true;
+  stream->broken = false;
+  stream->mode = mode;
+  stream->capturer = std::this_thread::get_id();
   stream->captured.clear();
   return cudaSuccess;
 }
@@ -31,6 +65,8 @@ API cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
   auto stream = find_stream(s);
   if (!stream || !stream->capturing) return fail(cudaErrorIllegalState);
   stream->capturing = false;
+  *graph = nullptr;
+  if (stream->broken) return fail(cudaErrorStreamCaptureInvalidated);
   *graph = reinterpret_cast<cudaGraph_t>(new Graph{std::move(stream->captured)});
   return cudaSuccess;
 }

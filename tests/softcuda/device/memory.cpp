@@ -59,6 +59,7 @@ cudaError_t allocate(void** p, size_t n, bool managed) {
   *p = nullptr;
   const int device = current_device();
   if (auto e = fail(health(device))) return e;
+  if (auto e = fail(may_allocate())) return e;
   if (n > memory_limit() - stats.devices[device].used) return fail(cudaErrorMemoryAllocation);
   Region region = reserve(n);
   if (!region.start) return fail(cudaErrorMemoryAllocation);
@@ -145,6 +146,7 @@ API cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
   *p = nullptr;
   const int device = current_device();
   if (auto e = fail(health(device))) return e;
+  if (auto e = fail(may_allocate())) return e;
   Region region = reserve(n);
   if (!region.start) return fail(cudaErrorMemoryAllocation);
   region.device = device;

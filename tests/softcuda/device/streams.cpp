@@ -146,6 +146,13 @@ void abandon(int device) {
   }
 }
 
+std::vector<std::shared_ptr<Stream>> capturing_streams() {
+  std::vector<std::shared_ptr<Stream>> found;
+  for (auto& s : streams)
+    if (s.second->capturing) found.push_back(s.second);
+  return found;
+}
+
 void when_idle(Lock&, std::function<void()> f) {
   waiting_for_idle.push_back(std::move(f));
   settle();
@@ -154,6 +161,7 @@ void when_idle(Lock&, std::function<void()> f) {
 API cudaError_t cudaDeviceSynchronize() {
   Lock lock(device_mutex);
   const int device = current_device();
+  if (auto e = fail(may_wait_for_device(device))) return e;
   count(device, &Counters::syncs);
   drain_device(lock, device);
   return fail(health(device));
@@ -184,7 +192,10 @@ API cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   Lock lock(device_mutex);
   auto stream = find_stream(s);
   if (!stream) return fail(cudaErrorInvalidResourceHandle);
-  if (stream->capturing) return fail(cudaErrorStreamCaptureUnsupported);
+  if (stream->capturing) {
+    stream->broken = true;
+    return fail(cudaErrorStreamCaptureUnsupported);
+  }
   count(stream->device, &Counters::syncs);
   drain(lock, stream);
   return fail(health(stream->device));
