@@ -22,7 +22,6 @@ import small
 import gpupipe
 from gpupipe.cli import main
 from gpupipe.errors import DeviceError, OptionError, OutputError, PackageError
-from gpupipe.filelock import FileLock
 from gpupipe.options import MAX_BATCH
 from gpupipe.render import image_output, video_output
 
@@ -729,42 +728,22 @@ def test_an_error_can_name_another_file() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills another process by a signal")
 @pytest.mark.parametrize("output", ["talk.mp4", "images/", "existing/"])
-def test_what_a_killed_render_leaves_is_removed_by_the_next(folder: Path, tmp_path: Path, output: str) -> None:
+def test_one_process_an_output_and_what_a_killed_one_leaves(folder: Path, tmp_path: Path, output: str) -> None:
     (tmp_path / "existing").mkdir()
     np.save(folder / "aud_ave.npy", small.features(4000))
     where = tmp_path / "existing" if output == "existing/" else tmp_path
-    slow = ("--preset", "placebo", "--encoder-threads", "1", "--device", "cpu")
-    arguments = ("render", str(folder), "-o", f"{tmp_path}/{output}", *slow)
-    killed, living = gpupipe_process(*arguments), gpupipe_process(*arguments)
+    slow = ("--preset", "placebo", "--encoder-threads", "1", "--device", "cpu", "--segment-frames", "4000")
+    process = gpupipe_process("render", str(folder), "-o", f"{tmp_path}/{output}", *slow)
     try:
-        wait_until(lambda: len(list(where.glob(".*.partial/lock"))) == 2)
-        wait_until(lambda: all(len(list(each.iterdir())) > 1 for each in where.glob(".*.partial")))
-        killed.kill()
-        killed.wait()
-        assert len(list(where.glob(".*.partial"))) == 2
-        gpupipe.render(folder, f"{tmp_path}/{output}", frames=3, device="cpu")
-        (left,) = where.glob(".*.partial")
-        assert living.poll() is None, "the other render goes on in the folder that is left"
-        assert FileLock(left / "lock").holder == living.pid
+        wait_until(lambda: any(where.glob("*.parts/unfinished-*seg*")))
+        with pytest.raises(OutputError, match=f"is being rendered by process {process.pid}; wait for it"):
+            gpupipe.render(folder, f"{tmp_path}/{output}", frames=3, device="cpu", overwrite=True)
     finally:
-        for process in (killed, living):
-            process.kill()
-            process.communicate()
-    gpupipe.render(folder, f"{tmp_path}/{output}", frames=3, device="cpu", overwrite=True)
-    assert not list(where.glob(".*.partial"))
-
-
-def test_a_folder_that_looks_like_ours_but_is_young_is_left(folder: Path, tmp_path: Path) -> None:
-    """Its process may be about to lock it. An old one without a lock is nobody's."""
-    for name in (".talk.mp4.abc.partial", ".talk.mp4.old.partial", ".talk2.mp4.abc.partial"):
-        (tmp_path / name).mkdir()
-    os.utime(tmp_path / ".talk.mp4.old.partial", (1e9, 1e9))
-    os.utime(tmp_path / ".talk2.mp4.abc.partial", (1e9, 1e9))
-    gpupipe.render(folder, tmp_path / "talk.mp4", device="cpu")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".partial") == [
-        ".talk.mp4.abc.partial",
-        ".talk2.mp4.abc.partial",
-    ]
+        process.kill()
+        process.communicate()
+    assert any(where.glob("*.parts/unfinished-*"))
+    gpupipe.render(folder, f"{tmp_path}/{output}", frames=3, device="cpu")  # nothing of it was finished
+    assert not list(where.glob("*.parts"))
 
 
 def test_host_memory_is_counted_before_anything_is_decoded(

@@ -20,6 +20,7 @@ from gpupipe.errors import OptionError, OutputError
 from gpupipe.media.images import image_name, write_image
 from gpupipe.media.video import VideoInfo, probe, read_frames
 from gpupipe.options import OutputOptions
+from gpupipe.render.manifest import Manifest
 from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.segments import Segments
 
@@ -43,7 +44,8 @@ def bgr24(count: int) -> list[small.Frame]:
 def opened(output: Any, body: VideoInfo, pixel_format: Any, options: OutputOptions, **more: Any) -> Output:
     """An output for as many frames as are written."""
     segments = Segments(1 << 20, options.segment_frames)
-    return open_output(output, body, pixel_format, options, segments=segments, **more)
+    manifest = Manifest({}, segments.total, segments.frames)
+    return open_output(output, body, pixel_format, options, segments=segments, manifest=manifest, **more)
 
 
 def write(sink: Output, frames: list[small.Frame], *, unfinished: bool = False) -> Writer:
@@ -122,13 +124,13 @@ def test_a_video_appears_only_when_complete(body: VideoInfo, tmp_path: Path) -> 
     assert path.read_bytes() == b"mine"
     sink.commit()
     assert small.frames_in(path) == 3
-    sink.abort()  # as a with block would do at its end
+    sink.leave()  # as a with block would do at its end
     assert small.frames_in(path) == 3
 
 
 @pytest.mark.parametrize("output", ["talk.mp4", "talk.mkv", "images/", "existing"])
 @pytest.mark.parametrize("written", [0, 3, 6])
-def test_aborting_leaves_nothing(body: VideoInfo, tmp_path: Path, output: str, written: int) -> None:
+def test_aborting_leaves_what_is_finished_beside(body: VideoInfo, tmp_path: Path, output: str, written: int) -> None:
     (tmp_path / "existing").mkdir()
     (tmp_path / "existing" / "frame_0000.jpg").write_bytes(b"mine")
     before = small.files_in(tmp_path)
@@ -137,9 +139,12 @@ def test_aborting_leaves_nothing(body: VideoInfo, tmp_path: Path, output: str, w
     writer = write(sink, bgr24(written), unfinished=True)
     assert small.files_in(tmp_path) != before
     writer.abort()
-    sink.abort()
-    assert small.files_in(tmp_path) == before
-    sink.abort()
+    for _ in range(2):
+        sink.leave()
+        left = {name: data for name, data in small.files_in(tmp_path).items() if ".parts" not in str(name)}
+        assert left == before
+        parts = [name for name in small.files_in(tmp_path) if ".parts" in str(name) and "segment_00000" in str(name)]
+        assert bool(parts) == (written > 4), "a segment has four frames, and is kept with its last"
 
 
 def test_a_new_folder_of_images(body: VideoInfo, tmp_path: Path) -> None:
@@ -204,12 +209,12 @@ def test_an_image_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_work_folder_that_disappears(body: VideoInfo, tmp_path: Path, output: str) -> None:
     """As when somebody tidies up: what fails names the output."""
     sink = opened(f"{tmp_path}/{output}", body, "bgr24", OutputOptions(**LOSSLESS, segment_frames=2))
-    (work,) = tmp_path.glob("*.partial")
+    (work,) = tmp_path.glob("*.parts")
     shutil.rmtree(work)
     with pytest.raises(OutputError) as caught:
         write(sink, bgr24(6))
     assert str(caught.value).startswith(f"{tmp_path / output}: cannot be written: No such file or directory")
-    sink.abort()
+    sink.leave()
     assert names(tmp_path) == ["character"]
 
 

@@ -39,7 +39,8 @@ def test_segments_are_all_frames_once_and_in_order(total: int, frames: int) -> N
     taken = list(iter(segments.take, None))
     assert [output for each in taken for output in each] == list(range(total))
     assert all(len(each) == frames for each in taken[:-1])
-    assert len(taken) == segments.count
+    assert len(taken) == len(segments.all)
+    assert taken == [segments.outputs(number) for number in segments.all]
     assert all(segments.of(output) == number for number, each in enumerate(taken) for output in each)
     assert segments.take() is None
 

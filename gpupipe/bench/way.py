@@ -17,6 +17,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.media.handover import HandOver
 from gpupipe.options import Precision
+from gpupipe.render.manifest import Manifest
 from gpupipe.render.output import open_output
 from gpupipe.render.segments import Segments
 from gpupipe.trace import Span, Trace
@@ -144,7 +145,8 @@ def encoding(scene: Scene, path: Path, pixel_format: PixelFormat) -> Iterator[Sa
     """What encodes a frame of that format, into a video that is finished when the block ends."""
     format = SurfaceFormat(pixel_format, scene.body_info.width, scene.body_info.height)
     segments = Segments(scene.frame_count, scene.output.segment_frames)
-    sink = open_output(path, scene.body_info, pixel_format, scene.output, segments=segments)
+    manifest = Manifest({}, segments.total, segments.frames)
+    sink = open_output(path, scene.body_info, pixel_format, scene.output, segments=segments, manifest=manifest)
     writer, numbers = sink.writer(), count()
     try:
         yield lambda frame: writer.write(Surface(format, frame, index=next(numbers)))
@@ -152,5 +154,5 @@ def encoding(scene: Scene, path: Path, pixel_format: PixelFormat) -> Iterator[Sa
         sink.commit()
     except BaseException:
         writer.abort()
-        sink.abort()
+        sink.leave()
         raise

@@ -11,6 +11,8 @@ from gpupipe.cli.progress import LineProgress, TerminalProgress
 from gpupipe.cli.show import check_folders, write_json
 from gpupipe.errors import OutputError
 from gpupipe.options import RenderKeywords
+from gpupipe.render.image_output import parts_beside
+from gpupipe.render.parts import resumable
 from gpupipe.render.render import render
 from gpupipe.render.stats import RenderStats
 from gpupipe.trace import Trace
@@ -44,6 +46,10 @@ def run(options: argparse.Namespace) -> int:
         stats = render(
             options.character, options.output, trace=trace, progress=progress, **given(options, RenderKeywords)
         )
+    except BaseException:
+        if (left := what_is_left(options.output)) is not None:
+            print(left, file=sys.stderr)
+        raise
     finally:
         if progress is not None:
             progress.close()
@@ -54,6 +60,12 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(summary(stats))
     return 0
+
+
+def what_is_left(output: str) -> str | None:
+    """What to say of an output that was not finished: how it can be."""
+    path = Path(output)
+    return resumable(path) or resumable(parts_beside(path))
 
 
 def summary(stats: RenderStats) -> str:

@@ -50,10 +50,12 @@ def verify_video(path: Path) -> Verified:
     info = probe(path)
     found = Verified(path, width=info.width, height=info.height, fps=info.fps)
     wrong_times = 0
+    tick = Fraction(0)
     with opened_video(path) as (container, stream):
+        tick = stream.time_base or tick
         try:
             for frame in container.decode(stream):
-                wrong_times += frame.pts is None or round(frame.pts * stream.time_base * info.fps) != found.frames
+                wrong_times += frame.pts is None or round(frame.pts * tick * info.fps) != found.frames
                 if frame.key_frame:
                     found.keyframes.append(found.frames)
                 if (frame.width, frame.height) != (info.width, info.height):

@@ -88,6 +88,8 @@ class JobKeywords(JobFramesKeywords, total=False):
     encoder_threads: int | None
     encoders: int | Auto | None
     segment_frames: int
+    resume: bool
+    segments: str | None
     image_format: ImageFormat
     jpeg_quality: int
     overwrite: bool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,18 +27,18 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def parts_beside(folder: Path) -> Path:
-    """Of which output the parts of a folder of images are: inside it if it is there already, for its own rights are what
-    counts then."""
+    """What the parts of a folder of images lie beside: if it is there already, something in it, for its own rights are
+    what counts then."""
     return folder / "images" if folder.is_dir() else folder
 
 
-def join_images(parts: Parts, folder: Path, segments: Sequence[int]) -> None:
-    """Move the images of all segments into their folder, whose other images go; the parts go.
+def join_images(parts: Parts, folder: Path) -> None:
+    """Move the images of the finished segments, which are all, into their folder, whose other images go.
 
     Raises:
         OSError: the disk.
     """
-    images = [path for segment in segments for path in sorted(parts.segment(segment, "").iterdir())]
+    images = [path for segment in sorted(parts.finished) for path in sorted(parts.segment(segment, "").iterdir())]
     if folder.is_dir():
         old = {path.name for path in images_in(folder)}
         for path in images:
@@ -120,7 +119,7 @@ class ImageOutput:
         """Move the images into the folder."""
         self._pool.shutdown()
         with naming(self.folder):
-            join_images(self._parts, self.folder, self.segments.all)
+            join_images(self._parts, self.folder)
 
     def abort(self) -> None:
         """See `Writer`."""

@@ -149,7 +149,8 @@ class _Queue:
             return job
 
     def _done(self, engine: Engine, job: JobLine) -> JobReport:
-        options: JobKeywords = job.options | {"overwrite": self._overwrite or job.options.get("overwrite", False)}
+        overwrite = self._overwrite or job.options.get("overwrite", False)
+        options: JobKeywords = job.options | {"overwrite": overwrite, "resume": not overwrite}
         try:
             character = self._character(job.character)
             if not options["overwrite"] and is_complete(character, job.output, options):

@@ -132,7 +132,7 @@ class VideoOutput:
     def commit(self) -> None:
         """Join the segments and give the video its name."""
         with naming(self.path):
-            join_segments(self._parts, self._suffix, self.segments.all, self._body.fps, self._sound)
+            join_segments(self._parts, self._suffix, self._body.fps, self._sound)
 
     def leave(self) -> None:
         """See `Output`."""
@@ -145,15 +145,15 @@ class VideoOutput:
         return self._parts.unfinished(self._parts.segment(segment, self._suffix).name)
 
 
-def join_segments(parts: Parts, suffix: str, segments: Sequence[int], fps: Fraction, sound: Path | None) -> None:
-    """Join all segments of a video, add the sound, and give it its name; the parts go.
+def join_segments(parts: Parts, suffix: str, fps: Fraction, sound: Path | None) -> None:
+    """Join the finished segments of a video, which are all, add the sound, and give it its name; the parts go.
 
     Raises:
         OutputError: it cannot be written.
         MediaError: the sound cannot be read.
     """
     joined = parts.unfinished(f"joined{parts.output.suffix}")
-    join([parts.segment(segment, suffix) for segment in segments], joined, fps, sound=sound)
+    join([parts.segment(segment, suffix) for segment in sorted(parts.finished)], joined, fps, sound=sound)
     parts.place(joined)
 
 

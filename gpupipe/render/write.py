@@ -61,8 +61,8 @@ def write(
         opened: given each session once there is one.
 
     Raises:
-        GpupipeError: one of its kinds; nothing has the output's name then, and what is finished of it is kept beside it,
-            for `resume`.
+        GpupipeError: one of its kinds; nothing has the output's name then, and what is finished of it is kept beside
+            it, for `resume`.
     """
     began = time.perf_counter()
     trace = trace or Trace()
@@ -124,7 +124,7 @@ class _Takers:
         self._lock = threading.Lock()
         self._sessions: list[Session] = []
         self._error: BaseException | None = None
-        self._written = 0
+        self._written = segments.total - segments.count_outputs(segments.left)
         self._began = 0.0
         self._features: NDArray[np.float32] | None = None
         self._encoding = threading.Lock()
