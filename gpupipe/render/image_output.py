@@ -96,7 +96,8 @@ class ImageOutput:
         try:
             if (segment := self.segments.of(surface.index)) != self._segment:
                 self.close()
-                self._folder(segment).mkdir()
+                with naming(self.folder):
+                    self._folder(segment).mkdir()
                 self._segment = segment
             path = self._folder(segment) / image_name(surface.index, self._format)
             if len(self._writing) == self._workers:

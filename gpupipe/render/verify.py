@@ -31,16 +31,14 @@ def verify(output: Path | str) -> Verified:
 
 
 def _verify_images(folder: Path) -> Verified:
-    images = sorted(images_in(folder), key=lambda path: int(re.sub(r"\D", "", path.stem)))
+    images = {int(re.sub(r"\D", "", path.stem)): path for path in images_in(folder)}
     if not images:
         raise OutputError(
             "neither a video nor a folder of images", file=folder, remedy="give what a render has written"
         )
     found = Verified(folder)
-    for number, path in enumerate(images):
-        if int(re.sub(r"\D", "", path.stem)) != number:
-            found.problems.append(f"frame {number} is missing")
-            break
+    found.problems += [f"frame {number} is missing" for number in range(max(images)) if number not in images]
+    for _, path in sorted(images.items()):
         picture = cv2.imread(str(path))
         if picture is None:
             found.problems.append(f"{path.name} cannot be decoded")

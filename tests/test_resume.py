@@ -1,0 +1,241 @@
+"""Renders that are interrupted: what is finished is kept, known again, and gone on with, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+
+import gpupipe
+from gpupipe.cli import main
+from gpupipe.errors import GpupipeError, OutputError
+from gpupipe.media.encode import VideoWriter
+from gpupipe.options import JobKeywords
+from gpupipe.render.image_output import ImageOutput
+from gpupipe.render.jobfile import JobLine
+from gpupipe.render.join import join_parts
+from gpupipe.render.parts import Parts, parts_folder
+from gpupipe.render.queue import run_jobs
+from gpupipe.render.verify import verify
+
+FRAMES, SEGMENT = 43, 8
+OPTIONS: dict[str, Any] = {"device": "cpu", "segment_frames": SEGMENT}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = small.small_character(tmp_path / "anna")
+    np.save(folder / "aud_ave.npy", small.features(FRAMES))
+    return folder
+
+
+class PowerCut(BaseException):
+    """Ends a render as nothing else does."""
+
+
+def content(output: Path) -> Any:
+    return small.files_in(output) if output.is_dir() else output.read_bytes()
+
+
+def interrupted(folder: Path, output: str, count: int, **options: Any) -> None:
+    """A render that is cut off when so many segments are finished."""
+    with pytest.MonkeyPatch.context() as patch:
+        finish = Parts.finish
+
+        def cutting(self: Parts, number: int, suffix: str, frames: range) -> None:
+            if len(self.finished) >= count:
+                raise PowerCut
+            finish(self, number, suffix, frames)
+
+        patch.setattr(Parts, "finish", cutting)
+        patch.setattr(Parts, "leave", lambda self: self._lock.release())  # nothing is cleaned up
+        with pytest.raises(PowerCut):
+            gpupipe.render(folder, output, **OPTIONS | options)
+
+
+@pytest.mark.parametrize("output", ["talk.mp4", "talk.mkv", "images/", "existing/"])
+@pytest.mark.parametrize("count", [0, 1, 4])
+@pytest.mark.parametrize("encoders", [1, 3])
+def test_what_is_resumed_is_what_was_never_interrupted(
+    folder: Path, tmp_path: Path, output: str, count: int, encoders: int
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "existing").mkdir()
+    whole = tmp_path / "one" / output.strip("/")
+    gpupipe.render(folder, f"{whole}/" if output.endswith("/") else whole, **OPTIONS)
+    interrupted(folder, f"{tmp_path}/{output}", count, encoders=encoders)
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (VideoWriter, ImageOutput):
+            write = kind.write  # type: ignore[attr-defined]
+
+            def counted(self: Any, *given: Any, write: Any = write) -> None:
+                drawn.append(1)
+                write(self, *given)
+
+            patch.setattr(kind, "write", counted)
+        gpupipe.render(folder, f"{tmp_path}/{output}", resume=True, encoders=encoders, **OPTIONS)
+    assert len(drawn) <= FRAMES - count * SEGMENT + SEGMENT  # the last segment is shorter
+    assert content(tmp_path / output.strip("/")) == content(whole)
+    assert not list(tmp_path.rglob("*.parts"))
+
+
+def test_what_could_be_resumed_is_not_thrown_away_unasked(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "talk.mp4"
+    interrupted(folder, str(out), 3)
+    with pytest.raises(OutputError, match=r"was not finished: 3 of its 6 segments are; go on with resume=True"):
+        gpupipe.render(folder, out, **OPTIONS)
+    assert main(["render", str(folder), "-o", str(out), "--device", "cpu", "--segment-frames", "8", "--quiet"]) == 1
+    assert "3 of 6 segments are finished; go on with --resume" in capfd.readouterr().err
+    gpupipe.render(folder, out, overwrite=True, **OPTIONS)
+    assert small.frames_in(out) == FRAMES
+    assert not parts_folder(out).exists()
+
+
+def test_a_segment_that_is_not_what_was_written_is_made_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "talk.mp4"
+    gpupipe.render(folder, tmp_path / "whole.mp4", **OPTIONS)
+    interrupted(folder, str(out), 4)
+    parts = parts_folder(out)
+    one, two, three, _ = sorted(parts.glob("segment_*"))
+    one.write_bytes(one.read_bytes()[:-7])
+    two.write_bytes(two.read_bytes()[:-1] + b"?")
+    three.unlink()
+    found = verify_problems(out)
+    assert len(found) == 3
+    gpupipe.render(folder, out, resume=True, **OPTIONS)
+    assert out.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def verify_problems(out: Path) -> list[str]:
+    """What `verify` says of the parts of an output that is not there: a finished one lies in for it."""
+    shutil.copy(out.with_name("whole.mp4"), out)
+    try:
+        return verify(out).problems
+    finally:
+        out.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"crf": 30}, "--crf"),
+        ({"frames": 40}, "--frames"),
+        ({"start_frame": 2}, "--start-frame"),
+        ({"segment_frames": 9}, "--segment-frames"),
+        ({"sound": False}, None),  # the character has none
+        ({"encoders": 2}, None),
+        ({"workers": 1}, None),
+        ({"batch": 3}, None),
+    ],
+)
+def test_what_has_changed_is_named(folder: Path, tmp_path: Path, change: dict[str, Any], named: str | None) -> None:
+    out = tmp_path / "talk.mp4"
+    interrupted(folder, str(out), 2)
+    if named is None:
+        gpupipe.render(folder, out, resume=True, **OPTIONS | change)
+        return
+    before = content(parts_folder(out))
+    with pytest.raises(OutputError) as caught:
+        gpupipe.render(folder, out, resume=True, **OPTIONS | change)
+    assert f"{named} is not what it was" in caught.value.on_command_line()
+    assert content(parts_folder(out)) == before
+    gpupipe.render(folder, out, resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "file", ["full_body_video.mp4", "cache/crop_rectangles.json", "aud_ave.npy", "model_best.onnx"]
+)
+def test_a_changed_file_is_named(folder: Path, tmp_path: Path, file: str) -> None:
+    out = tmp_path / "talk.mp4"
+    interrupted(folder, str(out), 2)
+    path = next(folder.rglob(file))
+    if file.endswith(".json"):
+        rects = json.loads(path.read_text())
+        path.write_text(json.dumps(rects, indent=3))
+    elif file.endswith(".npy"):
+        np.save(path, small.features(FRAMES) * 2)
+    elif file.endswith(".onnx"):
+        small.write_model(path, dtype="float16")
+    else:
+        path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(OutputError, match="is not what it was when this was begun"):
+        gpupipe.render(folder, out, resume=True, **OPTIONS)
+
+
+def test_ranges_are_joined(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for output in ("talk.mp4", "images/"):
+        whole, out = f"{tmp_path}/whole-{output}", f"{tmp_path}/{output}"
+        gpupipe.render(folder, whole, **OPTIONS)
+        for chosen in ("4-5", "0", "1-2"):
+            gpupipe.render(folder, out, segments=chosen, **OPTIONS)
+            assert not Path(out).exists()
+        with pytest.raises(OutputError, match="1 of 6 segments are missing, or not what was written: 3; render them"):
+            join_parts(out)
+        gpupipe.render(folder, out, segments="2-3", **OPTIONS)
+        assert main(["join", out]) == 0
+        assert "43 frames, joined of 6 segments" in capfd.readouterr().out
+        assert content(Path(out)) == content(Path(whole))
+    with pytest.raises(OutputError, match="no such parts"):
+        join_parts(tmp_path / "talk.mp4")
+
+
+@pytest.mark.parametrize("chosen", ["6", "3-6", "-1", "2-1", "a", "1-", ""])
+def test_segments_that_there_are_not(folder: Path, tmp_path: Path, chosen: str) -> None:
+    with pytest.raises(GpupipeError, match="segments"):
+        gpupipe.render(folder, tmp_path / "talk.mp4", segments=chosen, **OPTIONS)
+    assert not list(tmp_path.glob("talk*"))
+
+
+def test_batch_goes_on(folder: Path, tmp_path: Path) -> None:
+    gpupipe.render(folder, tmp_path / "whole.mp4", **OPTIONS)
+    out = tmp_path / "talk.mp4"
+    interrupted(folder, str(out), 3)
+    reports: list[Any] = []
+    options: JobKeywords = {"segment_frames": SEGMENT}
+    run_jobs([JobLine(1, folder, str(out), options)], ["cpu"], {}, told=reports.append)
+    assert [report.status for report in reports] == ["done"]
+    assert out.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 2}', "null", '{"version": 1, "segments": {"0": {"name": "../x"}}}']
+)
+def test_a_manifest_that_is_none(folder: Path, tmp_path: Path, text: str) -> None:
+    out = tmp_path / "talk.mp4"
+    interrupted(folder, str(out), 2)
+    (parts_folder(out) / "manifest.json").write_text(text)
+    with pytest.raises(OutputError, match=r"manifest.json: cannot be read: .*; begin again with overwrite=True"):
+        gpupipe.render(folder, out, resume=True, **OPTIONS)
+    gpupipe.render(folder, out, **OPTIONS)
+    assert small.frames_in(out) == FRAMES
+
+
+def test_verify(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "talk.mp4"
+    gpupipe.render(folder, out, **OPTIONS)
+    found = verify(out)
+    assert (found.frames, found.keyframes, found.problems) == (FRAMES, list(range(0, FRAMES, SEGMENT)), [])
+    assert main(["verify", str(out)]) == 0
+    assert "whole" in capfd.readouterr().out
+    gpupipe.render(folder, f"{tmp_path}/images/", **OPTIONS)
+    assert verify(f"{tmp_path}/images/").frames == FRAMES
+    (tmp_path / "images" / "frame_0003.jpg").unlink()
+    (tmp_path / "images" / "frame_0007.jpg").write_bytes(b"no picture")
+    assert main(["verify", f"{tmp_path}/images/", "--json"]) == 1
+    assert len(json.loads(capfd.readouterr().out)["problems"]) == 2
+    data = bytearray(out.read_bytes())
+    middle = data.index(b"mdat") + 4000
+    data[middle : middle + 400] = bytes(400)
+    out.write_bytes(data)
+    assert verify(out).problems
+    out.write_bytes(data[: len(data) // 2])
+    with pytest.raises(GpupipeError):
+        verify(out)
