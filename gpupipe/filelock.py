@@ -62,8 +62,9 @@ class FileLock:
                         return False
                     time.sleep(POLL_SECONDS)
                 self._file = file
-                os.ftruncate(file, 0)
-                os.write(file, str(os.getpid()).encode("ascii"))
+                with contextlib.suppress(OSError):  # on a full disk nobody is told who holds it
+                    os.ftruncate(file, 0)
+                    os.write(file, str(os.getpid()).encode("ascii"))
             finally:
                 if self._file is None:
                     os.close(file)

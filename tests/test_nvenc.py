@@ -319,13 +319,15 @@ from gpupipe.compose.table import device_shape
 from gpupipe.gpu.device import open_device
 from gpupipe.media.video import probe
 from gpupipe.options import OutputOptions
+from gpupipe.render.manifest import Manifest
 from gpupipe.render.output import open_output
 from gpupipe.render.segments import Segments
 
 body, path, pixel_format = probe(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
 gpus = [open_device(0), open_device(1)]
 options = OutputOptions(encoder="h264_nvenc", preset="p1")
-sink = open_output(path, body, pixel_format, options, segments=Segments(8, 2), gpus=gpus)
+manifest = Manifest({}, 8, 2)
+sink = open_output(path, body, pixel_format, options, segments=Segments(8, 2), manifest=manifest, gpus=gpus)
 writers = [sink.writer(gpu) for gpu in gpus]
 format = SurfaceFormat(pixel_format, body.width, body.height)
 for index in range(8):

@@ -72,7 +72,7 @@ def test_what_is_resumed_is_what_was_never_interrupted(
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         for kind in (VideoWriter, ImageOutput):
-            write = kind.write  # type: ignore[attr-defined]
+            write = kind.write
 
             def counted(self: Any, *given: Any, write: Any = write) -> None:
                 drawn.append(1)

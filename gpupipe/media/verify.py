@@ -1,16 +1,18 @@
-"""Whether a finished video is whole: every packet decoded, every time stamp looked at."""
+"""Whether a finished video, or folder of images, is whole: all of it decoded, every time stamp looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 
-from gpupipe.errors import reason
+from gpupipe.errors import OutputError, reason
 from gpupipe.media.video import media_url, opened_video, probe
 
 SOUND_FRAME_SECONDS = 0.05
@@ -90,3 +92,30 @@ def _verify_sound(path: Path, found: Verified, picture_seconds: float) -> None:
 
 def _sound(container: Any) -> Iterator[Any]:
     yield from container.decode(container.streams.audio[0])
+
+
+def verify_images(folder: Path, images: Iterable[Path]) -> Verified:
+    """Decode the images of a folder, `frame_0000.jpg` and on.
+
+    Raises:
+        OutputError: there are none.
+    """
+    numbered = {int(re.sub(r"\D", "", path.stem)): path for path in images}
+    if not numbered:
+        raise OutputError(
+            "neither a video nor a folder of images", file=folder, remedy="give what a render has written"
+        )
+    found = Verified(folder)
+    found.problems += [f"frame {number} is missing" for number in range(max(numbered)) if number not in numbered]
+    for _, path in sorted(numbered.items()):
+        picture = cv2.imread(str(path))
+        if picture is None:
+            found.problems.append(f"{path.name} cannot be decoded")
+            continue
+        size = (picture.shape[1], picture.shape[0])
+        if not found.frames:
+            found.width, found.height = size
+        elif size != (found.width, found.height):
+            found.problems.append(f"{path.name} is {size[0]}x{size[1]}")
+        found.frames += 1
+    return found

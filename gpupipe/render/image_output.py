@@ -70,7 +70,7 @@ class ImageOutput:
             )
         self._format: ImageFormat = options.image_format
         self._quality = options.jpeg_quality
-        self._parts = Parts(parts_beside(folder), manifest, start_of(options))
+        self._parts = Parts(parts_beside(folder), manifest, start_of(options), named=folder)
         self.segments = segments
         segments.skip(self._parts.finished)
         self._segment: int | None = None

@@ -63,6 +63,7 @@ class Parts:
         output: a file or folder, which need not be there.
         manifest: of what is to be rendered; its segments do not count.
         start: what is to be done with what there is from before.
+        named: what errors call the output, if that is another path.
 
     Attributes:
         output: of which they are.
@@ -73,10 +74,10 @@ class Parts:
             be resumed, and nothing is said of that; or its folder is missing, or cannot be written to.
     """
 
-    def __init__(self, output: Path, manifest: Manifest, start: Start = Start()) -> None:  # noqa: B008 - immutable
+    def __init__(self, output: Path, manifest: Manifest, start: Start, *, named: Path | None = None) -> None:
         if not output.parent.is_dir():
             raise OutputError("no such folder", file=output.parent, field="output", remedy="create it first")
-        self.output, self.path = output, parts_folder(output)
+        self.output, self.path, self._named = output, parts_folder(output), named or output
         self._start, self._manifest = start, manifest
         self._segments: dict[int, Segment] = {}
         self._writing = threading.Lock()
@@ -90,17 +91,21 @@ class Parts:
                 remedy="use another folder",
             ) from error
         self._lock = FileLock(self.path / LOCK)
-        if start.shared:
-            with self._alone():
+        with naming_errors(self._named):
+            if start.shared:
+                with self._alone():
+                    self._take_over()
+                return
+            self._acquire(0.0)
+            try:
                 self._take_over()
-            return
-        self._acquire(0.0)
-        try:
-            self._take_over()
-            self._sweep()
-        except BaseException:
-            self._lock.release()
-            raise
+                self._sweep()
+            except OSError:
+                self.leave()
+                raise
+            except BaseException:
+                self._lock.release()
+                raise
 
     @property
     def finished(self) -> frozenset[int]:
@@ -172,11 +177,11 @@ class Parts:
             if not (start.resume or start.shared):
                 raise OutputError(
                     f"was not finished: {len(before.segments)} of its {before.count} segments are",
-                    file=self.output,
+                    file=self._named,
                     field="output",
                     remedy="go on with --resume, or begin again with --overwrite",
                 )
-            self._manifest.require_same(before, self.output)
+            self._manifest.require_same(before, self._named)
             self._segments = {n: one for n, one in before.segments.items() if one.is_whole(self.path)}
         self._write()
 
@@ -193,7 +198,7 @@ class Parts:
         if not self._lock.acquire(timeout=seconds):
             raise OutputError(
                 f"is being rendered by process {self._lock.holder}",
-                file=self.output,
+                file=self._named,
                 field="output",
                 remedy="wait for it, or use another name",
             )
@@ -238,11 +243,19 @@ def resumable(output: Path) -> str | None:
 
 @contextmanager
 def naming(output: Path) -> Iterator[None]:
-    """Let what fails inside name the output, not the part of it that could not be written and is gone."""
+    """Let what fails inside name the output, not the part of it that could not be written."""
     try:
-        yield
+        with naming_errors(output):
+            yield
     except OutputError as error:
         raise error.naming(output) from error
+
+
+@contextmanager
+def naming_errors(output: Path) -> Iterator[None]:
+    """Let the system's errors inside be those of an output that cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"cannot be written: {reason(error)}", file=output, remedy="check the folder, its rights and its free space"
