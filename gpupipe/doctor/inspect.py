@@ -12,21 +12,26 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.errors import GpupipeError
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.signature import Signature
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
     """Everything about a character folder, faults included.
+
+    Args:
+        path: the folder.
+        limits: what is taken.
 
     Returns:
         JSON values. `faults` lists every fault found, `notes` what is odd but does no harm; entries that a fault hides
         are null.
     """
     path = Path(path)
-    character, faults, notes = examine(path)
-    videos = {name: _video(path / name) for name in (BODY, CROPS, ROIS, MODEL_INPUTS)}
+    character, faults, notes = examine(path, limits)
+    videos = {name: _video(path / name, limits) for name in (BODY, CROPS, ROIS, MODEL_INPUTS)}
     features = model = None
     if path.is_dir():
         try:
@@ -60,9 +65,9 @@ def _once(faults: Iterable[GpupipeError]) -> list[GpupipeError]:
     return list({str(fault): fault for fault in faults}.values())
 
 
-def _video(path: Path) -> dict[str, Any] | None:
+def _video(path: Path, limits: Limits) -> dict[str, Any] | None:
     try:
-        info = probe(path)
+        info = probe(path, limits)
     except GpupipeError:
         return None  # `examine` has told why, if it matters
     return {

@@ -76,9 +76,10 @@ class SessionOrder:
     def readers(self) -> Readers:
         """Open the files of the cached frames."""
         character, spec = self.character, self.spec
-        body = read_frames(character.body.path, spec.pixel_format, spec.count)
-        crops = read_frames(character.crops.path, "bgr24", spec.count)
+        limits = character.limits
+        body = read_frames(character.body.path, spec.pixel_format, spec.count, limits)
+        crops = read_frames(character.crops.path, "bgr24", spec.count, limits)
         if not spec.recorded or character.recorded is None:
             return body, crops, None
-        roi, masked = (read_frames(info.path, "bgr24", spec.count) for info in character.recorded)
+        roi, masked = (read_frames(info.path, "bgr24", spec.count, limits) for info in character.recorded)
         return body, crops, (np.concatenate(pair, axis=2) for pair in zip(roi, masked, strict=True))

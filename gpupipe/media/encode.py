@@ -14,7 +14,8 @@ from gpupipe.colour import Colour, PixelFormat
 from gpupipe.errors import OptionError, OutputError, reason
 from gpupipe.media.encoders import NVENC_DRIVER, QUALITY_OPTION, EncoderOptions, encoder_name, silence
 from gpupipe.media.handover import Frame, HandOver
-from gpupipe.media.video import media_url, require_even
+from gpupipe.media.opening import media_url
+from gpupipe.media.video import require_even
 
 REORDERED = 2
 """Frames by which decoding runs ahead of showing where the encoder does not say."""

@@ -151,7 +151,7 @@ class _Queue:
     def _done(self, engine: Engine, job: JobLine) -> JobReport:
         options: JobKeywords = job.options | {"overwrite": self._overwrite or job.options.get("overwrite", False)}
         try:
-            character = self._character(job.character)
+            character = self._character(engine, job.character)
             if not options["overwrite"] and is_complete(character, job.output, options):
                 return JobReport(job, "skipped")
             stats = engine.render(character, job.output, progress=lambda progress: self._tell(job, progress), **options)
@@ -167,11 +167,11 @@ class _Queue:
         if self._progress is not None:
             self._progress(job, progress)
 
-    def _character(self, folder: Path) -> Character:
+    def _character(self, engine: Engine, folder: Path) -> Character:
         """A character, looked at once, so that what is odd about it is said once."""
         with self._lock:
             if folder not in self._characters:
-                self._characters[folder] = Character.load(folder)
+                self._characters[folder] = Character.load(folder, engine.limits)
             return self._characters[folder]
 
 

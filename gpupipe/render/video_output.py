@@ -82,7 +82,8 @@ class VideoOutput:
         """Join the segments and give the video its name."""
         with naming(self.path):
             joined = self._work.path / f"joined{self.path.suffix}"
-            join([self._part(segment) for segment in sorted(self._begun)], joined, self._body.fps, sound=self._sound)
+            parts = [self._part(segment) for segment in sorted(self._begun)]
+            join(parts, joined, self._body.fps, sound=self._sound, limits=self._body.limits)
             joined.replace(self.path)
         self._work.remove()
 
