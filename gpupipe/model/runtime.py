@@ -18,6 +18,7 @@ from typing import Any, Literal
 from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError, reason
 from gpupipe.machine import package_version
 from gpupipe.model.engines import engine_folder, with_engines
+from gpupipe.model.external import check_external
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -122,7 +123,7 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
         node.
 
     Raises:
-        InferenceError: the file is missing or is no model.
+        InferenceError: the file is missing, is no model, or names files outside its folder.
         ProviderError: the provider cannot be had.
         DeviceMemoryError: the GPU's memory does not suffice.
         OutputError: TensorRT's engines cannot be kept where they should be.
@@ -131,6 +132,8 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     file = None if isinstance(path, bytes) else path
     if file is not None and not file.is_file():
         raise InferenceError("no such file", file=file, field=field, remedy=f"give one with {option}")
+    if file is not None:
+        check_external(file, field)
     name = PROVIDER_NAMES[options.provider]
     if name not in ort.get_available_providers():
         raise ProviderError(
@@ -145,6 +148,8 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     # A memory pattern plans one block for all activations of a run, beside those that its first run has left in the
     # arena; the arena alone needs less, at the same speed.
     settings.enable_mem_pattern = False
+    # Its own format, which files whose names end in .ort are taken for, is not what `check_external` reads.
+    settings.add_session_config_entry("session.load_model_format", "ONNX")
     if options.provider != "cpu":
         _preload_libraries(options.provider)
         settings.add_session_config_entry(RECORD_ASSIGNMENT, "1")
