@@ -32,6 +32,7 @@ SECONDS = 60.0
 """How long the first answer may take, of a whole file's packets; each more gives SECONDS_AN_ANSWER."""
 SECONDS_AN_ANSWER: Final = 1.0
 LONGEST_HEADER: Final = 1 << 20
+COMMAND: Final = (sys.executable, "-P", "-m", "gpupipe.media.decoder")
 
 _F_SETPIPE_SZ: Final = 1031  # Linux, fcntl.h; the module has its name since Python 3.10, but on Linux alone
 _PIPE_BYTES: Final = 1 << 20  # the most that an unprivileged process gets (/proc/sys/fs/pipe-max-size)
@@ -83,7 +84,7 @@ class _Child:
         # What this process can import, that one can; the current folder, which may be a stranger's, is not on its path.
         paths = os.pathsep.join(entry for entry in sys.path if entry)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpupipe.media.decoder"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -112,12 +113,15 @@ class _Child:
         """The next answer; None after the last."""
         self._waiting_since = time.monotonic()
         try:
-            told = json.loads(self._read(self._size()))
-            if "shape" not in told:
+            try:
+                told = json.loads(self._read(self._size()))
                 if "error" in told:
                     raise MediaError(file=self._path, **told["error"])
-                return told.get("value")
-            array = np.empty(tuple(told["shape"]), np.dtype(told["dtype"]))
+                if "shape" not in told:
+                    return told.get("value")
+                array = np.empty(told["shape"], told["dtype"])
+            except (ValueError, TypeError, MemoryError) as error:
+                raise self._crashed("it says what is no answer") from error
             self._fill(array.data.cast("B"))
             return array
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from os import PathLike
 from typing import Final
@@ -38,6 +39,14 @@ class Limits:
     def max_sound_seconds(self) -> float:
         """The longest sound: as long as the most frames last at the rate of speech features."""
         return self.max_frames / SPEECH_RATE
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of them beside a result."""
+        if not self.isolate:
+            return ()
+        said = "videos and sounds are decoded in processes of their own, and sound is encoded, not copied"
+        return (said + ("; Windows does not limit their memory" if sys.platform == "win32" else ""),)
 
     def check_size(self, file: str | PathLike[str], width: int, height: int) -> None:
         """Raise a MediaError for a frame that is too large."""

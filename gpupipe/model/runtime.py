@@ -107,12 +107,19 @@ def runtime() -> ModuleType:
 
 @cache
 def failures() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: its exceptions have no common base but `Exception`."""
+    """What ONNX Runtime raises: its exceptions have no common base but `Exception`.
+
+    A message that quotes what is no UTF-8 in a damaged file cannot be made text: the error is then pybind11's.
+    """
     runtime()
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
     kinds = (getattr(native, name) for name in dir(native))
-    return (RuntimeError, *(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)))
+    return (
+        RuntimeError,
+        UnicodeDecodeError,
+        *(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)),
+    )
 
 
 def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "model", option: str = "--model") -> Any:
@@ -156,9 +163,12 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
 
     def opened() -> Any:
         # Unless told not to, it goes on with other providers after an error, and says so on standard output only.
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             path if file is None else str(file), settings, providers=_providers(options), enable_fallback=0
         )
+        for node in (*session.get_inputs(), *session.get_outputs()):
+            _ = node.name, node.shape, node.type  # names that are no UTF-8 are told of here, and not later
+        return session
 
     try:
         if options.provider == "tensorrt" and options.engine_cache is not None and file is not None:

@@ -72,7 +72,7 @@ class Engine(EngineCore):
         chosen, *_ = split(options, EngineKeywords, by="Engine()")
         picked = open_backend(chosen)
         self.limits = Limits.of(chosen)
-        self.notes = picked.notes
+        self.notes = picked.notes + self.limits.notes
         self._workers = workers(chosen)
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
         self._jobs: set[Job] = set()

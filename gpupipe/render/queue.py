@@ -186,7 +186,7 @@ def is_complete(character: Character, output: Path | str, options: JobKeywords) 
     if not video:
         return len(images_in(path)) == plan.total
     try:
-        found = probe(path)
+        found = probe(path, character.limits)
     except MediaError:
         return False
     size = (plan.order.spec.width, plan.order.spec.height)
