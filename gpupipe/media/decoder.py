@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpupipe.errors import GpupipeError, reason
+from gpupipe.machine import cpu_count
 from gpupipe.media.limits import Limits
 from gpupipe.media.sound import decode_sound
 from gpupipe.media.sound_file import probe_sound
@@ -53,24 +53,21 @@ def _answers(call: str, path: Path, limits: Limits, arguments: dict[str, Any]) -
 def limit_self(memory: int, cpu_seconds: int) -> None:
     """Let this process take no more than it has and `memory` bytes; write no file; leave no dump of its memory.
 
-    The processor time ends it where the process that asked is gone and this one hangs.
+    Of memory, Linux alone: Windows has no such limit, and macOS counts what all processes share. The processor time
+    ends a process that hangs when the one that asked is gone.
     """
     if sys.platform == "win32":
         return
     import resource
 
-    pages = Path("/proc/self/statm")
-    taken = int(pages.read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
-    cores = os.cpu_count() or 1
-    for kind, most in (
-        (resource.RLIMIT_AS, taken + memory),
-        (resource.RLIMIT_CPU, cpu_seconds * cores),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    limits = [(resource.RLIMIT_CPU, cpu_seconds * cpu_count()), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)]
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        limits.append((resource.RLIMIT_AS, pages * resource.getpagesize() + memory))
+    for kind, most in limits:
         _, hard = resource.getrlimit(kind)
         if hard == resource.RLIM_INFINITY or most < hard:
-            resource.setrlimit(kind, (most, hard if sys.platform == "darwin" else most))
+            resource.setrlimit(kind, (most, most))
 
 
 def _tell(out: BinaryIO, told: dict[str, Any]) -> None:

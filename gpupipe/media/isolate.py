@@ -1,8 +1,8 @@
 """Decoding in a process of its own, which may crash, hang or want any amount of memory without harm to this one.
 
 The process is `decoder`. It is asked one thing and answers on a pipe: JSON and the bytes of arrays, and nothing that
-could be more than data. It has this user's rights, but writes no file (its limit is 0 bytes). What it may take is
-limited where the system lets a process limit itself (POSIX); on Windows only its time is.
+could be more than data. It has this user's rights, but writes no file (its limit is 0 bytes). Its memory is limited on
+Linux, where the system counts it a process; its time is limited everywhere.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Limits:
         if not self.isolate:
             return ()
         said = "videos and sounds are decoded in processes of their own, and sound is encoded, not copied"
-        return (said + ("; Windows does not limit their memory" if sys.platform == "win32" else ""),)
+        return (said + ("" if sys.platform == "linux" else "; their memory is not limited on this system"),)
 
     def check_size(self, file: str | PathLike[str], width: int, height: int) -> None:
         """Raise a MediaError for a frame that is too large."""
