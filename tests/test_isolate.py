@@ -13,6 +13,7 @@ import small
 
 import gpupipe
 from gpupipe.character.folder import Character
+from gpupipe.doctor.inspect import inspect
 from gpupipe.errors import MediaError, PackageError
 from gpupipe.media import isolate
 from gpupipe.media.limits import Limits
@@ -81,6 +82,15 @@ def test_the_same_errors(video: Path) -> None:
     )
 
 
+def test_a_decoder_that_cannot_be_started(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "COMMAND", (str(video.with_name("none")),))
+    with pytest.raises(MediaError) as caught:
+        probe(video, ISOLATED)
+    assert str(caught.value) == (
+        f"{video}: no process can be started that decodes it: No such file or directory; end other programs"
+    )
+
+
 FAILURES = {
     "import os; os.kill(os.getpid(), 11)": "it was ended by SIGSEGV",
     "raise SystemExit(3)": "it ended with status 3",
@@ -141,6 +151,11 @@ def test_links_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
             f"{original}: is a link that leads out of the character's folder (got {str(outside)!r}); "
             "put the file itself there, or leave isolate=True out"
         )
+    found = inspect(folder, ISOLATED)
+    assert len(found["faults"]) == 1
+    assert (found["features"], found["videos"]) == (None, {})
+    assert inspect(folder)["features"] == [12, 512]
     original.unlink()
     outside.rename(original)
+    assert inspect(folder, ISOLATED)["features"] == [12, 512]
     assert Character.load(folder, ISOLATED).limits == ISOLATED

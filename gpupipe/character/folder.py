@@ -85,7 +85,7 @@ class Character:
         if limits == self.limits:
             return self
         if limits.isolate:
-            _check_links(self.path)
+            check_links(self.path)
         videos = [self.body, self.crops, *(self.recorded or ())]
         for info in videos:
             limits.check_size(info.path, info.width, info.height)
@@ -154,7 +154,7 @@ def examine(path: Path | str, limits: Limits = DEFAULT) -> tuple[Character | Non
         if not path.is_dir():
             return None, [PackageError("no such character folder", file=path, remedy="give a folder")], []
         if limits.isolate:
-            _check_links(path)
+            check_links(path)
     except OSError as error:  # a name that is too long, a folder that may not be entered
         return None, [PackageError(f"cannot be entered: {reason(error)}", file=path, remedy="give another folder")], []
     except PackageError as error:
@@ -201,7 +201,7 @@ def examine(path: Path | str, limits: Limits = DEFAULT) -> tuple[Character | Non
     return Character(path, body, crops, whole, layout, both, tuple(notes)), faults, notes
 
 
-def _check_links(folder: Path) -> None:
+def check_links(folder: Path) -> None:
     """Raise a PackageError for a link in a folder, or below, that leads out of it."""
     root = Path(os.path.realpath(folder))
     for above, folders, files in os.walk(folder):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gpupipe.character.features import read_features
-from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine
+from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, check_links, examine
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import GpupipeError, PackageError
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
@@ -31,9 +31,10 @@ def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
     """
     path = Path(path)
     character, faults, notes = examine(path, limits)
-    videos = {name: _video(path / name, limits) for name in (BODY, CROPS, ROIS, MODEL_INPUTS)}
+    open_to_look = path.is_dir() and not (limits.isolate and _has_links_out(path))
+    videos = {name: _video(path / name, limits) for name in (BODY, CROPS, ROIS, MODEL_INPUTS) if open_to_look}
     features = model = None
-    if path.is_dir():
+    if open_to_look:
         try:
             features = list(read_features(path / FEATURES).shape)
         except GpupipeError as error:
@@ -59,6 +60,14 @@ def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
         "faults": [fault.on_command_line() for fault in _once(faults)],
         "notes": notes,
     }
+
+
+def _has_links_out(path: Path) -> bool:
+    try:
+        check_links(path)
+    except PackageError:  # which `examine` has told
+        return True
+    return False
 
 
 def _once(faults: Iterable[GpupipeError]) -> list[GpupipeError]:

@@ -21,7 +21,7 @@ from typing import IO, Any, Final, Literal
 
 import numpy as np
 
-from gpupipe.errors import MediaError
+from gpupipe.errors import MediaError, reason
 from gpupipe.media.limits import Limits
 
 Call = Literal["probe", "read_frames", "probe_sound", "decode_sound"]
@@ -83,14 +83,19 @@ class _Child:
         self._ended = threading.Event()
         # What this process can import, that one can; the current folder, which may be a stranger's, is not on its path.
         paths = os.pathsep.join(entry for entry in sys.path if entry)
-        self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-        )
+        try:
+            self._process = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise MediaError(
+                f"no process can be started that decodes it: {reason(error)}", file=path, remedy="end other programs"
+            ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in: IO[bytes] = self._process.stdin
