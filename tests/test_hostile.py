@@ -121,6 +121,13 @@ def test_a_video_that_changes_its_size(folder: Path, video: Path) -> None:
     assert ": cannot be decoded: " in said  # at the first frame or later, as its threads go
 
 
+def test_a_video_that_is_another_by_now(folder: Path, video: Path) -> None:
+    character = Character.load(folder)
+    small.write_video(video, small.pictures(64, 96, 12))
+    said = message(lambda: list(gpupipe.frames(character, device="cpu")))
+    assert said == f"{video}: has changed since it was looked at; leave it as it is"
+
+
 def test_a_header_of_a_hundred_million_frames(video: Path) -> None:
     before = peak_rss_bytes()
     for count in (100_000_000, 1_000_000_000):
@@ -389,7 +396,7 @@ def test_jobs_that_lead_out_of_their_folder(tmp_path: Path) -> None:
     assert all("leads out of the job file's folder" in str(fault) for fault in faults.values())
     assert str(faults[8]) == (
         f"{path}:8: audio: leads out of the job file's folder (got {str(here / '../a.wav')!r}); "
-        "name files below that folder, or leave isolate=True out"
+        "name files below that folder"
     )
     assert len(read_jobs(path)[0]) == 6  # all but those whose output is another's
 

@@ -99,6 +99,9 @@ FAILURES = {
     r"""import sys; sys.stdout.write('\x37\0\0\0{"shape": [4294967296, 4294967296], "dtype": "float64"}')""": (
         "it says what is no answer"
     ),
+    r"""import sys; sys.stdout.write('\x1e\0\0\0{"shape": [1], "dtype": "|O"}  ')""": "it says what is no answer",
+    r"""import sys; sys.stdout.write('\x0d\0\0\0{"value": []}\2\0\0\0{}')""": "it says what is no answer",
+    r"""import sys; sys.stdout.write('\2\0\0\0{}')""": "it says what is no answer",
     "import time; time.sleep(600)": "it took too long",
 }
 

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final, Literal, TypeVar
 
 import numpy as np
 
 from gpupipe.errors import MediaError, reason
 from gpupipe.media.limits import Limits
+
+T = TypeVar("T")
 
 Call = Literal["probe", "read_frames", "probe_sound", "decode_sound"]
 
@@ -34,6 +36,9 @@ SECONDS_AN_ANSWER: Final = 1.0
 LONGEST_HEADER: Final = 1 << 20
 COMMAND: Final = (sys.executable, "-P", "-m", "gpupipe.media.decoder")
 
+_DTYPES: Final = {name: np.dtype(name) for name in ("|u1", "<f4")}
+"""What arrays may hold: frames and samples."""
+_NO_ANSWER: Final = "it says what is no answer"
 _F_SETPIPE_SZ: Final = 1031  # Linux, fcntl.h; the module has its name since Python 3.10, but on Linux alone
 _PIPE_BYTES: Final = 1 << 20  # the most that an unprivileged process gets (/proc/sys/fs/pipe-max-size)
 
@@ -70,6 +75,32 @@ def isolated(call: Call, path: str | PathLike[str], limits: Limits, **arguments:
             yield answer
     finally:
         child.end()
+
+
+def isolated_facts(call: Call, path: str | PathLike[str], limits: Limits, made: Callable[[dict[str, Any]], T]) -> T:
+    """What a process of its own finds out about a file.
+
+    Args:
+        call, path, limits: as `isolated`.
+        made: makes it of JSON values.
+
+    Raises:
+        MediaError: as `isolated`.
+    """
+    answers = list(isolated(call, path, limits))
+    try:
+        (told,) = answers
+        return made(told)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _failed(path, _NO_ANSWER) from error
+
+
+def _failed(path: str | PathLike[str], how: str) -> MediaError:
+    return MediaError(
+        f"the process that decodes it failed: {how}",
+        file=path,
+        remedy="the file is damaged, or made to do harm: write it again",
+    )
 
 
 class _Child:
@@ -119,14 +150,14 @@ class _Child:
         self._waiting_since = time.monotonic()
         try:
             try:
-                told = json.loads(self._read(self._size()))
+                told = dict(json.loads(self._read(self._size())))
                 if "error" in told:
                     raise MediaError(file=self._path, **told["error"])
                 if "shape" not in told:
                     return told.get("value")
-                array = np.empty(told["shape"], told["dtype"])
-            except (ValueError, TypeError, MemoryError) as error:
-                raise self._crashed("it says what is no answer") from error
+                array = np.empty(told["shape"], _DTYPES[told["dtype"]])
+            except (ValueError, TypeError, KeyError, MemoryError) as error:
+                raise _failed(self._path, _NO_ANSWER) from error
             self._fill(array.data.cast("B"))
             return array
         finally:
@@ -145,7 +176,7 @@ class _Child:
     def _size(self) -> int:
         size = int.from_bytes(self._read(4), "little")
         if size > LONGEST_HEADER:
-            raise self._crashed("it says what is no answer")
+            raise _failed(self._path, _NO_ANSWER)
         return size
 
     def _read(self, size: int) -> bytes:
@@ -157,7 +188,7 @@ class _Child:
         while view.nbytes:
             count = self._out.readinto(view)  # type: ignore[attr-defined]
             if not count:
-                raise self._crashed(self._how_it_ended())
+                raise _failed(self._path, self._how_it_ended())
             view = view[count:]
 
     def _how_it_ended(self) -> str:
@@ -169,13 +200,6 @@ class _Child:
         with contextlib.suppress(ValueError):
             return f"it was ended by {signal.Signals(-code).name}"
         return f"it was ended by signal {-code}"
-
-    def _crashed(self, how: str) -> MediaError:
-        return MediaError(
-            f"the process that decodes it failed: {how}",
-            file=self._path,
-            remedy="the file is damaged, or made to do harm: write it again",
-        )
 
     def _end_when_late(self) -> None:
         while not self._ended.wait(0.1):

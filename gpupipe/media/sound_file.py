@@ -20,7 +20,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from gpupipe.errors import MediaError, reason
-from gpupipe.media.isolate import isolated
+from gpupipe.media.isolate import isolated_facts
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.opening import media_options, media_url
 
@@ -78,8 +78,7 @@ def probe_sound(path: StrPath, limits: Limits = DEFAULT) -> SoundInfo:
         MediaError: the file is missing, empty, no media file, has no sound, or more of it than is taken.
     """
     if limits.isolate:
-        (told,) = isolated("probe_sound", path, limits)
-        return SoundInfo(**told)
+        return isolated_facts("probe_sound", path, limits, lambda told: SoundInfo(**told))
     with open_sound(path, limits) as (container, stream):
         seconds = exact_seconds(container, stream)
         codec = stream.codec_context

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
 from gpupipe.errors import GpupipeError, MediaError, reason
-from gpupipe.media.isolate import isolated
+from gpupipe.media.isolate import isolated, isolated_facts
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.matroska import is_matroska, shortfall
 from gpupipe.media.opening import opened
@@ -116,10 +116,9 @@ def probe(path: Path | str, limits: Limits = DEFAULT) -> VideoInfo:
     Raises:
         MediaError: it is missing, not a video, empty, has fewer frames than its header says, or more than is taken.
     """
-    path = Path(path)
+    path = file = Path(path)
     if limits.isolate:
-        (told,) = isolated("probe", path, limits)
-        return _info(path, limits, told)
+        return isolated_facts("probe", path, limits, lambda told: _info(file, limits, told))
     with opened(path, limits) as (container, stream):
         context = stream.codec_context
         packets = stored = _packets(path, container, stream, limits)

@@ -107,7 +107,7 @@ def _job(line: int, text: bytes, folder: Path, *, confined: bool) -> JobLine:
 def _check_inside(name: str, path: str, folder: Path) -> None:
     """Raise for a path that leads out of a folder, by `..`, by its beginning, or by a link."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        remedy = "name files below that folder, or leave --isolate out"
+        remedy = "name files below that folder"
         raise OptionError("leads out of the job file's folder", field=name, value=path, remedy=remedy)
 
 
