@@ -69,6 +69,11 @@ class GpupipeError(Exception):
         end = "" if parts["remedy"] is None else f"; {prose(parts['remedy'])}"
         return " ".join(f"{where}{prose(parts['what'])}{got}{end}".split())
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What it was made with, but for the file: how another process tells it."""
+        return dict(self._parts)
+
     def brief(self) -> str:
         """What is wrong, without where and the remedy, for where something else was done about it."""
         return type(self)(**{name: self._parts[name] for name in ("what", "value") if name in self._parts})._message(

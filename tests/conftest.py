@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from softcuda.build import BuildError, build
@@ -27,6 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Why tests marked `cuda` have no device, and whether that is a fault of softcuda and not of the machine.
 no_device = pytest.StashKey[str]()
 is_fault = pytest.StashKey[bool]()
+
+# `make test` tries the same cases everywhere; `make fuzz`, which says how many, others each time.
+hypothesis.settings.register_profile("test", derandomize=True)
+hypothesis.settings.register_profile("fuzz", print_blob=True)
+hypothesis.settings.load_profile("fuzz" if os.environ.get("GPUPIPE_FUZZ") else "test")
 
 SoftcudaStats = Callable[..., dict[str, Any]]
 

@@ -1,5 +1,7 @@
 """Features that stay with cached frames: the same frames, whichever are kept, and the source net run once for each."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import gpupipe
 from gpupipe.cli import main
 from gpupipe.engine.features import SplitModel
 from gpupipe.errors import OptionError
+from gpupipe.model.split_file import SplitFiles, split_files
 from gpupipe.model.split_model import SourceNet
 from gpupipe.render.engine import Engine
 
@@ -157,3 +160,21 @@ def test_nets_are_cut_once(folder: Path, tmp_path: Path) -> None:
     (made.parent.parent / ".killed.partial").mkdir()
     frame_bytes(folder)
     assert made.stat().st_mtime_ns == before
+
+
+def test_nets_that_are_not_as_they_were_written_are_cut_anew(folder: Path) -> None:
+    model = folder / "checkpoint" / "model_best.onnx"
+    files = split_files(model, on_cpu=True)
+    assert isinstance(files, SplitFiles)
+    here = files.source.parent
+    names = {files.source.name, files.rest.name, "sums.json"}
+    assert set(small.files_in(here)) == names
+    for name in names:
+        for end in (bytes(9), b""):  # overwritten, and cut off
+            (here / name).write_bytes((here / name).read_bytes()[:-9] + end)
+            assert split_files(model, on_cpu=True) == files
+            sums = json.loads((here / "sums.json").read_text("utf-8"))
+            assert sums == {net.name: hashlib.sha256(net.read_bytes()).hexdigest() for net in files}
+        (here / name).unlink()
+        assert split_files(model, on_cpu=True) == files
+        assert set(small.files_in(here)) == names

@@ -24,7 +24,8 @@ from gpupipe.options.page import markdown
 
 EVERY = {name: option for group in GROUPS for name, option in declared(group).items()}
 TYPES = {entry.name: str(entry.type) for group in GROUPS for entry in dataclasses.fields(group)}
-ENGINE = {"device", "workers", "max_memory", "cache", "feature_cache"}
+LIMITS = {"max_pixels", "max_frames", "isolate"}
+ENGINE = {"device", "workers", "max_memory", "cache", "feature_cache"} | LIMITS
 OUTPUT = set(declared(OutputOptions))
 
 # The keywords that mypy knows
@@ -33,6 +34,7 @@ OUTPUT = set(declared(OutputOptions))
 @pytest.mark.parametrize(
     ("keywords", "names"),
     [
+        (options.LimitKeywords, LIMITS),
         (options.EngineKeywords, ENGINE),
         (options.ModelKeywords, set(declared(ModelOptions))),
         (options.RenderKeywords, set(EVERY) - {"cache"}),

@@ -105,6 +105,8 @@ def _read(file: BinaryIO, path: Path) -> NDArray[Any]:
         raise _wrong("is an archive of arrays (.npz)", path)
     try:
         version = npy.read_magic(head)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"its version is {version[0]}.{version[1]}")
         # Version 3 differs from 2 in the encoding of field names, which no array of plain numbers has.
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, by_columns, dtype = read(head)

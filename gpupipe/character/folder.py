@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpupipe.errors import GpupipeError, PackageError, reason
 from gpupipe.geometry import BORDER, CropLayout, Rect
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import VideoInfo, probe
 
 BODY = "full_body_video.mp4"
@@ -29,6 +31,9 @@ LARGEST = 1 << 13
 LARGEST_AREA = 1 << 24
 """The most pixels of a rectangle, 4096x4096: more than half of an 8K frame, which no face takes. Each thread that draws
 on the CPU needs up to 31 bytes for each of them (see `compose.cpu`), here 520 MB."""
+
+LARGEST_RECTANGLES = 1 << 26
+"""Bytes of the rectangle file, 67 MB: 670 for each of 100 000 frames. Parsed it takes some ten times as much."""
 
 STEADY = 0.5
 """Frames by which one may be from its time in a video of constant rate. Up to half a frame, the frame that is shown is
@@ -67,6 +72,29 @@ class Character:
         return len(self.rects)
 
     @property
+    def limits(self) -> Limits:
+        """Under which its files, and what it says, are read."""
+        return self.body.limits
+
+    def under(self, limits: Limits) -> Character:
+        """The same character, read under other limits.
+
+        Raises:
+            MediaError, PackageError: it goes beyond them.
+        """
+        if limits == self.limits:
+            return self
+        if limits.isolate:
+            check_links(self.path)
+        videos = [self.body, self.crops, *(self.recorded or ())]
+        for info in videos:
+            limits.check_size(info.path, info.width, info.height)
+            limits.check_frames(info.path, info.frames)
+        body, crops, *recorded = (replace(info, limits=limits) for info in videos)
+        both = (recorded[0], recorded[1]) if recorded else None
+        return replace(self, body=body, crops=crops, recorded=both)
+
+    @property
     def features_path(self) -> Path:
         """The features of the speech that the character was filmed with."""
         return self.path / FEATURES
@@ -88,8 +116,12 @@ class Character:
         return path if path.is_file() else None
 
     @classmethod
-    def load(cls, path: Path | str) -> Character:
+    def load(cls, path: Path | str, limits: Limits = DEFAULT) -> Character:
         """Load a character folder.
+
+        Args:
+            path: the folder.
+            limits: what is taken; an engine has its own, for what it is given.
 
         Raises:
             PackageError: the folder, or an entry in it, is missing or wrong.
@@ -98,7 +130,7 @@ class Character:
         Warns:
             GpupipeWarning: the videos and the rectangles differ in number, or the body's frame rate varies.
         """
-        character, faults, notes = examine(path)
+        character, faults, notes = examine(path, limits)
         if faults:
             raise faults[0]
         assert character is not None
@@ -107,21 +139,32 @@ class Character:
         return character
 
 
-def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], list[str]]:
+def examine(path: Path | str, limits: Limits = DEFAULT) -> tuple[Character | None, list[GpupipeError], list[str]]:
     """Look at everything in a character folder.
+
+    Args:
+        path: the folder.
+        limits: what is taken.
 
     Returns:
         The character (None if it has faults), every fault found, and what is odd but does no harm.
     """
     path = Path(path)
-    if not path.is_dir():
-        return None, [PackageError("no such character folder", file=path, remedy="give a folder")], []
+    try:
+        if not path.is_dir():
+            return None, [PackageError("no such character folder", file=path, remedy="give a folder")], []
+        if limits.isolate:
+            check_links(path)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return None, [PackageError(f"cannot be entered: {reason(error)}", file=path, remedy="give another folder")], []
+    except PackageError as error:
+        return None, [error], []
     faults: list[GpupipeError] = []
     notes: list[str] = []
 
     def try_probe(name: str) -> VideoInfo | None:
         try:
-            return probe(path / name)
+            return probe(path / name, limits)
         except GpupipeError as error:
             faults.append(error)
             return None
@@ -158,6 +201,21 @@ def examine(path: Path | str) -> tuple[Character | None, list[GpupipeError], lis
     return Character(path, body, crops, whole, layout, both, tuple(notes)), faults, notes
 
 
+def check_links(folder: Path) -> None:
+    """Raise a PackageError for a link in a folder, or below, that leads out of it."""
+    root = Path(os.path.realpath(folder))
+    for above, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(above, name)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise PackageError(
+                    "is a link that leads out of the character's folder",
+                    file=path,
+                    value=os.fspath(path.readlink()),
+                    remedy="put the file itself there, or leave --isolate out",
+                )
+
+
 def _layout(crops: VideoInfo, faults: list[GpupipeError]) -> CropLayout | None:
     if crops.width != crops.height or crops.width <= 2 * BORDER + 16:
         faults.append(_size_fault(crops, "square crops, the model's size plus 8"))
@@ -175,6 +233,10 @@ def _read_rectangles(path: Path, faults: list[GpupipeError]) -> dict[int, Any]:
     """The entries of the rectangle file by frame."""
     remedy = 'write {"0": {"rect": [x1, y1, x2, y2]}, …}'
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        if path.stat().st_size > LARGEST_RECTANGLES:
+            raise ValueError(f"{path.stat().st_size} bytes, more than {LARGEST_RECTANGLES}")
         entries = json.loads(path.read_text("utf-8-sig"))
         if not isinstance(entries, dict):
             raise ValueError(f"a {type(entries).__name__} instead of an object")

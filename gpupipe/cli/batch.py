@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Render the jobs, and tell of each; 1 if any failed."""
     check_folders(options.report)
-    jobs, faults = read_jobs(options.jobs)
+    jobs, faults = read_jobs(options.jobs, confined=options.isolate)
     total = len(jobs) + len(faults)
     failed = len(faults)
     for fault in faults.values():

@@ -7,19 +7,23 @@ import json
 import sys
 from pathlib import Path
 
+from gpupipe.cli.arguments import add_options, given
 from gpupipe.cli.show import lines
 from gpupipe.doctor.inspect import inspect
+from gpupipe.media.limits import Limits
+from gpupipe.options import LimitKeywords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which folder, and how to tell it."""
     parser.add_argument("character", type=Path, metavar="CHARACTER", help="the character's folder")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    add_options(parser, LimitKeywords)
 
 
 def run(options: argparse.Namespace) -> int:
     """Tell what was found; 1 if there is a fault."""
-    found = inspect(options.character)
+    found = inspect(options.character, Limits(**given(options, LimitKeywords)))
     if options.json:
         print(json.dumps(found, indent=1))
     else:

@@ -7,29 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from gpupipe.character.features import read_features
-from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, examine
+from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, check_links, examine
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import GpupipeError, PackageError
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.signature import Signature
 from gpupipe.render.tuning import of_character
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
     """Everything about a character folder, faults included.
+
+    Args:
+        path: the folder.
+        limits: what is taken.
 
     Returns:
         JSON values. `faults` lists every fault found, `notes` what is odd but does no harm; entries that a fault hides
         are null.
     """
     path = Path(path)
-    character, faults, notes = examine(path)
-    videos = {name: _video(path / name) for name in (BODY, CROPS, ROIS, MODEL_INPUTS)}
+    character, faults, notes = examine(path, limits)
+    open_to_look = path.is_dir() and not (limits.isolate and _has_links_out(path))
+    videos = {name: _video(path / name, limits) for name in (BODY, CROPS, ROIS, MODEL_INPUTS) if open_to_look}
     features = model = None
-    if path.is_dir():
+    if open_to_look:
         try:
             features = list(read_features(path / FEATURES).shape)
         except GpupipeError as error:
@@ -58,13 +64,21 @@ def inspect(path: Path | str) -> dict[str, Any]:
     }
 
 
+def _has_links_out(path: Path) -> bool:
+    try:
+        check_links(path)
+    except PackageError:  # which `examine` has told
+        return True
+    return False
+
+
 def _once(faults: Iterable[GpupipeError]) -> list[GpupipeError]:
     return list({str(fault): fault for fault in faults}.values())
 
 
-def _video(path: Path) -> dict[str, Any] | None:
+def _video(path: Path, limits: Limits) -> dict[str, Any] | None:
     try:
-        info = probe(path)
+        info = probe(path, limits)
     except GpupipeError:
         return None  # `examine` has told why, if it matters
     return {

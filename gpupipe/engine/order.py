@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from gpupipe.character.folder import RECTANGLES, Character
+from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.engine.outputs import Outputs
+from gpupipe.errors import MediaError
 from gpupipe.geometry import frame_at
-from gpupipe.media.video import read_frames
+from gpupipe.media.video import VideoInfo, read_frames
 from gpupipe.options import ModelOptions
 
 Readers = tuple[Iterable[Any], Iterable[Any], Iterable[Any] | None]
@@ -84,9 +87,18 @@ class SessionOrder:
     def readers(self) -> Readers:
         """Open the files of the cached frames."""
         character, spec = self.character, self.spec
-        body = read_frames(character.body.path, spec.pixel_format, spec.count)
-        crops = read_frames(character.crops.path, "bgr24", spec.count)
+        body = _frames(character.body, spec.pixel_format, spec)
+        crops = _frames(character.crops, "bgr24", spec)
         if not spec.recorded or character.recorded is None:
             return body, crops, None
-        roi, masked = (read_frames(info.path, "bgr24", spec.count) for info in character.recorded)
+        roi, masked = (_frames(info, "bgr24", spec) for info in character.recorded)
         return body, crops, (np.concatenate(pair, axis=2) for pair in zip(roi, masked, strict=True))
+
+
+def _frames(info: VideoInfo, pixel_format: PixelFormat, spec: FrameSpec) -> Iterator[Any]:
+    """The frames of a video, which must be as large as when it was looked at: the file may be another by now."""
+    shape = SurfaceFormat(pixel_format, info.width, info.height).shape
+    for frame in read_frames(info.path, pixel_format, spec.count, info.limits):
+        if frame.shape != shape:
+            raise MediaError("has changed since it was looked at", file=info.path, remedy="leave it as it is")
+        yield frame

@@ -3,6 +3,8 @@
 May touch files, FFmpeg by way of PyAV, and what every room shares (`errors`, `colour`); knows nothing of characters
 or models. Gives frames and sound as NumPy arrays, and takes finished frames:
 
+    limits      what is taken from strangers                        isolate     decoding in a process of its own,
+    opening     which files FFmpeg opens, and how                   decoder     which is this one
     video       what a video holds; its frames as bgr24 or nv12     handover    a finished frame → the encoder's picture
     matroska    whether such a file is whole                        encoders    which there are, and their options
     sound_file  what a file says of its sound                       encode      frames → one file

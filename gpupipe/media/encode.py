@@ -26,7 +26,8 @@ from gpupipe.media.encoders import (
     takes_gpu_memory,
 )
 from gpupipe.media.handover import Frame, HandOver
-from gpupipe.media.video import media_url, require_even
+from gpupipe.media.opening import media_url
+from gpupipe.media.video import require_even
 
 REORDERED = 2
 """Frames by which decoding runs ahead of showing where the encoder does not say."""

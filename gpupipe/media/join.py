@@ -11,11 +11,14 @@ from typing import Any
 import av
 
 from gpupipe.media.encode import write_error
+from gpupipe.media.limits import DEFAULT, Limits
+from gpupipe.media.opening import media_url
 from gpupipe.media.soundtrack import sound_packets
-from gpupipe.media.video import media_url
 
 
-def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | None = None) -> None:
+def join(
+    parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | None = None, limits: Limits = DEFAULT
+) -> None:
     """Join parts that were encoded one by one into `output`, without encoding again, and add sound.
 
     Args:
@@ -23,6 +26,7 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | No
         output: the joined file.
         fps: frames a second.
         sound: a file whose sound starts with the first frame and ends with the last; see `soundtrack.sound_packets`.
+        limits: what is taken of that file.
 
     Raises:
         OutputError: `output` cannot be written.
@@ -39,7 +43,7 @@ def join(parts: Sequence[Path], output: Path, fps: Fraction, *, sound: Path | No
             tracks = [_in_one_time(parts, fps, stream)]
             if sound is not None:
                 seconds = sum(_frames(part) for part in parts) / fps
-                tracks.append(sound_packets(joined, sound, seconds, frame_seconds=1 / fps)[1])
+                tracks.append(sound_packets(joined, sound, seconds, frame_seconds=1 / fps, limits=limits)[1])
             for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
                 joined.mux(packet)
     except (av.FFmpegError, OSError) as error:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import av
 
 from gpupipe.errors import MediaError, reason
-from gpupipe.media.video import media_url
+from gpupipe.media.opening import media_url
 
 
 class Packet(NamedTuple):

@@ -19,6 +19,8 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from gpupipe.errors import MediaError
+from gpupipe.media.isolate import isolated
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.sound_file import (
     SoundInfo,
     StrPath,
@@ -41,7 +43,7 @@ _MISSING_SECONDS = 0.5
 """A file with this much less sound than its header says is cut off."""
 
 
-def read_pcm(path: StrPath, rate: int = 16_000) -> Iterator[NDArray[np.float32]]:
+def read_pcm(path: StrPath, rate: int = 16_000, limits: Limits = DEFAULT) -> Iterator[NDArray[np.float32]]:
     """Decode a file's sound to mono, in chunks of about a second.
 
     Channels are mixed by libswresample's default matrix, normalised so that no mix can exceed full scale: stereo is
@@ -55,31 +57,37 @@ def read_pcm(path: StrPath, rate: int = 16_000) -> Iterator[NDArray[np.float32]]
     Args:
         path: any file that FFmpeg reads: wav, mp3, m4a, a video, …
         rate: samples a second wanted.
+        limits: what is taken, and whether a process of its own decodes it.
 
     Yields:
         float32 `[n]`, full scale ±1.
 
     Raises:
         MediaError: while iterating: the file is missing, empty, no media file, has no sound, does not decode, holds
-            less than its header says, or holds a value that is not finite.
+            less than its header says, holds a value that is not finite, or is longer than is taken.
     """
-    for chunk in decode_sound(path, rate=rate, layout="mono"):
+    for chunk in decode_sound(path, rate=rate, layout="mono", limits=limits):
         if not np.isfinite(chunk).all():
             raise MediaError("the sound holds NaN or infinite samples", file=path, remedy="export the file again")
         yield chunk[0]
 
 
-def decode_sound(path: StrPath, *, rate: int, layout: str) -> Iterator[NDArray[np.float32]]:
+def decode_sound(path: StrPath, *, rate: int, layout: str, limits: Limits = DEFAULT) -> Iterator[NDArray[np.float32]]:
     """`read_pcm` with the channels of FFmpeg's channel layout `layout`, such as `stereo`.
 
     Yields:
         float32 `[channels, n]`.
     """
+    if limits.isolate:
+        yield from isolated("decode_sound", path, limits, rate=rate, layout=layout)
+        return
     held: list[NDArray[np.float32]] = []
-    samples = 0
-    for piece in _decoded(path, rate, layout):
+    samples = given = 0
+    for piece in _decoded(path, rate, layout, limits):
         held.append(piece)
         samples += piece.shape[1]
+        given += piece.shape[1]
+        limits.check_sound(path, given / rate)  # a header may have said anything
         if samples >= rate:
             yield np.concatenate(held, axis=1)
             held, samples = [], 0
@@ -87,9 +95,9 @@ def decode_sound(path: StrPath, *, rate: int, layout: str) -> Iterator[NDArray[n
         yield np.concatenate(held, axis=1)
 
 
-def _decoded(path: StrPath, rate: int, layout: str) -> Iterator[NDArray[np.float32]]:
+def _decoded(path: StrPath, rate: int, layout: str, limits: Limits) -> Iterator[NDArray[np.float32]]:
     """The sound of a file in small pieces, ended where its header says so."""
-    with open_sound(path) as (container, stream):
+    with open_sound(path, limits) as (container, stream):
         exact, promised = exact_seconds(container, stream), promised_seconds(path, container, stream)
         delay = unrecorded_delay_seconds(path, container, stream) or 0.0
         lead = start_seconds(container, stream, delay)

@@ -20,7 +20,9 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from gpupipe.errors import MediaError, reason
-from gpupipe.media.video import media_url
+from gpupipe.media.isolate import isolated_facts
+from gpupipe.media.limits import DEFAULT, Limits
+from gpupipe.media.opening import media_options, media_url
 
 StrPath = str | PathLike[str]
 
@@ -62,16 +64,22 @@ class PacketScan(NamedTuple):
     """Every packet has a time and a length, follows the one before, and is to be played (or is encoder delay)."""
 
 
-def probe_sound(path: StrPath) -> SoundInfo:
+def probe_sound(path: StrPath, limits: Limits = DEFAULT) -> SoundInfo:
     """What a file says about its sound, without decoding it.
 
     The duration is the header's where the format has an exact one (wav, flac, mp4), else it is counted from the
     packets, and can include up to two codec frames (about 50 ms) of encoder delay and padding.
 
+    Args:
+        path: the file.
+        limits: what is taken.
+
     Raises:
-        MediaError: the file is missing, empty, no media file, or has no sound.
+        MediaError: the file is missing, empty, no media file, has no sound, or more of it than is taken.
     """
-    with open_sound(path) as (container, stream):
+    if limits.isolate:
+        return isolated_facts("probe_sound", path, limits, lambda told: SoundInfo(**told))
+    with open_sound(path, limits) as (container, stream):
         seconds = exact_seconds(container, stream)
         codec = stream.codec_context
         delay = unrecorded_delay_seconds(path, container, stream)
@@ -80,11 +88,12 @@ def probe_sound(path: StrPath) -> SoundInfo:
             seconds = scan.end_seconds - max(scan.first_seconds, stream_seconds(stream, stream.start_time))
             seconds = max(0.0, seconds - (delay or 0.0))
         start = start_seconds(container, stream, delay or 0.0)
+        limits.check_sound(path, start + seconds)
         return SoundInfo(codec.codec.canonical_name, codec.sample_rate, codec.channels, seconds, start, delay is None)
 
 
 @contextmanager
-def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
+def open_sound(path: StrPath, limits: Limits = DEFAULT) -> Iterator[tuple[InputContainer, AudioStream]]:
     """Open a file and its best audio stream; FFmpeg's errors, in the body too, become `MediaError`."""
     file = Path(path)
     remedy = "give a sound or video file that FFmpeg reads, such as wav, mp3, m4a or mp4"
@@ -92,11 +101,13 @@ def open_sound(path: StrPath) -> Iterator[tuple[InputContainer, AudioStream]]:
         raise MediaError("there is no such file", file=path, remedy=remedy)
     if file.is_dir():
         raise MediaError("this is a folder, not a sound file", file=path, remedy=remedy)
-    if file.is_file() and file.stat().st_size == 0:
+    if not file.is_file():
+        raise MediaError("this is a pipe or a device, not a sound file", file=path, remedy=remedy)
+    if file.stat().st_size == 0:
         raise MediaError("the file is empty", file=path, value="0 bytes", remedy=remedy)
     try:
         # Tags in unknown encodings must not stop the sound.
-        container = av.open(media_url(file), metadata_errors="replace")
+        container = av.open(media_url(file), options=media_options(limits), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError("cannot be opened as a media file", file=path, value=reason(error), remedy=remedy) from error
     with container:

@@ -17,8 +17,17 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from gpupipe.errors import OutputError
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.sound import decode_sound
-from gpupipe.media.sound_file import StrPath, exact_seconds, open_sound, scan_packets, start_seconds, stream_seconds
+from gpupipe.media.sound_file import (
+    StrPath,
+    exact_seconds,
+    open_sound,
+    probe_sound,
+    scan_packets,
+    start_seconds,
+    stream_seconds,
+)
 
 AAC_RATES = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000)
 """Sample rates that are kept: those of AAC (ISO/IEC 14496-3, sampling frequency index) at which a packet of 1024
@@ -40,6 +49,7 @@ def sound_packets(
     duration_seconds: float | Fraction,
     *,
     frame_seconds: float | Fraction | None = None,
+    limits: Limits = DEFAULT,
 ) -> tuple[AudioStream, Iterator[Packet[AudioStream]]]:
     """Add a file's sound to an output, exactly as long as the picture to within one frame.
 
@@ -61,6 +71,7 @@ def sound_packets(
         source: any file that FFmpeg reads.
         duration_seconds: how long the picture is.
         frame_seconds: how long one frame is; by default as the container's first video stream says.
+        limits: what is taken of the source. Where a process of its own decodes it, nothing is copied.
 
     Returns:
         The new stream, and its packets, in the order of their dts. The caller muxes them between the picture's packets:
@@ -84,20 +95,24 @@ def sound_packets(
     if frame_seconds is None:
         rates = [video.average_rate or video.codec_context.framerate for video in container.streams.video]
         frame_seconds = 1 / rates[0] if rates and rates[0] else 0
-    with open_sound(source) as (opened, original):
-        if container.format.name in _MOV_FAMILY and _starts_whole(opened, original, seconds - frame_seconds):
-            copy = container.add_stream_from_template(original)
-            # 1024 samples, or twice as many if half of the band is made by the decoder (HE-AAC).
-            samples = original.codec_context.frame_size
-            length = Fraction(samples, original.codec_context.sample_rate)
-            return copy, _ending_with_the_picture(_copied(copy, source, seconds), length, seconds, frame_seconds)
-        rate = original.codec_context.sample_rate
-        channels = min(2, original.codec_context.channels)
+    if limits.isolate:
+        info = probe_sound(source, limits)
+        rate, channels = info.rate, info.channels
+    else:
+        with open_sound(source, limits) as (opened, original):
+            if container.format.name in _MOV_FAMILY and _starts_whole(opened, original, seconds - frame_seconds):
+                copy = container.add_stream_from_template(original)
+                # 1024 samples, or twice as many if half of the band is made by the decoder (HE-AAC).
+                samples = original.codec_context.frame_size
+                length = Fraction(samples, original.codec_context.sample_rate)
+                return copy, _ending_with_the_picture(_copied(copy, source, seconds), length, seconds, frame_seconds)
+            rate, channels = original.codec_context.sample_rate, original.codec_context.channels
+    channels = min(2, channels)
     layout = "mono" if channels == 1 else "stereo"
     rate = rate if rate in AAC_RATES else _OTHER_RATE
     encoded = container.add_stream("aac", rate=rate, layout=layout)
     encoded.codec_context.bit_rate = channels * BITS_PER_CHANNEL
-    packets = _encoded(encoded, source, seconds, rate, layout)
+    packets = _encoded(encoded, decode_sound(source, rate=rate, layout=layout, limits=limits), seconds, rate, layout)
     return encoded, _ending_with_the_picture(packets, Fraction(_PACKET_SAMPLES, rate), seconds, frame_seconds)
 
 
@@ -148,10 +163,10 @@ def _copied(stream: AudioStream, source: StrPath, seconds: Fraction) -> Iterator
 
 
 def _encoded(
-    stream: AudioStream, source: StrPath, seconds: Fraction, rate: int, layout: str
+    stream: AudioStream, sound: Iterator[NDArray[np.float32]], seconds: Fraction, rate: int, layout: str
 ) -> Iterator[Packet[AudioStream]]:
     given, channels = 0, stream.codec_context.channels
-    for samples in _of_length(decode_sound(source, rate=rate, layout=layout), round(seconds * rate), channels):
+    for samples in _of_length(sound, round(seconds * rate), channels):
         frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), given
         given += samples.shape[1]

@@ -13,7 +13,9 @@ import av
 import cv2
 
 from gpupipe.errors import OutputError, reason
-from gpupipe.media.video import media_url, opened_video, probe
+from gpupipe.media.limits import DEFAULT
+from gpupipe.media.opening import media_options, media_url, opened
+from gpupipe.media.video import probe
 
 SOUND_FRAME_SECONDS = 0.05
 """By how much sound may be longer or shorter than the picture: a frame of AAC at 22,050 Hz lasts 46 ms."""
@@ -53,7 +55,7 @@ def verify_video(path: Path) -> Verified:
     found = Verified(path, width=info.width, height=info.height, fps=info.fps)
     wrong_times = 0
     tick = Fraction(0)
-    with opened_video(path) as (container, stream):
+    with opened(path, DEFAULT) as (container, stream):
         tick = stream.time_base or tick
         try:
             for frame in container.decode(stream):
@@ -76,7 +78,7 @@ def verify_video(path: Path) -> Verified:
 
 
 def _verify_sound(path: Path, found: Verified, picture_seconds: float) -> None:
-    with av.open(media_url(path)) as container:
+    with av.open(media_url(path), options=media_options(DEFAULT), metadata_errors="replace") as container:
         if not container.streams.audio:
             return
         seconds = Fraction(0)

@@ -6,10 +6,10 @@ One of the few rooms that use PyAV; `tests/test_layering.py` names them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import av
 import numpy as np
@@ -18,9 +18,24 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
 from gpupipe.errors import GpupipeError, MediaError, reason
+from gpupipe.media.isolate import isolated, isolated_facts
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.matroska import is_matroska, shortfall
+from gpupipe.media.opening import opened
 
 Frame = NDArray[np.uint8]
+
+SLOWEST_FPS: Final = Fraction(1, 10)
+FASTEST_FPS: Final = Fraction(1000)
+"""Frames a second that a film can have; beyond them a header lies, and times and lengths overflow."""
+
+
+class _Packet(NamedTuple):
+    """What counting frames needs of a packet; its data is let go of, or a whole file would be held."""
+
+    seconds: float | None
+    is_corrupt: bool
+    is_discard: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class VideoInfo:
         sample_aspect_ratio: width of a pixel over its height.
         timing_error_seconds: the furthest that a frame's own time is from its number over `fps`, both counted from the
             first frame: 0, or the rounding of timestamps, at a constant rate.
+        limits: under which it is read.
     """
 
     path: Path
@@ -49,6 +65,7 @@ class VideoInfo:
     colour: Colour
     sample_aspect_ratio: Fraction
     timing_error_seconds: float = 0.0
+    limits: Limits = DEFAULT
 
 
 def require_even(
@@ -73,59 +90,42 @@ def require_even(
         )
 
 
-def media_url(path: Path | str) -> str:
-    """A path as FFmpeg must be given it: without a protocol of its own, a colon in a name would end one."""
-    return f"file:{path}"
+def _packets(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream, limits: Limits
+) -> list[_Packet]:
+    found = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                timed = packet.pts is not None and packet.time_base is not None
+                seconds = float(packet.pts * packet.time_base) if timed else None  # type: ignore[operator]
+                found.append(_Packet(seconds, packet.is_corrupt, packet.is_discard))
+                limits.check_frames(path, len(found))
+    except av.FFmpegError as error:
+        raise MediaError(f"cannot be read: {reason(error)}", file=path, remedy="write it again") from error
+    return found
 
 
-@contextmanager
-def opened_video(path: Path, **options: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """A video file and its first video stream, open for as long as a with block lasts.
+def probe(path: Path | str, limits: Limits = DEFAULT) -> VideoInfo:
+    """Read what `path` holds, from its header and packets.
 
     Args:
         path: the file.
-        options: FFmpeg's, for its format.
+        limits: what is taken.
 
     Raises:
-        MediaError: it is missing, or no video.
+        MediaError: it is missing, not a video, empty, has fewer frames than its header says, or more than is taken.
     """
-    if not path.is_file():
-        raise MediaError("no such file", file=path, remedy="add it, or check the folder's name")
-    try:
-        container = av.open(media_url(path), options=options)
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(
-            f"cannot be opened as a video: {reason(error)}", file=path, remedy="it may be truncated: write it again"
-        ) from error
-    with container:
-        if not container.streams.video:
-            raise MediaError("holds no video stream", file=path, remedy="give a video file")
-        yield container, container.streams.video[0]
-
-
-def _packets(
-    path: Path, container: av.container.InputContainer, stream: av.VideoStream
-) -> list[av.Packet[av.VideoStream]]:
-    try:
-        return [packet for packet in container.demux(stream) if packet.size]
-    except av.FFmpegError as error:
-        raise MediaError(f"cannot be read: {reason(error)}", file=path, remedy="write it again") from error
-
-
-def probe(path: Path | str) -> VideoInfo:
-    """Read what `path` holds, from its header and packets.
-
-    Raises:
-        MediaError: it is missing, not a video, empty, or has fewer frames than its header says.
-    """
-    path = Path(path)
-    with opened_video(path) as (container, stream):
+    path = file = Path(path)
+    if limits.isolate:
+        return isolated_facts("probe", path, limits, lambda told: _info(file, limits, told))
+    with opened(path, limits) as (container, stream):
         context = stream.codec_context
-        packets = stored = _packets(path, container, stream)
+        packets = stored = _packets(path, container, stream, limits)
         if len(packets) < stream.frames:
             # The header counts those too that an edit list leaves out.
-            with opened_video(path, ignore_editlist="1") as (again, same):
-                stored = _packets(path, again, same)
+            with opened(path, limits, ignore_editlist="1") as (again, same):
+                stored = _packets(path, again, same, limits)
         if not stored and not stream.frames:
             raise MediaError("holds no frame", file=path, remedy="write it again")
         whole = sum(not packet.is_corrupt for packet in stored)
@@ -138,8 +138,16 @@ def probe(path: Path | str) -> VideoInfo:
         fps = stream.average_rate or stream.guessed_rate
         if not fps:
             raise MediaError("has no frame rate", file=path, field="fps", value=fps, remedy="write it again with one")
+        if not SLOWEST_FPS <= fps <= FASTEST_FPS:
+            raise MediaError(
+                f"is no frame rate from {float(SLOWEST_FPS)} to {FASTEST_FPS}",
+                file=path,
+                field="fps",
+                value=float(fps),
+                remedy="write it again with one",
+            )
         if is_matroska(container):
-            with opened_video(path) as (again, _):
+            with opened(path, limits) as (again, _):
                 short = shortfall(path, again, float(1 / fps))
             if short is not None:
                 raise MediaError(f"is truncated: {short}", file=path, remedy="write it again")
@@ -159,33 +167,48 @@ def probe(path: Path | str) -> VideoInfo:
             ),
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
             timing_error_seconds=_timing_error(packets, float(fps)),
+            limits=limits,
         )
 
 
-def _timing_error(packets: list[av.Packet[av.VideoStream]], fps: float) -> float:
-    times = sorted(
-        float(packet.pts * packet.time_base)
-        for packet in packets
-        if packet.pts is not None and packet.time_base is not None and not packet.is_discard
-    )
+def _info(path: Path, limits: Limits, told: dict[str, Any]) -> VideoInfo:
+    """What another process found, from JSON values: those of `dataclasses.asdict`, fractions as text."""
+    ratios = {name: Fraction(told[name]) for name in ("fps", "sample_aspect_ratio")}
+    return VideoInfo(**told | ratios | {"path": path, "colour": Colour(**told["colour"]), "limits": limits})
+
+
+def _timing_error(packets: list[_Packet], fps: float) -> float:
+    times = sorted(packet.seconds for packet in packets if packet.seconds is not None and not packet.is_discard)
     return max((abs(time - times[0] - number / fps) for number, time in enumerate(times)), default=0.0)
 
 
-def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None = None) -> Iterator[Frame]:
+def read_frames(
+    path: Path | str, pixel_format: PixelFormat, count: int | None = None, limits: Limits = DEFAULT
+) -> Iterator[Frame]:
     """Decode the first `count` frames of a video (all of them by default), in the order in which they are shown.
+
+    Args:
+        path: the file.
+        pixel_format: of the frames.
+        count: how many.
+        limits: what is taken, and whether a process of its own decodes it.
 
     Yields:
         uint8 `[H, W, 3]` for bgr24, as PyAV's `to_ndarray(format="bgr24")` gives; uint8 `[H * 3 // 2, W]` for nv12, the
-        decoded planes unchanged. Each array is new.
+        decoded planes unchanged. Each array is new, and all have one size.
 
     Raises:
         MediaError: a frame cannot be decoded, is stored turned (as phones film; OpenCV turns it, so that rectangles
-            would not fit), or there are fewer than `count`.
+            would not fit), has another size than the header says, or there are fewer than `count`.
     """
     path = Path(path)
+    if limits.isolate:
+        yield from isolated("read_frames", path, limits, pixel_format=pixel_format, count=count)
+        return
     reformatter = VideoReformatter()
     done = 0
-    with opened_video(path) as (container, stream):
+    with opened(path, limits) as (container, stream):
+        size = stream.codec_context.width, stream.codec_context.height
         stream.thread_type = "AUTO"
         try:
             for frame in container.decode(stream) if count != 0 else ():
@@ -199,13 +222,21 @@ def read_frames(path: Path | str, pixel_format: PixelFormat, count: int | None =
                         value=frame.rotation,
                         remedy="write it again upright (ffmpeg does when it encodes)",
                     )
+                if (frame.width, frame.height) != size:
+                    raise MediaError(
+                        f"is not {size[0]}x{size[1]} as the header says",
+                        file=path,
+                        field=f"frame {done}: size",
+                        value=f"{frame.width}x{frame.height}",
+                        remedy="write it again in one size",
+                    )
                 if pixel_format == "nv12":
                     require_even(path, frame.width, frame.height, what="nv12")
                 yield _nv12(frame, reformatter) if pixel_format == "nv12" else _bgr24(frame, reformatter)
                 done += 1
                 if done == count:
                     return
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:  # a pixel format that nothing converts is a ValueError
             raise MediaError(
                 f"cannot be decoded: {reason(error)}", file=path, field=f"frame {done}", remedy="write it again"
             ) from error

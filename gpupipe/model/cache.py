@@ -118,7 +118,9 @@ def kept(root: Path, key: str, make: Make, most: int) -> Cached:
         result = make()
         try:
             part = root / f".{key}.json.partial"
-            told = {"quality": result.quality.as_dict(), "about": result.about}
+            quality = result.quality.as_dict()
+            sums = _sums(hashlib.sha256(result.model.SerializeToString()).hexdigest(), quality)
+            told = {"quality": quality, "about": result.about, "sha256": sums}
             part.write_text(json.dumps(told, indent=1), "utf-8")
             part.replace(about)
         except OSError as error:
@@ -129,14 +131,21 @@ def kept(root: Path, key: str, make: Make, most: int) -> Cached:
 
 
 def _found(path: Path, about: Path) -> Cached | None:
-    """What is there, marked as used now; None if it is not, or not whole."""
+    """What is there, marked as used now; None if it is not, or not as it was written."""
     try:
         told = json.loads(about.read_text("utf-8"))
+        if told["sha256"] != _sums(digest(path).sha256, told["quality"]):
+            return None
         quality = Quality.from_dict(told["quality"])
         os.utime(path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return Cached(path, quality, False)
+
+
+def _sums(model: str, quality: dict[str, Any]) -> str:
+    """What tells whether a model, by its digest, and its quality are as they were written."""
+    return hashlib.sha256(f"{model} {json.dumps(quality, sort_keys=True)}".encode()).hexdigest()
 
 
 def bound(root: Path, most: int) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpupipe.errors import GpupipeError, InferenceError, OutputError, reason
 from gpupipe.machine import cpu_count
+from gpupipe.model.external import check_external
 from gpupipe.model.runtime import SessionOptions, open_session
 
 Graph: TypeAlias = Any
@@ -58,6 +59,7 @@ def read_graph(path: Path) -> Graph:
     onnx = load_onnx()
     if not path.is_file():
         raise InferenceError("no such file", file=path, field="model", remedy="give one with --model")
+    check_external(path, "model")
     try:
         model = onnx.load(str(path))
         check(model)

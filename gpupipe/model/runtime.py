@@ -18,6 +18,7 @@ from typing import Any, Literal
 from gpupipe.errors import DeviceMemoryError, InferenceError, ProviderError, reason
 from gpupipe.machine import package_version
 from gpupipe.model.engines import engine_folder, with_engines
+from gpupipe.model.external import check_external
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -111,12 +112,15 @@ def runtime() -> ModuleType:
 
 @cache
 def failures() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: its exceptions have no common base but `Exception`."""
+    """What ONNX Runtime raises: its exceptions have no common base but `Exception`.
+
+    A message that quotes what is no UTF-8 in a damaged file cannot be made text: the error is then pybind11's.
+    """
     runtime()
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-    kinds = (getattr(native, name) for name in dir(native))
-    return (RuntimeError, *(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)))
+    kinds = [kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (RuntimeError, UnicodeDecodeError, *kinds)
 
 
 def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "model", option: str = "--model") -> Any:
@@ -127,7 +131,7 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
         node.
 
     Raises:
-        InferenceError: the file is missing or is no model.
+        InferenceError: the file is missing, is no model, or names files outside its folder.
         ProviderError: the provider cannot be had.
         DeviceMemoryError: the GPU's memory does not suffice.
         OutputError: TensorRT's engines cannot be kept where they should be.
@@ -136,6 +140,8 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     file = None if isinstance(path, bytes) else path
     if file is not None and not file.is_file():
         raise InferenceError("no such file", file=file, field=field, remedy=f"give one with {option}")
+    if file is not None:
+        check_external(file, field)
     name = PROVIDER_NAMES[options.provider]
     if name not in ort.get_available_providers():
         raise ProviderError(
@@ -150,15 +156,20 @@ def open_session(path: Path | bytes, options: SessionOptions, *, field: str = "m
     # A memory pattern plans one block for all activations of a run, beside those that its first run has left in the
     # arena; the arena alone needs less, at the same speed.
     settings.enable_mem_pattern = False
+    # Its own format, which files whose names end in .ort are taken for, is not what `check_external` reads.
+    settings.add_session_config_entry("session.load_model_format", "ONNX")
     if options.provider != "cpu":
         _preload_libraries(options.provider)
         settings.add_session_config_entry(RECORD_ASSIGNMENT, "1")
 
     def opened() -> Any:
         # Unless told not to, it goes on with other providers after an error, and says so on standard output only.
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             path if file is None else str(file), settings, providers=_providers(options), enable_fallback=0
         )
+        for node in (*session.get_inputs(), *session.get_outputs()):
+            _ = node.name, node.shape, node.type  # names that are no UTF-8 are told of here, and not later
+        return session
 
     try:
         if options.provider == "tensorrt" and options.engine_cache is not None and file is not None:

@@ -21,6 +21,7 @@ WORTH: Final = 4.0
 """What a byte that is kept must save (`split.split`): 42 % less is kept than at 1, nearly as much saved."""
 
 _REASON_FILE: Final = "not-split.json"
+_SUMS_FILE: Final = "sums.json"
 
 
 class SplitFiles(NamedTuple):
@@ -48,17 +49,27 @@ def split_files(path: Path, *, on_cpu: bool) -> SplitFiles | NotSplit:
     told += [package_version(name) for name in ("gpupipe", "onnx")]
     told += [package_version("onnxruntime") or package_version("onnxruntime-gpu")]
     folder = root / hashlib.sha256(json.dumps(told).encode("utf-8")).hexdigest()[:32]
-    if not folder.is_dir():
+    if not _whole(folder):
         try:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / "lock"):
-                if not folder.is_dir():
+                if not _whole(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
                     _make(path, folder, on_cpu)
         except OSError as error:
             raise OutputError(f"cannot be written: {reason(error)}", file=root, remedy="make it writable") from error
     if (folder / _REASON_FILE).is_file():
         return NotSplit(json.loads((folder / _REASON_FILE).read_text("utf-8")))
     return SplitFiles(folder / SOURCE_FILE, folder / REST_FILE)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder holds what was written into it."""
+    try:
+        sums = json.loads((folder / _SUMS_FILE).read_text("utf-8"))
+        return bool(sums) and all(digest(folder / name).sha256 == told for name, told in sums.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
 
 
 def _make(path: Path, folder: Path, on_cpu: bool) -> None:
@@ -73,6 +84,8 @@ def _make(path: Path, folder: Path, on_cpu: bool) -> None:
             (work / _REASON_FILE).write_text(json.dumps(cut.reason), "utf-8")
         else:
             cut.write(work)
+        sums = {file.name: digest(file).sha256 for file in sorted(work.iterdir())}
+        (work / _SUMS_FILE).write_text(json.dumps(sums), "utf-8")
         work.rename(folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

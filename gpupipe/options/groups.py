@@ -34,6 +34,14 @@ MAX_THREADS: Final = 1024
 BATCH: Final = 8
 """Frames in a batch where no number is asked for, and none is tuned."""
 
+MAX_PIXELS: Final = 1 << 25
+"""33.5 million: 8K (7680x4320, the largest that cameras and H.264's levels have) and a little. A decoder holds some 30
+frames at a time, of this size 1.5 GB."""
+
+MAX_FRAMES: Final = 1_000_000
+"""Eleven hours at 25 frames a second: a book read aloud. Features of as many rows take 2 GB; a character's frames are
+counted besides, against the memory there is."""
+
 
 @dataclass(frozen=True)
 class EngineOptions(Checked):
@@ -76,6 +84,20 @@ class EngineOptions(Checked):
         metavar="SIZE",
         kind="text",
         unset="as tuned, else off",
+    )
+    max_pixels: int = option(
+        MAX_PIXELS, "the most pixels of a video's frame, checked before it is decoded", metavar="N", least=1
+    )
+    max_frames: int = option(
+        MAX_FRAMES,
+        "the most frames of a character, and of an output, checked before any is made",
+        metavar="N",
+        least=1,
+    )
+    isolate: bool = option(
+        False,
+        "for files from strangers: decode videos and sounds in processes of their own, with limits on memory and time, "
+        "and follow no link or path out of the character's or the job file's folder",
     )
 
 

@@ -35,7 +35,15 @@ LONGEST_NAME: Final = 40
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class HostKeywords(TypedDict, total=False):
+class LimitKeywords(TypedDict, total=False):
+    """Of what only looks at files: what is taken from strangers."""
+
+    max_pixels: int
+    max_frames: int
+    isolate: bool
+
+
+class HostKeywords(LimitKeywords, total=False):
     """Of an engine that lives for one job."""
 
     device: str

@@ -19,6 +19,7 @@ from gpupipe.engine.core import EngineCore
 from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.opening import open_backend, workers
 from gpupipe.errors import EngineClosed
+from gpupipe.media.limits import Limits
 from gpupipe.options import (
     EngineKeywords,
     JobFramesKeywords,
@@ -62,6 +63,9 @@ class Engine(EngineCore):
     Args:
         parallel: submitted jobs under way at a time; None for 2. Their frames share batches.
 
+    Attributes:
+        limits: what is taken of files; those of a character that was loaded elsewhere are replaced by them.
+
     Raises:
         DeviceError: the GPU that was asked for cannot be used.
     """
@@ -70,7 +74,8 @@ class Engine(EngineCore):
     def __init__(self, *, parallel: int | None = None, **options: Unpack[EngineKeywords]) -> None:
         chosen, *_ = split(options, EngineKeywords, by="Engine()")
         picked = open_backend(chosen)
-        self.notes = picked.notes
+        self.limits = Limits.of(chosen)
+        self.notes = picked.notes + self.limits.notes
         self._asked = chosen
         self._workers = workers(chosen)
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
@@ -251,7 +256,9 @@ class Engine(EngineCore):
         return tuned(self, self._asked, character, model, video)
 
     def _loaded(self, character: AnyCharacter) -> Character:
-        return character if isinstance(character, Character) else Character.load(character)
+        if isinstance(character, Character):
+            return character.under(self.limits)
+        return Character.load(character, self.limits)
 
     def _last_jobs(self) -> list[Job]:
         """The jobs that are not done; no more are taken."""

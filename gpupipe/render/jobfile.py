@@ -6,13 +6,15 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from gpupipe.errors import GpupipeError, JobFileError, OptionError, reason
 from gpupipe.options import JobKeywords, Option, from_json
 from gpupipe.render.output import is_video
 
 CHARACTER: Final = Option("path", "the character's folder", name="character")
+LARGEST: Final = 1 << 26
+"""Bytes of a file of jobs: a few hundred thousand."""
 OUTPUT: Final = Option("path", "FILE.mp4, FILE.mkv, or a folder (ending in /) for images", name="output")
 
 
@@ -33,13 +35,17 @@ class JobLine:
     options: JobKeywords
 
 
-def read_jobs(path: Path) -> tuple[list[JobLine], dict[int, GpupipeError]]:
+def read_jobs(path: Path, *, confined: bool = False) -> tuple[list[JobLine], dict[int, GpupipeError]]:
     """Read a file of jobs, such as
 
         {"character": "anna", "output": "out/a.mp4", "audio": "a.wav"}
         {"character": "anna", "output": "out/b/", "audio": "b.wav", "image_format": "png", "frames": 100}
 
     in UTF-8. Paths are relative to the file's folder. Empty lines are passed over.
+
+    Args:
+        path: the file.
+        confined: take no path that leads out of the file's folder.
 
     Returns:
         The jobs in order, and an error for each line that is none, by its number; it names the file and the line.
@@ -48,6 +54,10 @@ def read_jobs(path: Path) -> tuple[list[JobLine], dict[int, GpupipeError]]:
         JobFileError: there is no such file, or it cannot be read.
     """
     try:
+        if path.exists() and path.stat().st_size > LARGEST:
+            raise JobFileError(
+                f"larger than {LARGEST} bytes", file=path, value=path.stat().st_size, remedy="give the jobs in parts"
+            )
         content = path.read_bytes()
     except OSError as error:
         remedy = "give a file with a JSON object a line"
@@ -60,7 +70,7 @@ def read_jobs(path: Path) -> tuple[list[JobLine], dict[int, GpupipeError]]:
         if not text.strip():
             continue
         try:
-            job = _job(line, text, path.parent)
+            job = _job(line, text, path.parent, confined=confined)
             first = lines_of.setdefault(os.path.normcase(os.path.abspath(job.output)), line)  # noqa: PTH100
             if first != line:
                 remedy = "give each job its own"
@@ -72,7 +82,7 @@ def read_jobs(path: Path) -> tuple[list[JobLine], dict[int, GpupipeError]]:
     return jobs, faults
 
 
-def _job(line: int, text: bytes, folder: Path) -> JobLine:
+def _job(line: int, text: bytes, folder: Path, *, confined: bool) -> JobLine:
     values = _parsed(text)
     for name in (CHARACTER.name, OUTPUT.name):
         if name not in values:
@@ -86,7 +96,19 @@ def _job(line: int, text: bytes, folder: Path) -> JobLine:
         is_video(output)  # or a folder, or an error
     except OSError as error:  # a name that is too long
         raise OptionError(f"not a path: {reason(error)}", field="output", value=given, remedy="use another") from error
-    return JobLine(line, character, output, from_json(values, folder))
+    job = JobLine(line, character, output, from_json(values, folder))
+    if confined:
+        for name, named in (("character", character), ("output", output), *job.options.items()):
+            if isinstance(named, Path) or name == "output":
+                _check_inside(name, os.fspath(cast("str | Path", named)), folder)
+    return job
+
+
+def _check_inside(name: str, path: str, folder: Path) -> None:
+    """Raise for a path that leads out of a folder, by `..`, by its beginning, or by a link."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        remedy = "name files below that folder"
+        raise OptionError("leads out of the job file's folder", field=name, value=path, remedy=remedy)
 
 
 def _parsed(text: bytes) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class Plan:
             with_sound=sound,
         )
         total = min(options.frames or speech.frames, speech.frames)
+        character.limits.check_output(total)
         period = usable_frames(character, masked_video=options.masked_video)
         if options.start_frame >= period:
             raise OptionError(

@@ -152,7 +152,7 @@ class _Queue:
         overwrite = self._overwrite or job.options.get("overwrite", False)
         options: JobKeywords = job.options | {"overwrite": overwrite, "resume": not overwrite}
         try:
-            character = self._character(job.character)
+            character = self._character(engine, job.character)
             if not options["overwrite"] and is_complete(character, job.output, options):
                 return JobReport(job, "skipped")
             stats = engine.render(character, job.output, progress=lambda progress: self._tell(job, progress), **options)
@@ -168,11 +168,11 @@ class _Queue:
         if self._progress is not None:
             self._progress(job, progress)
 
-    def _character(self, folder: Path) -> Character:
+    def _character(self, engine: Engine, folder: Path) -> Character:
         """A character, looked at once, so that what is odd about it is said once."""
         with self._lock:
             if folder not in self._characters:
-                self._characters[folder] = Character.load(folder)
+                self._characters[folder] = Character.load(folder, engine.limits)
             return self._characters[folder]
 
 
@@ -187,7 +187,7 @@ def is_complete(character: Character, output: Path | str, options: JobKeywords) 
     if not video:
         return len(images_in(path)) == plan.total
     try:
-        found = probe(path)
+        found = probe(path, character.limits)
     except MediaError:
         return False
     size = (plan.order.spec.width, plan.order.spec.height)

@@ -19,7 +19,7 @@ from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import Surface
 from gpupipe.geometry import frame_at, speech_position
-from gpupipe.media.video import read_frames
+from gpupipe.media.video import VideoInfo, read_frames
 from gpupipe.model.samples import Samples, SampleSet
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import load_features
@@ -55,8 +55,8 @@ class Scenes:
         nothing = np.zeros(spec.format.shape, np.uint8)
         self._frames = HostFrames.load(
             spec,
-            _picked(body.path, sources) if with_body else (nothing for _ in sources),
-            _picked(character.crops.path, sources),
+            _picked(body, sources) if with_body else (nothing for _ in sources),
+            _picked(character.crops, sources),
         )
         self._speech = SpeechRows(load_features(character, None))
         self._compositor = CpuCompositor(BatchKind(character.layout, "bgr24", np.dtype(np.float32), len(outputs)))
@@ -129,10 +129,10 @@ def _spread(outputs: list[int], count: int) -> tuple[int, ...]:
     return tuple(outputs[place] for place in places)
 
 
-def _picked(video: Path, sources: list[int]) -> Iterator[NDArray[np.uint8]]:
+def _picked(video: VideoInfo, sources: list[int]) -> Iterator[NDArray[np.uint8]]:
     """Some frames of a video, in order."""
-    wanted = set(sources)
-    for number, frame in enumerate(islice(read_frames(video, "bgr24", sources[-1] + 1), sources[-1] + 1)):
+    wanted, count = set(sources), sources[-1] + 1
+    for number, frame in enumerate(islice(read_frames(video.path, "bgr24", count, video.limits), count)):
         if number in wanted:
             yield frame
 

@@ -17,6 +17,7 @@ from gpupipe.gpu.device import Device
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions, part_suffix, takes_gpu_memory
 from gpupipe.media.join import join
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import OutputOptions
 from gpupipe.render.manifest import Manifest
@@ -132,7 +133,7 @@ class VideoOutput:
     def commit(self) -> None:
         """Join the segments and give the video its name."""
         with naming(self.path):
-            join_segments(self._parts, self._suffix, self._body.fps, self._sound)
+            join_segments(self._parts, self._suffix, self._body.fps, self._sound, self._body.limits)
 
     def leave(self) -> None:
         """See `Output`."""
@@ -145,7 +146,7 @@ class VideoOutput:
         return self._parts.unfinished(self._parts.segment(segment, self._suffix).name)
 
 
-def join_segments(parts: Parts, suffix: str, fps: Fraction, sound: Path | None) -> None:
+def join_segments(parts: Parts, suffix: str, fps: Fraction, sound: Path | None, limits: Limits = DEFAULT) -> None:
     """Join the finished segments of a video, which are all, add the sound, and give it its name; the parts go.
 
     Raises:
@@ -153,7 +154,9 @@ def join_segments(parts: Parts, suffix: str, fps: Fraction, sound: Path | None) 
         MediaError: the sound cannot be read.
     """
     joined = parts.unfinished(f"joined{parts.output.suffix}")
-    join([parts.segment(segment, suffix) for segment in sorted(parts.finished)], joined, fps, sound=sound)
+    join(
+        [parts.segment(segment, suffix) for segment in sorted(parts.finished)], joined, fps, sound=sound, limits=limits
+    )
     parts.place(joined)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gpupipe.errors import InferenceError, OutputError, reason
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.machine import cpu_count
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.sound import read_pcm
 from gpupipe.model.runtime import Provider, SessionOptions, failures, open_session
 from gpupipe.speech.mel import MEL_BANDS
@@ -86,12 +87,13 @@ def _batch_of(node: Any, wanted: int) -> int:
     return first if isinstance(first, int) else wanted
 
 
-def encode_speech(sound: Path, encoder: AudioEncoder) -> Features:
+def encode_speech(sound: Path, encoder: AudioEncoder, limits: Limits = DEFAULT) -> Features:
     """The features of a sound file, as `aud_ave.npy` holds them.
 
     Args:
         sound: any file that FFmpeg reads.
         encoder: the audio encoder, opened.
+        limits: what is taken of the file.
 
     Returns:
         float32 `[N, 512]`, 25 rows a second, the first and the last one doubled.
@@ -100,11 +102,17 @@ def encode_speech(sound: Path, encoder: AudioEncoder) -> Features:
         MediaError: the sound cannot be read, or is shorter than one window.
         InferenceError: the encoder fails.
     """
-    return features_from_pcm(read_pcm(sound), encoder, encoder.batch, file=sound)
+    return features_from_pcm(read_pcm(sound, limits=limits), encoder, encoder.batch, file=sound)
 
 
 def write_features(
-    output: Path, sound: Path, encoder: Path, *, provider: Provider = "cpu", overwrite: bool = False
+    output: Path,
+    sound: Path,
+    encoder: Path,
+    *,
+    provider: Provider = "cpu",
+    overwrite: bool = False,
+    limits: Limits = DEFAULT,
 ) -> int:
     """Write the features of a sound file as `aud_ave.npy` holds them; the file appears when it is complete.
 
@@ -119,7 +127,7 @@ def write_features(
         raise OutputError("exists already", file=output, field="output", remedy="use --overwrite or another name")
     if not output.parent.is_dir():
         raise OutputError("no such folder", file=output.parent, field="output", remedy="create it first")
-    features = encode_speech(sound, AudioEncoder(encoder, SessionOptions(provider, threads=cpu_count())))
+    features = encode_speech(sound, AudioEncoder(encoder, SessionOptions(provider, threads=cpu_count())), limits)
     part = output.with_name(f".{output.name}.partial")
     try:
         with part.open("wb") as file:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gpupipe.character.features import check_features, read_features
 from gpupipe.character.folder import Character, GpupipeWarning
 from gpupipe.geometry import SPEECH_RATE
+from gpupipe.media.limits import Limits
 from gpupipe.media.sound import SoundInfo, probe_sound
 from gpupipe.speech.encoder import ENCODER_BATCH, AudioEncoder, encode_speech
 from gpupipe.speech.windows import frame_count, frames_of_rows
@@ -70,24 +71,24 @@ def open_speech(
     if audio is not None and features is None:
         encoder = character.audio_encoder_path if audio_encoder is None else Path(audio_encoder)
         source = Path(audio)
-        lasting = frame_count(_probed(source).end_seconds, fps)
+        lasting = frame_count(_probed(source, character.limits).end_seconds, fps)
         return Speech(
             lasting,
-            lambda open_encoder: encode_speech(source, open_encoder(encoder, ENCODER_BATCH)),
+            lambda open_encoder: encode_speech(source, open_encoder(encoder, ENCODER_BATCH), character.limits),
             source if with_sound else None,
         )
     rows = load_features(character, features)
     lasting = frames_of_rows(len(rows), fps)
     if with_sound and sound is not None:
-        heard = frame_count(_probed(sound).end_seconds, fps)
+        heard = frame_count(_probed(sound, character.limits).end_seconds, fps)
         if 0 <= heard - lasting <= ROWS_SHORT * max(Fraction(1), fps / SPEECH_RATE) + 1:
             lasting = heard
     return Speech(lasting, lambda _: rows, sound if with_sound else None)
 
 
-def _probed(sound: Path) -> SoundInfo:
+def _probed(sound: Path, limits: Limits) -> SoundInfo:
     """What a sound file says, and a warning if lips would be early or late by it."""
-    info = probe_sound(sound)
+    info = probe_sound(sound, limits)
     if info.unknown_delay:
         warnings.warn(
             f"{sound}: begins with an encoder's delay of unknown length, 20 to 50 ms, by which sound and lips are late "
