@@ -12,9 +12,10 @@ from gpupipe.errors import OutputError
 from gpupipe.gpu.device import Device
 from gpupipe.media.images import image_name, write_image
 from gpupipe.options import ImageFormat, OutputOptions
-from gpupipe.render.durable import sync_folder
+from gpupipe.render.durable import replace, sync_folder
 from gpupipe.render.manifest import Manifest
-from gpupipe.render.parts import Parts, naming, start_of
+from gpupipe.render.naming import naming
+from gpupipe.render.parts import Parts, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
 
@@ -42,7 +43,7 @@ def join_images(parts: Parts, folder: Path) -> None:
     if folder.is_dir():
         old = {path.name for path in images_in(folder)}
         for path in images:
-            path.replace(folder / path.name)
+            replace(path, folder / path.name)
         for name in old.difference(path.name for path in images):
             (folder / name).unlink()
         sync_folder(folder)
@@ -51,7 +52,7 @@ def join_images(parts: Parts, folder: Path) -> None:
     joined = parts.unfinished("joined")
     joined.mkdir()
     for path in images:
-        path.replace(joined / path.name)
+        replace(path, joined / path.name)
     parts.place(joined)
 
 
@@ -62,8 +63,9 @@ class ImageOutput:
         self, folder: Path, options: OutputOptions, workers: int, segments: Segments, manifest: Manifest
     ) -> None:
         self.folder = folder
-        if folder.exists() and not folder.is_dir():
-            raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
+        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+            what = "is a file, not a folder" if folder.exists() else "is a link to nothing"
+            raise OutputError(what, file=folder, field="output", remedy="use another folder")
         if images_in(self.folder) and not options.overwrite:
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"

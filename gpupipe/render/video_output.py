@@ -12,7 +12,7 @@ import numpy as np
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.compose.table import device_shape
-from gpupipe.errors import OutputError, PackageError
+from gpupipe.errors import PackageError
 from gpupipe.gpu.device import Device
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions, part_suffix, takes_gpu_memory
@@ -21,7 +21,8 @@ from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import OutputOptions
 from gpupipe.render.manifest import Manifest
-from gpupipe.render.parts import Parts, naming, start_of
+from gpupipe.render.naming import naming, require_new
+from gpupipe.render.parts import Parts, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
 
@@ -56,8 +57,7 @@ class VideoOutput:
         manifest: Manifest,
         gpus: Sequence[Device | None] = (None,),
     ) -> None:
-        if path.exists() and not options.overwrite:
-            raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
+        require_new(path, overwrite=options.overwrite)
         require_even(body.path, body.width, body.height, what="video", error=PackageError)
         self.path = path
         self.segments = segments

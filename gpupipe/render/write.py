@@ -95,7 +95,7 @@ def write(
         each = tuned.encoders if video else 1
         takers.run([engine for _ in range(each) for engine in engines][: max(1, len(segments.left))])
         with trace.span(FINISH):
-            if segments.chosen == segments.all:
+            if writing.segments is None:
                 sink.commit()
             else:
                 sink.leave()
