@@ -13,6 +13,7 @@ from gpupipe.engine.core import EngineCore
 from gpupipe.errors import OutputError, reason
 from gpupipe.machine import cpu_name, package_version
 from gpupipe.media.encoders import EncoderOptions
+from gpupipe.model.external import weight_files
 from gpupipe.options import ModelOptions, OutputOptions, SpeechOptions
 from gpupipe.render.plan import Plan
 
@@ -53,7 +54,9 @@ def fingerprint(
             raise OutputError(f"cannot be read: {reason(error)}", file=path, remedy="check its rights") from error
 
     found = {path.name: hash_of(path) for path in order.files()}
-    found |= {"model": hash_of(order.model) if order.model.is_file() else "missing"}
+    if order.model.is_file():  # else opening it says that it is missing
+        files = [file for file in weight_files(order.model, "model") if file.is_file()]
+        found |= {"model": hash_of(order.model)} | {f"model: {file.name}": hash_of(file) for file in files}
     found |= _speech(plan, said, hash_of)
     found |= {
         "--frames": str(plan.total),

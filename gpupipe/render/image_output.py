@@ -10,6 +10,7 @@ from pathlib import Path
 from gpupipe.compose.surface import Surface
 from gpupipe.errors import OutputError
 from gpupipe.gpu.device import Device
+from gpupipe.log import Log
 from gpupipe.media.images import image_name, write_image
 from gpupipe.options import ImageFormat, OutputOptions
 from gpupipe.render.durable import replace, sync_folder
@@ -18,6 +19,8 @@ from gpupipe.render.naming import naming
 from gpupipe.render.parts import Parts, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
+
+_log = Log(__name__)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -48,6 +51,7 @@ def join_images(parts: Parts, folder: Path) -> None:
             (folder / name).unlink()
         sync_folder(folder)
         parts.remove()
+        _log.event("output placed", output=folder)
         return
     joined = parts.unfinished("joined")
     joined.mkdir()

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from gpupipe.errors import OutputError
+from gpupipe.log import Log
 from gpupipe.render.durable import hash_of
 from gpupipe.render.image_output import join_images, parts_beside
 from gpupipe.render.manifest import Manifest, read_manifest
@@ -14,6 +15,8 @@ from gpupipe.render.naming import naming, naming_errors, require_new
 from gpupipe.render.output import is_video
 from gpupipe.render.parts import Parts, Start, parts_folder
 from gpupipe.render.video_output import join_segments
+
+_log = Log(__name__)
 
 SHOWN = 8
 """The most segments that an error lists."""
@@ -57,7 +60,7 @@ def join_parts(output: Path | str, *, overwrite: bool = False) -> Manifest:
                 file=folder,
                 remedy="render them with --segments",
             )
-        with naming(path):
+        with naming(path), _log.timed("segments joined", output=path, segments=manifest.count):
             if video:
                 assert manifest.fps is not None
                 join_segments(parts, manifest.suffix, Fraction(manifest.fps), sound)

@@ -140,6 +140,7 @@ class Parts:
         replace(written, self.output)
         sync_folder(self.output.parent)
         self.remove()
+        _log.event("output placed", output=self._named)
 
     def leave(self) -> None:
         """Stop: segments that are finished stay for who resumes; without any, nothing is left. More than once is

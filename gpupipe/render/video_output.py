@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -14,6 +15,7 @@ from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.compose.table import device_shape
 from gpupipe.errors import PackageError
 from gpupipe.gpu.device import Device
+from gpupipe.log import Log
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions, part_suffix, takes_gpu_memory
 from gpupipe.media.join import join
@@ -25,6 +27,8 @@ from gpupipe.render.naming import naming, require_new
 from gpupipe.render.parts import Parts, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
+
+_log = Log(__name__)
 
 
 class VideoOutput:
@@ -99,7 +103,8 @@ class VideoOutput:
         self._parts.finish(segment, self._suffix, self.segments.outputs(segment))
 
     def _open(self, path: Path, gpu: Device | None) -> VideoWriter:
-        with naming(self.path):
+        encoder = self._encoding.encoder
+        with naming(self.path), _log.timed("encoder opened", logging.DEBUG, encoder=encoder, output=self.path):
             return VideoWriter(
                 path,
                 width=self._body.width,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
 from gpupipe.errors import Cancelled
+from gpupipe.log import Log, job
 from gpupipe.options import OutputOptions, SpeechOptions
 from gpupipe.render.fingerprint import fingerprint
 from gpupipe.render.manifest import Manifest
@@ -29,6 +31,8 @@ from gpupipe.render.tuned import Tuned
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import FINISH, SAVE, Trace
+
+_log = Log(__name__)
 
 JobOptions = tuple[Tuned, SpeechOptions, OutputOptions]
 
@@ -64,8 +68,25 @@ def write(
         GpupipeError: one of its kinds; nothing has the output's name then, and what is finished of it is kept beside
             it, for `resume`.
     """
+    with job(str(output)), _log.timed("render ended", character=character.path) as told:
+        _log.event("render begun", character=character.path)
+        stats = _write(engines, character, output, options, workers, notes, trace or Trace(), progress, opened)
+        told |= {"frames": stats.frames, "fps": stats.fps, "notes": stats.notes}
+        return stats
+
+
+def _write(
+    engines: Sequence[EngineCore],
+    character: Character,
+    output: Path | str,
+    options: JobOptions,
+    workers: int,
+    notes: tuple[str, ...],
+    trace: Trace,
+    progress: OnProgress | None,
+    opened: Callable[[Session], None] | None,
+) -> RenderStats:
     began = time.perf_counter()
-    trace = trace or Trace()
     tuned, said, writing = options
     video = is_video(output)
     pixel_format = pixel_format_of(writing, video=video)
@@ -144,7 +165,12 @@ class _Takers:
             self._take(engines[0], self._writer(engines[0]))
             return
         threads = [
-            threading.Thread(target=self._take_alone, args=(engine, self._writer(engine)), name="encode", daemon=True)
+            threading.Thread(
+                target=copy_context().run,  # the log's job goes with it
+                args=(self._take_alone, engine, self._writer(engine)),
+                name="encode",
+                daemon=True,
+            )
             for engine in engines
         ]
         try:
