@@ -43,7 +43,7 @@ class Log:
         fields = {"job": _job.get()} | fields
         told = {name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()}
         told = {name: value for name, value in told.items() if value is not None}
-        text = " ".join([what, *(f"{name}={value}" for name, value in told.items())])
+        text = " ".join([what, *(f"{name}={_text(value)}" for name, value in told.items() if value != ())])
         self._logger.log(level, text, extra={"event": what, "fields": told}, stacklevel=2)
 
     @contextmanager
@@ -56,6 +56,10 @@ class Log:
         began = time.perf_counter()
         yield fields
         self.event(what, level, **fields, seconds=time.perf_counter() - began)
+
+
+def _text(value: Any) -> str:
+    return "; ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @contextmanager

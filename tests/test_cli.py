@@ -143,9 +143,9 @@ def test_help_names_every_option(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["render", "--help"])
     assert caught.value.code == 0
-    options = set(re.findall(r"^  (?:-o OUT, )?(?:-o, )?(--[a-z0-9-]+)", capfd.readouterr().out, re.MULTILINE))
+    options = set(re.findall(r"^  (?:-o OUT, )?(?:-[ov], )?(--[a-z0-9-]+)", capfd.readouterr().out, re.MULTILINE))
     known = {option.flag for option in options_of(RenderKeywords).values()}
-    assert options == {"--output", "--stats", "--trace", "--quiet", *known}
+    assert options == {"--output", "--stats", "--trace", "--quiet", "--verbose", "--log-json", *known}
 
 
 def test_help_tells_each_default_once(capfd: pytest.CaptureFixture[str]) -> None:

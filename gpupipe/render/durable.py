@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 CHUNK_BYTES: Final = 1 << 20
+ON_WINDOWS: Final = os.name == "nt"
 TRIES: Final = 20
 PAUSE_SECONDS: Final = 0.05
 """How often, and how long apart, Windows is asked for a name: a second in all."""
@@ -68,7 +69,7 @@ def replace(written: Path, final: Path) -> None:
     Raises:
         OSError: it cannot be done.
     """
-    for _ in range(TRIES - 1 if os.name == "nt" else 0):
+    for _ in range(TRIES - 1 if ON_WINDOWS else 0):
         with suppress(PermissionError):
             written.replace(final)
             return

@@ -116,13 +116,13 @@ class PartsLock:
 
     def _make(self) -> None:
         folder = self._folder
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise OutputError(
-                "is in the way: finished segments go into a folder of that name",
-                file=folder,
-                remedy="move it away, or use another name for the output",
-            )
         try:
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise OutputError(
+                    "is in the way: finished segments go into a folder of that name",
+                    file=folder,
+                    remedy="move it away, or use another name for the output",
+                )
             folder.mkdir(exist_ok=True)
         except OSError as error:
             long = error.errno == errno.ENAMETOOLONG
