@@ -16,7 +16,7 @@ from gpupipe.options import ImageFormat, OutputOptions
 from gpupipe.render.durable import replace, sync_folder
 from gpupipe.render.manifest import Manifest
 from gpupipe.render.naming import naming
-from gpupipe.render.parts import Parts, start_of
+from gpupipe.render.parts import Parts, resumable, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
 
@@ -70,7 +70,9 @@ class ImageOutput:
         if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "is a link to nothing"
             raise OutputError(what, file=folder, field="output", remedy="use another folder")
-        if images_in(self.folder) and not options.overwrite:
+        # Who resumes may find images that were being moved here when the render was cut off.
+        resumed = options.resume and resumable(parts_beside(folder)) is not None
+        if images_in(self.folder) and not (options.overwrite or resumed):
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
             )
