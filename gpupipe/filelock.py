@@ -50,6 +50,8 @@ class FileLock:
     def in_place(self) -> bool:
         """Whether what is held is the lock of whoever opens the file now: it may have been removed meanwhile."""
         assert self._file is not None, "it is held"
+        if sys.platform == "win32":  # no file is removed there that is open
+            return True
         try:
             return os.path.samestat(os.fstat(self._file), self.path.stat())
         except FileNotFoundError:

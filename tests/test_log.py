@@ -152,6 +152,16 @@ def test_a_log_that_cannot_be_written(folder: Path, tmp_path: Path, capfd: pytes
     assert handler not in logging.getLogger(ROOT).handlers
 
 
+def test_a_line_stays_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", f"{tmp_path}/a\nb", "-o", f"{tmp_path}/a\nb.mp4", *OPTIONS, "-v"]) == 1
+    logged = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("error: ")]
+    assert [line.split("] ")[1].split("=")[0] for line in logged] == [
+        "command begun command",
+        "engine opened device",
+        "command failed command",
+    ]
+
+
 def test_a_failed_batch_and_its_frames_one_by_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:

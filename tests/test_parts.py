@@ -270,6 +270,17 @@ def test_a_name_that_is_too_long_for_its_parts(folder: Path, tmp_path: Path) -> 
 # Resuming
 
 
+def test_what_was_finished_before_does_not_count(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "talk.mp4"
+    stats = gpupipe.render(folder, out, segments="0-1", **OPTIONS)
+    assert stats.notes == ("segments 0-1 of 6, kept for `gpupipe join`",)
+    assert stats.fps * stats.total_seconds == pytest.approx(16)
+    stats = gpupipe.render(folder, out, resume=True, **OPTIONS)
+    assert stats.notes == ("16 of 43 frames were finished before",)
+    assert stats.frames == 43
+    assert stats.fps * stats.total_seconds == pytest.approx(27)
+
+
 def test_a_finished_output_is_not_resumed_over(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "talk.mp4"
     gpupipe.render(folder, out, **OPTIONS)

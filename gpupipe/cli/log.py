@@ -97,7 +97,7 @@ class Lines(logging.Handler):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         now = datetime.fromtimestamp(record.created).astimezone()
-        return f"{now:%H:%M:%S.%f} {record.levelname.lower()} [{record.threadName}] {record.getMessage()}"
+        return f"{now:%H:%M:%S.%f} {record.levelname.lower()} [{record.threadName}] {_line(record.getMessage())}"
 
 
 class _Json(logging.Formatter):
@@ -113,6 +113,11 @@ class _Json(logging.Formatter):
             "session": None,
         }
         return json.dumps(told | fields, default=str)
+
+
+def _line(text: str) -> str:
+    """A path may hold line ends, which would look like other events."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _opened(target: str) -> TextIO:

@@ -111,6 +111,7 @@ def _write(
         sound=plan.speech.sound,
         gpus=[engine.backend.gpu for engine in engines],
     )
+    drawn, chosen = (segments.count_outputs(some) for some in (segments.left, segments.chosen))
     try:
         takers = _Takers(plan, segments, sink, trace, progress, opened)
         each = tuned.encoders if video else 1
@@ -125,7 +126,11 @@ def _write(
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
     notes = (*notes, *tuned.notes, *sink.notes)
-    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
+    if drawn < chosen:
+        notes += (f"{chosen - drawn} of {chosen} frames were finished before",)
+    if writing.segments is not None:
+        notes += (f"segments {writing.segments} of {len(segments.all)}, kept for `gpupipe join`",)
+    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began, drawn)
 
 
 class _Takers:
