@@ -67,8 +67,8 @@ def fingerprint(
         "--precision": model.precision,
         "--segment-frames": str(writing.segment_frames),
         "--device": ", ".join(dict.fromkeys("cpu" if gpu is None else gpu.name for gpu in gpus)),
-        # It draws in its own way on the CPU; and encodes so, wherever frames are drawn: unless x264 is told to be
-        # `--cpu-independent`, which is slower, it sums mbtree costs as suits the processor (`x264_mc_init`, common/mc.c).
+        # It draws in its own way on the CPU; and encodes so, wherever frames are drawn: x264 sums mbtree costs as suits
+        # the processor, unless it is told to be `--cpu-independent` (x264_mc_init, common/mc.c).
         "processor": cpu_name(),
     }
     if on_gpu:  # on the CPU the model runs frame by frame
