@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from gpupipe.render import durable, image_output, video_output
 from gpupipe.render.join import join_parts
 from gpupipe.render.manifest import Manifest
 from gpupipe.render.parts import Parts, Start, parts_folder
+from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.verify import verify
 
 FRAMES, SEGMENT = 43, 8
@@ -464,3 +466,30 @@ def test_a_lock_that_cannot_be_removed_while_it_is_open(tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "unlink", refused)
     some.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals itself")
+def test_who_is_interrupted_still_waits_for_his_workers() -> None:
+    """What they write is not cleaned up under their hands."""
+    began, may_end, log = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        began.set()
+        may_end.wait(20)
+        log.append("done")
+
+    def interrupt() -> None:
+        began.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    worker = Worker("work", work)
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_and_wait([worker])
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    threading.Timer(0.3, may_end.set).start()
+    join_started([worker])
+    assert log == ["done"]

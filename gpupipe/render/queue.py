@@ -21,7 +21,7 @@ from gpupipe.render.jobfile import JobLine
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import Progress, RenderStats
-from gpupipe.render.threads import join_started, start_and_wait
+from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.write import pixel_format_of
 
 _log = Log(__name__)
@@ -87,15 +87,11 @@ def run_jobs(
         GpupipeError: an engine cannot be opened; no job has begun then.
     """
     queue = _Queue(jobs, overwrite, told, progress)
-    threads: list[threading.Thread] = []
+    threads: list[Worker] = []
     try:
         with ExitStack() as closing:
             engines = [closing.enter_context(Engine(**engine | {"device": device})) for device in devices]
-            threads += [
-                threading.Thread(target=queue.serve, args=(each,), name="job", daemon=True)
-                for each in engines
-                for _ in range(parallel or PARALLEL)
-            ]
+            threads += [Worker("job", queue.serve, each) for each in engines for _ in range(parallel or PARALLEL)]
             try:
                 start_and_wait(threads)
             except BaseException:

@@ -26,7 +26,7 @@ from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
-from gpupipe.render.threads import join_started, start_and_wait
+from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.tuned import Tuned
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
@@ -170,12 +170,8 @@ class _Takers:
             self._take(engines[0], self._writer(engines[0]))
             return
         threads = [
-            threading.Thread(
-                target=copy_context().run,  # the log's job goes with it
-                args=(self._take_alone, engine, self._writer(engine)),
-                name="encode",
-                daemon=True,
-            )
+            # In a copy of the context, with the log's job.
+            Worker("encode", copy_context().run, self._take_alone, engine, self._writer(engine))
             for engine in engines
         ]
         try:
