@@ -10,9 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 from gpupipe.errors import OutputError, reason
+from gpupipe.log import Log
 
 POLL_SECONDS = 0.05
 """How often a lock that another holds is tried: waiting so, Ctrl-C is seen on every system."""
+
+_log = Log(__name__)
 
 _LOCKED_BYTE = 1 << 30
 """The byte that Windows locks: beyond the text, which others may then still read."""
@@ -43,6 +46,17 @@ class FileLock:
         except (OSError, ValueError):
             return None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether what is held is the lock of whoever opens the file now: it may have been removed meanwhile."""
+        assert self._file is not None, "it is held"
+        if sys.platform == "win32":  # no file is removed there that is open
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
 
@@ -53,15 +67,21 @@ class FileLock:
             Whether it was taken.
         """
         assert self._file is None, "a lock is acquired once at a time"
-        end = None if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
+        end, waits = None if timeout is None else began + timeout, False
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 while not _try_lock(file):
                     if end is not None and time.monotonic() >= end:
                         return False
+                    if not waits:
+                        waits = True
+                        _log.event("waiting for lock", path=self.path, holder=self.holder)
                     time.sleep(POLL_SECONDS)
                 self._file = file
+                if waits:
+                    _log.event("lock taken", path=self.path, seconds=time.monotonic() - began)
                 with contextlib.suppress(OSError):  # on a full disk nobody is told who holds it
                     os.ftruncate(file, 0)
                     os.write(file, str(os.getpid()).encode("ascii"))

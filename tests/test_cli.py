@@ -143,9 +143,9 @@ def test_help_names_every_option(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["render", "--help"])
     assert caught.value.code == 0
-    options = set(re.findall(r"^  (?:-o OUT, )?(?:-o, )?(--[a-z0-9-]+)", capfd.readouterr().out, re.MULTILINE))
+    options = set(re.findall(r"^  (?:-o OUT, )?(?:-[ov], )?(--[a-z0-9-]+)", capfd.readouterr().out, re.MULTILINE))
     known = {option.flag for option in options_of(RenderKeywords).values()}
-    assert options == {"--output", "--stats", "--trace", "--quiet", *known}
+    assert options == {"--output", "--stats", "--trace", "--quiet", "--verbose", "--log-json", *known}
 
 
 def test_help_tells_each_default_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -449,6 +449,8 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
             "batch": None,
             "dtype": "float32",
         },
+        # 12 frames of 25 a second: 7500 times in an hour, in segments and joined.
+        "disk_bytes_an_hour": 2 * 7500 * (folder / "full_body_video.mp4").stat().st_size,
         "cache_bytes": {"host": {name: size + 12 * 3 * 40 * 40 for name, size in tables.items()}},
         "tunings": [],
         "faults": [],
@@ -494,7 +496,17 @@ def test_inspect_tells_every_fault(folder: Path, capfd: pytest.CaptureFixture[st
     assert found["faults"][-1].startswith(f"{model}: model: cannot be opened: ")
     assert err.splitlines() == [f"error: {fault}" for fault in found["faults"]]
     assert list(found["videos"]) == ["full_body_video.mp4"]
-    for name in ("frames", "fps", "crop_size", "model_size", "rectangles", "features", "model", "cache_bytes"):
+    for name in (
+        "frames",
+        "fps",
+        "crop_size",
+        "model_size",
+        "rectangles",
+        "features",
+        "model",
+        "cache_bytes",
+        "disk_bytes_an_hour",
+    ):
         assert found[name] is None
 
 

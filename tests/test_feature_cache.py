@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,16 @@ def test_nets_that_are_not_as_they_were_written_are_cut_anew(folder: Path) -> No
         (here / name).unlink()
         assert split_files(model, on_cpu=True) == files
         assert set(small.files_in(here)) == names
+
+
+def test_weights_beside_a_model_are_in_the_key_of_its_nets(folder: Path) -> None:
+    path = folder / "checkpoint" / "model_best.onnx"
+    model = onnx.load(str(path))
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    onnx.external_data_helper.set_external_data(weights, "weights.bin")
+    onnx.save(model, str(path))
+    before = split_files(path, on_cpu=True)
+    assert isinstance(before, SplitFiles)
+    assert split_files(path, on_cpu=True) == before
+    os.utime(path.with_name("weights.bin"), (1, 1))
+    assert split_files(path, on_cpu=True) != before

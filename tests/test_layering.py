@@ -12,7 +12,7 @@ import gpupipe
 ROOMS = Path(gpupipe.__file__).parent
 
 LAYERS = (
-    {"errors"},
+    {"errors", "log"},
     {"geometry", "colour", "trace", "machine", "filelock"},
     {"options"},
     {"media"},

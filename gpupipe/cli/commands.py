@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from typing import Any, Final, Protocol, cast
 
 from gpupipe import __version__
+from gpupipe.cli import log
 from gpupipe.cli.arguments import Help
 from gpupipe.errors import GpupipeError
 
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         _clean_up_when_ended()
     try:
-        return _room(options.command).run(options)
+        with log.logging_as(options):
+            return _room(options.command).run(options)
     except GpupipeError as error:
         print(f"error: {error.on_command_line()}", file=sys.stderr)
         return 1
@@ -103,6 +105,8 @@ def _parser(command: Command | None) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, formatter_class=Help)
         if command is not None and command.__name__ == f"gpupipe.cli.{name}":
             command.add_arguments(added)
+            if name in log.LOGGED:
+                log.add_arguments(added)
     return parser
 
 

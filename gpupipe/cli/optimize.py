@@ -11,6 +11,7 @@ from gpupipe.cli.show import check_folders, write_json, write_text
 from gpupipe.doctor.optimised import report
 from gpupipe.errors import OptionError, OutputError
 from gpupipe.geometry import CropLayout
+from gpupipe.log import Log
 from gpupipe.model.fold import OPEN_SIZES
 from gpupipe.model.graph import load_onnx, write_graph
 from gpupipe.model.optimise import PRECISIONS, below_floor, optimise
@@ -19,6 +20,8 @@ from gpupipe.model.samples import SampleSet, noise_set
 from gpupipe.model.signature import Signature
 from gpupipe.render.samples import FRAMES, sample_set
 from gpupipe.report.optimised import html_page, lines
+
+_log = Log(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    made = optimise(path, options.precision, samples, told)
+    with _log.timed("model made", path=path, precision=options.precision):
+        made = optimise(path, options.precision, samples, told)
     told("judging it")
     found = report(made, path, options.precision, character)
     if options.report is not None and options.report.suffix == ".json":

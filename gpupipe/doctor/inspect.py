@@ -58,6 +58,7 @@ def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
         "features": features,
         "model": model,
         "cache_bytes": _cache_bytes(character) if character else None,
+        "disk_bytes_an_hour": _disk_bytes_an_hour(character) if character else None,
         "tunings": _tunings(character) if character and model else None,
         "faults": [fault.on_command_line() for fault in _once(faults)],
         "notes": notes,
@@ -120,6 +121,13 @@ def _rectangles(character: Character) -> dict[str, Any]:
             rect != rect.within(character.body.width, character.body.height) for rect in character.rects
         ),
     }
+
+
+def _disk_bytes_an_hour(character: Character) -> int:
+    """What a render of an hour takes for its segments and the file that is joined of them, at the body's own bit rate:
+    that is a guess, for what the encoder makes of it is another."""
+    body = character.body
+    return round(2 * body.path.stat().st_size / (body.frames / body.fps) * 3600)
 
 
 def _cache_bytes(character: Character) -> dict[str, dict[str, int]]:

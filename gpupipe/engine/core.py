@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -22,11 +24,14 @@ from gpupipe.engine.scheduler import Choice, Scheduler
 from gpupipe.engine.session import Session
 from gpupipe.engine.timetable import Timetable
 from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError
+from gpupipe.log import Log
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import LOAD, Trace
 
 T = TypeVar("T")
+
+_log = Log(__name__)
 
 
 class EngineCore:
@@ -53,6 +58,7 @@ class EngineCore:
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
+        self._numbers = itertools.count(1)
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
 
@@ -75,8 +81,9 @@ class EngineCore:
         Raises:
             GpupipeError: something cannot be opened, or does not fit in memory; nothing is left of the session then.
         """
-        trace = trace or Trace()
-        with self._while_open(), ExitStack() as held, trace.span(LOAD, order.spec.count):
+        trace, number = trace or Trace(), next(self._numbers)
+        opening = _log.timed("session opened", session=number, character=order.character.path, device=self.backend.name)
+        with self._while_open(), opening as told, ExitStack() as held, trace.span(LOAD, order.spec.count):
             parts = self.holdings.open(order, speech, held)
             session = Session(
                 lane=parts.lane,
@@ -94,7 +101,9 @@ class EngineCore:
                 changed=self._changed,
                 ended=self._ended,
                 due=due,
+                number=number,
             )
+            told["notes"] = session.notes
             parts.speech.listen(lambda: self._changed(session))
             with self._condition:
                 self._raise_if_closed()
@@ -209,11 +218,13 @@ class EngineCore:
             self._handling += 1
             self._condition.notify_all()
         with self._handled():
+            _log.event("session ended", session=session.number, frames=session.finished)
             if held is not None:  # else the engine was closed before the last frame was released
                 held.close()
 
     def _fail(self, error: BaseException) -> None:
         """The device, or the engine itself, has failed: nobody is served any more."""
+        _log.event("engine stopped", logging.ERROR, device=self.backend.name, error=str(error))
         with self._condition:
             if self._error is None:
                 self._error = EngineClosed(f"the engine has stopped: {error}", remedy="start it again")

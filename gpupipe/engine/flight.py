@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -15,8 +16,11 @@ import numpy as np
 from gpupipe.engine.lane import Lane, LaneSlot
 from gpupipe.engine.session import FrameTask, Session
 from gpupipe.errors import InferenceError
+from gpupipe.log import Log
 from gpupipe.model.runner import Wait
 from gpupipe.trace import INFER, PASTE, PREPARE, QUEUED, Span, Stage, Trace
+
+_log = Log(__name__)
 
 
 @dataclass(eq=False)
@@ -84,8 +88,8 @@ class Steps:
             flight.begun = time.perf_counter()
             with nullcontext() if _on_host(lane) else self._timed(INFER, flight):
                 flight.predicted = self._started(flight)
-        except InferenceError:
-            flight.alone = True
+        except InferenceError as error:
+            _one_by_one_from_here(flight, error)
         except BaseException as error:
             flight.error = error
 
@@ -95,8 +99,8 @@ class Steps:
             return
         try:
             flight.predicted()
-        except InferenceError:
-            flight.alone = True
+        except InferenceError as error:
+            _one_by_one_from_here(flight, error)
         except BaseException as error:
             flight.error = error
         if _on_host(flight.lane):
@@ -134,10 +138,16 @@ class Steps:
                 self._collect(flight)
             except BaseException as error:
                 flight.error = error
+        if flight.error is not None:
+            _log.event("batch failed", logging.WARNING, **_who(flight), error=str(flight.error))
         for place, task in flight.in_order:
             wrong = flight.error or flight.finished.get(place)
             if wrong is None and has_nan[place]:
                 wrong = nan_error(task)
+            if wrong is not None and wrong is not flight.error:
+                _log.event(
+                    "frame failed", logging.WARNING, session=task.session.number, frame=task.index, error=str(wrong)
+                )
             task.session.deliver(task, wrong)
 
     def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
@@ -167,6 +177,7 @@ class Steps:
             lane.compositor.ready(slot.buffers)
             lane.model.run(slot.bindings, 1)
             lane.compositor.paste(slot.buffers)
+            _log.event("frame drawn alone", session=task.session.number, frame=task.index)
             return nan_error(task) if lane.compositor.finish(slot.buffers)[0] else None
         except InferenceError as error:
             return error.about(f"output frame {task.index}")
@@ -199,6 +210,17 @@ class Steps:
         marks = flight.slot.buffers.marks
         for step, start, end in marks.collect() if marks is not None else ():
             self._trace.add(Span(step, "gpu", start, end, len(flight.tasks)), flight.shares)
+
+
+def _one_by_one_from_here(flight: Flight, error: InferenceError) -> None:
+    """The model has failed for a batch: let each of its frames be drawn alone."""
+    flight.alone = True
+    _log.event("batch failed, its frames are drawn alone", logging.WARNING, **_who(flight), error=str(error))
+
+
+def _who(flight: Flight) -> dict[str, list[int]]:
+    tasks = [task for _, task in flight.in_order]
+    return {"sessions": [task.session.number for task in tasks], "frames": [task.index for task in tasks]}
 
 
 def _on_host(lane: Lane) -> bool:

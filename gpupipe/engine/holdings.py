@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from gpupipe.engine.residents import Resident, ResidentKey, Residents
 from gpupipe.engine.shelf import Digests, Shelf
 from gpupipe.engine.surfaces import Memory, SurfacePool
 from gpupipe.geometry import SPEECH_WIDTH
+from gpupipe.log import Log
 from gpupipe.machine import release_free_memory
 from gpupipe.model.model import Model
 from gpupipe.speech.encoder import AudioEncoder
@@ -31,6 +33,8 @@ LANES_KEPT = 2
 """Lanes that stay open when no session uses them."""
 ENCODERS_KEPT = 2
 """Audio encoders that stay open when no session uses them."""
+
+_log = Log(__name__)
 
 Speech = Callable[[OpenEncoder], SpeechRows]
 OnComputeThread = Callable[[Callable[[], Any]], Any]
@@ -128,9 +132,13 @@ class Holdings:
 
     def _resident(self, order: SessionOrder) -> Resident[Any]:
         backend = self._backend
-        return self.residents.acquire(
-            ResidentKey.of(order), order.spec, lambda: backend.load(order.spec, order.readers())
-        )
+
+        def load() -> Any:
+            spec, path = order.spec, order.character.path
+            with _log.timed("frames loaded", character=path, frames=spec.count, bytes=spec.cache_bytes):
+                return backend.load(spec, order.readers())
+
+        return self.residents.acquire(ResidentKey.of(order), order.spec, load)
 
     def _unload(self, frames: Any) -> None:
         self._backend.unload(frames)  # which waits for what is queued
@@ -146,7 +154,9 @@ class Holdings:
 
     def _open_model(self, order: SessionOrder, key: Hashable, *, keep: bool) -> _OpenModel:
         with self._backend.opening():
-            model, notes = self._backend.open_model(order.model, order.options)
+            with _log.timed("model opened", path=order.model) as told:
+                model, notes = self._backend.open_model(order.model, order.options)
+                told |= {"provider": model.provider, "notes": notes}
             try:
                 return _OpenModel(self._backend, model, notes, self._kept.open(model, key) if keep else None)
             except BaseException:
@@ -169,7 +179,7 @@ class Holdings:
             raise
         try:
             slots = [slot.bindings for slot in lane.free]
-            with self._backend.opening():
+            with self._backend.opening(), _log.timed("lane opened", logging.DEBUG, model=lane.model.path):
                 self._on_compute_thread(lambda: self._backend.capture(lane.model, slots))
         except BaseException:
             lane.close()
@@ -182,7 +192,7 @@ class Holdings:
         key = (self.digests.of(path), batch, model.provider)
 
         def opened() -> AudioEncoder:
-            with self._backend.opening():
+            with self._backend.opening(), _log.timed("audio encoder opened", path=path, provider=model.provider):
                 return AudioEncoder(path, model.options, batch=batch)
 
         encoder = self._encoders.take(key, opened)
@@ -210,6 +220,7 @@ class Holdings:
 
         self.residents.make_room(lambda: not backend.fits(wanted()))
         if not backend.fits(wanted()):
+            _log.event("unused lanes and surfaces released", wanted=sum(wanted().values()))
             self._pool.trim()
             self._lanes.trim()
         backend.require(wanted())

@@ -12,8 +12,11 @@ from typing import Generic, NamedTuple, TypeVar
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine.order import SessionOrder
+from gpupipe.log import Log
 
 FramesT = TypeVar("FramesT")
+
+_log = Log(__name__)
 
 
 class ResidentKey(NamedTuple):
@@ -126,6 +129,7 @@ class Residents(Generic[FramesT]):
                 oldest = self._pop_oldest()
             if oldest is None:
                 return
+            _log.event("frames evicted", file=oldest.key.files[0][0], frames=oldest.count, bytes=oldest.nbytes)
             self._free(oldest.frames)
 
     def close(self) -> None:

@@ -60,6 +60,7 @@ class Session:
         features: what is kept of the model's work on the cached frames.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
         started, finished: output frames so far.
+        number: by which the log calls it, of its engine's from 1.
     """
 
     lane: Lane
@@ -80,6 +81,7 @@ class Session:
     total: int | None = None
     started: int = 0
     finished: int = 0
+    number: int = 0
     _ready: deque[Surface] = field(default_factory=deque)
     _lent: int = 0
     _error: BaseException | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from gpupipe.model.digest import digest
+from gpupipe.model.digest import Digest, digest
 
 
 class Closable(Protocol):
@@ -91,19 +91,32 @@ class Shelf(Generic[OpenT]):
 
 
 class Digests:
-    """What a model file holds, told by its SHA-256, so that copies of one file in several characters are one model."""
+    """What files hold, told by their SHA-256, so that copies of one model in several characters are one model, and a
+    file that many jobs have is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Path, int, int], Hashable] = {}
+        self._known: dict[tuple[Path, int, int], Digest] = {}
 
     def of(self, path: Path) -> Hashable:
         """A key of the file's content; of its path too where it may keep its weights in files beside it."""
-        path = path.resolve()
         try:
-            stat = path.stat()
-            seen = (path, stat.st_size, stat.st_mtime_ns)
-            if seen not in self._known:
-                self._known[seen] = digest(path)
-            return self._known[seen]
+            return self._digest(path)
         except OSError:
-            return path  # opening it will say what is wrong
+            return path.resolve()  # opening it will say what is wrong
+
+    def sha256(self, path: Path) -> str:
+        """The SHA-256 of the file, in hexadecimal digits.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self._digest(path).sha256
+
+    def _digest(self, path: Path) -> Digest:
+        """Read again only if the file's size or time has changed."""
+        path = path.resolve()
+        stat = path.stat()
+        seen = (path, stat.st_size, stat.st_mtime_ns)
+        if seen not in self._known:
+            self._known[seen] = digest(path)
+        return self._known[seen]

@@ -73,9 +73,8 @@ def key_of(path: Path, precision: Precision, samples: SampleSet) -> str:
     """What tells an optimised model: the file that it is made of, how, with what, and by which versions."""
     found = digest(path)
     told: dict[str, Any] = settings_of(precision) | {"model": found.sha256, "samples": samples.key}
-    if found.beside is not None:  # the files that may hold its weights
-        stats = ((file, file.stat()) for file in sorted(found.beside.iterdir()))
-        told["beside"] = [f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+    if found.beside is not None:
+        told["beside"] = found.stats_beside()
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8")).hexdigest()[:32]
 
 

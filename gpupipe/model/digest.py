@@ -20,6 +20,13 @@ class Digest(NamedTuple):
     sha256: str
     beside: Path | None
 
+    def stats_beside(self) -> list[str]:
+        """Names, sizes and times of the files that may hold its weights, which are too large to be read for this."""
+        if self.beside is None:
+            return []
+        stats = ((file, file.stat()) for file in sorted(self.beside.iterdir()))
+        return [f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+
 
 def digest(path: Path) -> Digest:
     """The digest of a model file.

@@ -34,10 +34,8 @@ def engine_folder(root: Path, model: Path, profile: Mapping[str, tuple[int, ...]
     """
     found = digest(model)
     told = hashlib.sha256(found.sha256.encode("ascii"))
-    if found.beside is not None:  # the files that may hold its weights
-        for path in sorted(found.beside.iterdir()):
-            stat = path.stat()
-            told.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    for beside in found.stats_beside():
+        told.update(beside.encode())
     batch = next((str(shape[0]) for shape in profile.values()), "any")
     return root / f"{(told.hexdigest() if found.beside else found.sha256)[:16]}-batch{batch}"
 

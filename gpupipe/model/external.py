@@ -78,6 +78,11 @@ def check_external(path: Path, field: str) -> None:
             )
 
 
+def weight_files(path: Path, field: str) -> list[Path]:
+    """The files that hold weights of a model which `check_external` has let pass, or will; most have none."""
+    return sorted({path.parent / location for _, location in _named(path, field) if location})
+
+
 def _named(path: Path, field: str) -> Iterator[tuple[str, str]]:
     """Operators of compiled code, and locations of weights, one of them empty."""
     if not path.stat().st_size:

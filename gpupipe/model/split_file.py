@@ -45,7 +45,8 @@ def split_files(path: Path, *, on_cpu: bool) -> SplitFiles | NotSplit:
         GpupipeError: the onnx package is not installed.
     """
     root = cache_folder() / "split"
-    told = [*digest(path)[:1], WORTH, cpu_name() if on_cpu else None]
+    found = digest(path)
+    told = [found.sha256, *found.stats_beside(), WORTH, cpu_name() if on_cpu else None]
     told += [package_version(name) for name in ("gpupipe", "onnx")]
     told += [package_version("onnxruntime") or package_version("onnxruntime-gpu")]
     folder = root / hashlib.sha256(json.dumps(told).encode("utf-8")).hexdigest()[:32]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 CHUNK_BYTES: Final = 1 << 20
+ON_WINDOWS: Final = os.name == "nt"
+TRIES: Final = 20
+PAUSE_SECONDS: Final = 0.05
+"""How often, and how long apart, Windows is asked for a name: a second in all."""
 
 
-def hash_of(path: Path, *, sync: bool = False) -> str:
+def hash_of(path: Path) -> str:
     """The SHA-256 of a file, or of the names and contents of a folder's files, in hexadecimal digits.
-
-    Args:
-        path: the file or folder.
-        sync: let the disk have it first, so that a loss of power does not take it.
 
     Raises:
         OSError: it cannot be read.
@@ -26,14 +27,23 @@ def hash_of(path: Path, *, sync: bool = False) -> str:
     for file in _files(path):
         if path.is_dir():
             found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb+" if sync else "rb") as opened:  # Windows syncs what is open for writing only
+        with file.open("rb") as opened:
             while chunk := opened.read(CHUNK_BYTES):
                 found.update(chunk)
-            if sync:
-                os.fsync(opened.fileno())
-    if sync and path.is_dir():
-        sync_folder(path)
     return found.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Let the disk have a file, or a folder and its files, so that a loss of power does not take them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for file in _files(path):
+        with file.open("rb+") as opened:  # Windows syncs what is open for writing only
+            os.fsync(opened.fileno())
+    if path.is_dir():
+        sync_folder(path)
 
 
 def sync_folder(path: Path) -> None:
@@ -46,6 +56,25 @@ def sync_folder(path: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+
+def replace(written: Path, final: Path) -> None:
+    """Give a file, or a folder, another name; the file that had it goes.
+
+    On Windows that is refused (WinError 5 and 32) while another process has either of them open, or a file in the
+    folder: somebody who reads the manifest, a virus scanner, an indexer, for some milliseconds each
+    (https://github.com/RyanCodrai/turbovec/pull/442, https://github.com/beeware/briefcase/issues/1780). So it is tried
+    for a second there.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    for _ in range(TRIES - 1 if ON_WINDOWS else 0):
+        with suppress(PermissionError):
+            written.replace(final)
+            return
+        time.sleep(PAUSE_SECONDS)
+    written.replace(final)
 
 
 def _files(path: Path) -> Iterable[Path]:

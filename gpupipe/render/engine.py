@@ -19,6 +19,7 @@ from gpupipe.engine.core import EngineCore
 from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.opening import open_backend, workers
 from gpupipe.errors import EngineClosed
+from gpupipe.log import Log
 from gpupipe.media.limits import Limits
 from gpupipe.options import (
     EngineKeywords,
@@ -39,6 +40,8 @@ from gpupipe.render.stats import OnProgress, RenderStats
 from gpupipe.render.tuned import Tuned, tuned
 from gpupipe.render.write import opened_session, write
 from gpupipe.trace import Trace
+
+_log = Log(__name__)
 
 AnyCharacter = Character | Path | str
 
@@ -84,6 +87,7 @@ class Engine(EngineCore):
         self._jobs_lock = threading.Lock()
         cache = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
         super().__init__(picked.backend, cache=cache, features=feature_budget(chosen, picked.backend.gpu))
+        _log.event("engine opened", device=self.device, workers=self._workers, cache=cache, notes=self.notes)
 
     @property
     def device(self) -> str:

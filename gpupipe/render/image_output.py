@@ -10,13 +10,17 @@ from pathlib import Path
 from gpupipe.compose.surface import Surface
 from gpupipe.errors import OutputError
 from gpupipe.gpu.device import Device
+from gpupipe.log import Log
 from gpupipe.media.images import image_name, write_image
 from gpupipe.options import ImageFormat, OutputOptions
-from gpupipe.render.durable import sync_folder
+from gpupipe.render.durable import replace, sync_folder
 from gpupipe.render.manifest import Manifest
-from gpupipe.render.parts import Parts, naming, start_of
+from gpupipe.render.naming import naming
+from gpupipe.render.parts import Parts, resumable, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
+
+_log = Log(__name__)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -42,16 +46,17 @@ def join_images(parts: Parts, folder: Path) -> None:
     if folder.is_dir():
         old = {path.name for path in images_in(folder)}
         for path in images:
-            path.replace(folder / path.name)
+            replace(path, folder / path.name)
         for name in old.difference(path.name for path in images):
             (folder / name).unlink()
         sync_folder(folder)
         parts.remove()
+        _log.event("output placed", output=folder)
         return
     joined = parts.unfinished("joined")
     joined.mkdir()
     for path in images:
-        path.replace(joined / path.name)
+        replace(path, joined / path.name)
     parts.place(joined)
 
 
@@ -62,9 +67,12 @@ class ImageOutput:
         self, folder: Path, options: OutputOptions, workers: int, segments: Segments, manifest: Manifest
     ) -> None:
         self.folder = folder
-        if folder.exists() and not folder.is_dir():
-            raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
-        if images_in(self.folder) and not options.overwrite:
+        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+            what = "is a file, not a folder" if folder.exists() else "is a link to nothing"
+            raise OutputError(what, file=folder, field="output", remedy="use another folder")
+        # Who resumes may find images that were being moved here when the render was cut off.
+        resumed = options.resume and resumable(parts_beside(folder)) is not None
+        if images_in(self.folder) and not (options.overwrite or resumed):
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
             )

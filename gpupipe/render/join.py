@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 from gpupipe.errors import OutputError
+from gpupipe.log import Log
 from gpupipe.render.durable import hash_of
 from gpupipe.render.image_output import join_images, parts_beside
 from gpupipe.render.manifest import Manifest, read_manifest
+from gpupipe.render.naming import naming, naming_errors, require_new
 from gpupipe.render.output import is_video
-from gpupipe.render.parts import Parts, Start, naming, parts_folder
+from gpupipe.render.parts import Parts, Start, parts_folder
 from gpupipe.render.video_output import join_segments
+
+_log = Log(__name__)
+
+SHOWN = 8
+"""The most segments that an error lists."""
 
 
 def join_parts(output: Path | str, *, overwrite: bool = False) -> Manifest:
@@ -25,7 +33,8 @@ def join_parts(output: Path | str, *, overwrite: bool = False) -> Manifest:
         What was joined.
 
     Raises:
-        OutputError: segments are missing, or not what was written; the sound has changed; or it cannot be written.
+        OutputError: segments are missing, or not what was written; others still render some; the sound has changed; or
+            it cannot be written.
     """
     video, path = is_video(output), Path(output)
     named = path if video else parts_beside(path)
@@ -33,29 +42,36 @@ def join_parts(output: Path | str, *, overwrite: bool = False) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise OutputError("no such parts", file=folder, remedy="render them with --segments, or with --resume")
-    if video and path.exists() and not overwrite:
-        raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
+    if video != (manifest.fps is not None):
+        kind, end = ("images", " in /") if video else ("a video", "")
+        raise OutputError(f"are of {kind}", file=folder, remedy=f"give the output as the renders had it: it ends{end}")
+    if video:
+        require_new(path, overwrite=overwrite)
     sound = None if manifest.sound is None else Path(manifest.sound)
-    if sound is not None and (not sound.is_file() or hash_of(sound) != manifest.fingerprint.get("sound")):
+    if sound is not None and _hash(sound) != manifest.fingerprint.get("sound"):
         raise OutputError("is not what it was when this was begun", file=sound, field="sound", remedy="put it back")
     parts = Parts(named, manifest, Start(resume=True))
     try:
-        missing = [number for number in range(manifest.count) if number not in parts.finished]
-        if missing:
-            some = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+        if missing := manifest.count - len(parts.finished):
+            some = islice((str(n) for n in range(manifest.count) if n not in parts.finished), SHOWN)
+            listed = ", ".join(some) + (", …" if missing > SHOWN else "")
             raise OutputError(
-                f"{len(missing)} of {manifest.count} segments are missing, or not what was written: {some}",
+                f"{missing} of {manifest.count} segments are missing, or not what was written: {listed}",
                 file=folder,
                 remedy="render them with --segments",
             )
-        with naming(path):
+        with naming(path), _log.timed("segments joined", output=path, segments=manifest.count):
             if video:
                 assert manifest.fps is not None
-                (suffix,) = {parts.path.joinpath(one.name).suffix for one in manifest.segments.values()}
-                join_segments(parts, suffix, Fraction(manifest.fps), sound)
+                join_segments(parts, manifest.suffix, Fraction(manifest.fps), sound)
             else:
                 join_images(parts, path)
     except BaseException:
         parts.leave()
         raise
     return manifest
+
+
+def _hash(sound: Path) -> str | None:
+    with naming_errors(sound):
+        return hash_of(sound) if sound.is_file() else None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +17,11 @@ MANIFEST: Final = "manifest.json"
 VERSION: Final = 1
 SHOWN: Final = 40
 """Letters of a value that an error shows whole; a hash is longer."""
+
+
+def segment_name(number: int, suffix: str) -> str:
+    """The name of a finished segment's file, or of its folder where `suffix` is empty."""
+    return f"segment_{number:05d}{suffix}"
 
 
 class Segment(NamedTuple):
@@ -42,7 +48,7 @@ class Segment(NamedTuple):
     def of(cls, value: Any) -> Segment:
         """From JSON; raises a ValueError, KeyError or TypeError if it is none."""
         name, start, stop, sha256 = value["name"], value["start"], value["stop"], value["sha256"]
-        if not isinstance(name, str) or Path(name).name != name or name.startswith(".") or not isinstance(sha256, str):
+        if not (isinstance(name, str) and isinstance(sha256, str)):
             raise ValueError(f"no segment: {name!r}")
         return cls(name, int(start), int(stop), sha256)
 
@@ -71,6 +77,21 @@ class Manifest:
     def count(self) -> int:
         """How many segments there are when all are finished."""
         return -(-self.frames // self.segment_frames)
+
+    @property
+    def suffix(self) -> str:
+        """What the names of the segments end in: that of the first in the manifest, empty if there is none."""
+        return next((Path(one.name).suffix for one in self.segments.values()), "")
+
+    def check(self) -> None:
+        """Raise a ValueError, or a ZeroDivisionError, for what no render writes."""
+        if self.frames < 1 or self.segment_frames < 1 or (self.fps is not None and Fraction(self.fps) <= 0):
+            raise ValueError("no frames")
+        for number, one in self.segments.items():
+            begin = number * self.segment_frames
+            wanted = (segment_name(number, self.suffix), begin, min(self.frames, begin + self.segment_frames))
+            if one[:3] != wanted or not 0 <= number < self.count:
+                raise ValueError(f"no segment {number} of {self.count}: {one.name!r}")
 
     def require_same(self, before: Manifest, output: Path) -> None:
         """Raise an OutputError that names what is not as it was before."""
@@ -120,11 +141,10 @@ def read_manifest(folder: Path) -> Manifest | None:
             sound,
             {int(number): Segment.of(one) for number, one in found["segments"].items()},
         )
-        if manifest.frames < 1 or manifest.segment_frames < 1:
-            raise ValueError("no frames")
+        manifest.check()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise OutputError(
             f"cannot be read: {reason(error)}",
             file=folder / MANIFEST,

@@ -9,26 +9,30 @@ byte, or is told what has changed.
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from gpupipe.errors import OutputError, reason
-from gpupipe.filelock import FileLock
+from gpupipe.errors import OutputError
+from gpupipe.log import Log
 from gpupipe.options import OutputOptions
-from gpupipe.render.durable import hash_of, sync_folder
-from gpupipe.render.manifest import MANIFEST, Manifest, Segment, read_manifest
+from gpupipe.render.durable import hash_of, replace, sync, sync_folder
+from gpupipe.render.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name
+from gpupipe.render.naming import naming_errors
+from gpupipe.render.parts_lock import UNFINISHED, PartsLock
 
 SUFFIX: Final = ".parts"
-LOCK: Final = "lock"
-UNFINISHED: Final = "unfinished-"
-"""What the name of everything begins with that is not complete."""
+OURS: Final = re.compile(rf"{MANIFEST}|{UNFINISHED}.*|segment_\d{{5,}}(\.\w+)?")
+"""What is removed of a folder of parts, besides its lock: what else somebody may have put there stays."""
 PATIENCE_SECONDS: Final = 30.0
 """How long a process that renders some segments waits for another one to have written the manifest."""
+
+_log = Log(__name__)
 
 
 class Start(NamedTuple):
@@ -70,8 +74,8 @@ class Parts:
         path: the folder.
 
     Raises:
-        OutputError: another process works on the output; it was begun with something else, by the fingerprint; it could
-            be resumed, and nothing is said of that; or its folder is missing, or cannot be written to.
+        OutputError: another works on the output; it was begun with something else, by the fingerprint; it could be
+            resumed, and nothing is said of that; or its folder is missing, or cannot be written to.
     """
 
     def __init__(self, output: Path, manifest: Manifest, start: Start, *, named: Path | None = None) -> None:
@@ -81,29 +85,17 @@ class Parts:
         self._start, self._manifest = start, manifest
         self._segments: dict[int, Segment] = {}
         self._writing = threading.Lock()
-        try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot be written to: {reason(error)}",
-                file=output.parent,
-                field="output",
-                remedy="use another folder",
-            ) from error
-        self._lock = FileLock(self.path / LOCK)
+        self._lock = PartsLock(self.path, self._named)
+        self._left = False
         with naming_errors(self._named):
-            if start.shared:
-                with self._alone():
-                    self._take_over()
-                return
-            self._acquire(0.0)
+            self._lock.take(PATIENCE_SECONDS if start.shared else 0.0)
             try:
                 self._take_over()
-                self._sweep()
             except OSError:
                 self.leave()
                 raise
             except BaseException:
+                self._lock.leave()
                 self._lock.release()
                 raise
 
@@ -114,11 +106,11 @@ class Parts:
 
     def segment(self, number: int, suffix: str) -> Path:
         """Where a finished segment is: a file, or a folder where `suffix` is empty."""
-        return self.path / f"segment_{number:05d}{suffix}"
+        return self.path / segment_name(number, suffix)
 
     def unfinished(self, name: str) -> Path:
         """Where this process writes something until it is complete."""
-        return self.path / f"{UNFINISHED}{os.getpid()}-{name}"
+        return self.path / f"{self._lock.mine}{name}"
 
     def finish(self, number: int, suffix: str, frames: range) -> None:
         """A segment has been written completely, to `unfinished(segment(number, suffix).name)`: keep it.
@@ -128,13 +120,15 @@ class Parts:
         """
         final = self.segment(number, suffix)
         written = self.unfinished(final.name)
-        sha256 = hash_of(written, sync=True)
+        sync(written)
+        sha256 = hash_of(written)
         with self._writing, self._alone() if self._start.shared else _nothing():
             if self._start.shared and (before := read_manifest(self.path)) is not None:
                 self._segments = dict(before.segments)
             _replace(written, final)
             self._segments[number] = Segment(final.name, frames.start, frames.stop, sha256)
             self._write()
+        _log.event("segment finished", output=self._named, segment=number, frames=len(frames))
 
     def place(self, written: Path) -> None:
         """What was joined of the parts is complete: give it the output's name, and remove the parts.
@@ -142,38 +136,54 @@ class Parts:
         Raises:
             OSError: the disk.
         """
-        hash_of(written, sync=True)
-        written.replace(self.output)
+        sync(written)
+        replace(written, self.output)
         sync_folder(self.output.parent)
         self.remove()
+        _log.event("output placed", output=self._named)
 
     def leave(self) -> None:
         """Stop: segments that are finished stay for who resumes; without any, nothing is left. More than once is
-        allowed."""
-        if self._segments or self._start.shared:
-            self._sweep()
-            self._lock.release()
-        else:
-            self.remove()
+        allowed, and after `remove`."""
+        if self._left:
+            return
+        self._left = True
+        if not self._start.shared:
+            if self._segments:
+                self._sweep()
+                self._lock.release()
+            else:
+                self.remove()
+            return
+        self._sweep()
+        self._lock.leave()
+        self._lock.release()
+        with suppress(OutputError, OSError), self._alone():
+            now = read_manifest(self.path)
+            if (now is None or not now.segments) and self._lock.other() is None:
+                self.remove()
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it; the lock goes last."""
-        for path in self.path.iterdir() if self.path.is_dir() else ():
-            if path.name != LOCK:
-                _remove(path)
-        self._lock.release()
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove all that is in the folder, and the folder, unless there is something in it that is not ours."""
+        self._left = True
+        for path in self._inside():
+            _remove(path)
+        self._lock.leave()
+        self._lock.remove()
 
     def _take_over(self) -> None:
-        """See what there is from before."""
-        start = self._start
+        """See what there is from before, and who else is there, while the lock is held; it is released if others share
+        the folder."""
+        start, other = self._start, self._lock.other()
+        if other is not None and not start.shared:
+            raise self._lock.taken_by(other)
         try:
             before = None if start.restart else read_manifest(self.path)
         except OutputError:
             if start.resume or start.shared:
                 raise
             before = None
-        if before is not None and before.segments:
+        if before is not None and (before.segments or other is not None):
             if not (start.resume or start.shared):
                 raise OutputError(
                     f"was not finished: {len(before.segments)} of its {before.count} segments are",
@@ -182,40 +192,59 @@ class Parts:
                     remedy="go on with --resume, or begin again with --overwrite",
                 )
             self._manifest.require_same(before, self._named)
-            self._segments = {n: one for n, one in before.segments.items() if one.is_whole(self.path)}
+            self._segments = dict(before.segments)
+        if start.shared:
+            self._write()
+            self._lock.share()
+            self._lock.release()  # hashing takes a while, for which nobody need wait
+            self._segments = self._whole()
+            return
+        self._segments = self._whole()
         self._write()
+        self._sweep()
+
+    def _whole(self) -> dict[int, Segment]:
+        """The segments that are what was written."""
+        began = time.perf_counter()
+        found = {number: one for number, one in self._segments.items() if one.is_whole(self.path)}
+        if self._segments:
+            _log.event(
+                "output resumed",
+                output=self._named,
+                segments=len(found),
+                spoiled=len(self._segments) - len(found),
+                of=self._manifest.count,
+                seconds=time.perf_counter() - began,
+            )
+        return found
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """None of those that share the parts looks at the manifest, or changes it, in the with block."""
-        self._acquire(PATIENCE_SECONDS)
+        self._lock.take(PATIENCE_SECONDS)
         try:
             yield
         finally:
             self._lock.release()
 
-    def _acquire(self, seconds: float) -> None:
-        if not self._lock.acquire(timeout=seconds):
-            raise OutputError(
-                f"is being rendered by process {self._lock.holder}",
-                file=self._named,
-                field="output",
-                remedy="wait for it, or use another name",
-            )
-
     def _sweep(self) -> None:
-        """Remove all that is no finished segment: where others work too, what this process has not finished."""
-        kept = {MANIFEST, LOCK, *(one.name for one in self._segments.values())}
-        for path in self.path.iterdir() if self.path.is_dir() else ():
-            mine = path.name.startswith(f"{UNFINISHED}{os.getpid()}-")
+        """Remove all that is no finished segment: where others work too, what this one has not finished."""
+        kept = {MANIFEST, *(one.name for one in self._segments.values())}
+        for path in self._inside():
+            mine = path.name.startswith(self._lock.mine)
             if mine or (path.name not in kept and not self._start.shared):
                 _remove(path)
+
+    def _inside(self) -> list[Path]:
+        """What is ours in the folder, but for its lock, and this one's own for as long as it shares."""
+        found = list(self.path.iterdir()) if self.path.is_dir() else []
+        return [path for path in found if OURS.fullmatch(path.name) and path != self._lock.sharing]
 
     def _write(self) -> None:
         written = self.unfinished(MANIFEST)
         written.write_text(json.dumps(self._manifest.as_dict(self._segments), indent=1), "utf-8")
-        hash_of(written, sync=True)
-        written.replace(self.path / MANIFEST)
+        sync(written)
+        replace(written, self.path / MANIFEST)
         sync_folder(self.path)
 
 
@@ -242,27 +271,6 @@ def resumable(output: Path) -> str | None:
 
 
 @contextmanager
-def naming(output: Path) -> Iterator[None]:
-    """Let what fails inside name the output, not the part of it that could not be written."""
-    try:
-        with naming_errors(output):
-            yield
-    except OutputError as error:
-        raise error.naming(output) from error
-
-
-@contextmanager
-def naming_errors(output: Path) -> Iterator[None]:
-    """Let the system's errors inside be those of an output that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {reason(error)}", file=output, remedy="check the folder, its rights and its free space"
-        ) from error
-
-
-@contextmanager
 def _nothing() -> Iterator[None]:
     yield
 
@@ -271,7 +279,7 @@ def _replace(written: Path, final: Path) -> None:
     """Give a file, or a folder, its name; what had it before goes."""
     if final.is_dir():
         shutil.rmtree(final)
-    written.replace(final)
+    replace(written, final)
 
 
 def _remove(path: Path) -> None:

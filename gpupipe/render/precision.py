@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpupipe.character.folder import Character, GpupipeWarning
+from gpupipe.log import Log
 from gpupipe.model.cache import optimised
 from gpupipe.model.optimise import below_floor
 from gpupipe.options import ModelOptions
 from gpupipe.render.samples import sample_set
+
+_log = Log(__name__)
 
 
 class ModelFile(NamedTuple):
@@ -49,7 +52,9 @@ def model_file(character: Character, options: ModelOptions) -> ModelFile:
             said.append(f"{path}: is made {precision} once, and kept; this takes a while")
             warnings.warn(said[0], GpupipeWarning, stacklevel=2)
 
-    found = optimised(path, precision, sample_set(character), told=told)
+    with _log.timed("model made", path=path, precision=precision) as fields:
+        found = optimised(path, precision, sample_set(character), told=told)
+        fields["from_cache"] = not found.made
     if not found.quality.passes:
         raise below_floor(
             found.quality,

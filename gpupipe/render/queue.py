@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from gpupipe.character.folder import Character
 from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError, MediaError
+from gpupipe.log import Log
 from gpupipe.media.video import probe
 from gpupipe.options import EngineKeywords, JobKeywords, split
 from gpupipe.render.engine import PARALLEL, Engine
@@ -19,8 +21,10 @@ from gpupipe.render.jobfile import JobLine
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import Progress, RenderStats
-from gpupipe.render.threads import join_started, start_and_wait
+from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.write import pixel_format_of
+
+_log = Log(__name__)
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -83,15 +87,11 @@ def run_jobs(
         GpupipeError: an engine cannot be opened; no job has begun then.
     """
     queue = _Queue(jobs, overwrite, told, progress)
-    threads: list[threading.Thread] = []
+    threads: list[Worker] = []
     try:
         with ExitStack() as closing:
             engines = [closing.enter_context(Engine(**engine | {"device": device})) for device in devices]
-            threads += [
-                threading.Thread(target=queue.serve, args=(each,), name="job", daemon=True)
-                for each in engines
-                for _ in range(parallel or PARALLEL)
-            ]
+            threads += [Worker("job", queue.serve, each) for each in engines for _ in range(parallel or PARALLEL)]
             try:
                 start_and_wait(threads)
             except BaseException:
@@ -118,13 +118,16 @@ class _Queue:
         """Do jobs on an engine until none is left, or its device has failed."""
         while (job := self._take(engine)) is not None:
             report = self._done(engine, job)
+            level = logging.WARNING if report.status == "failed" else logging.INFO
+            error = None if report.error is None else str(report.error)
+            _log.event("job ended", level, job=job.output, line=job.line, status=report.status, error=error)
             with self._lock:
                 if self._stopped:
                     return
                 self._told(report)
-            error = report.error
-            if isinstance(error, (DeviceError, EngineClosed)) and not isinstance(error, DeviceMemoryError):
-                self._broken = error
+            wrong = report.error
+            if isinstance(wrong, (DeviceError, EngineClosed)) and not isinstance(wrong, DeviceMemoryError):
+                self._broken = wrong
                 return
 
     def stop(self) -> None:

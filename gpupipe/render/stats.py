@@ -40,7 +40,7 @@ class RenderStats:
 
     Attributes:
         output: the finished file or folder.
-        frames: output frames.
+        frames: output frames, of all segments.
         width: pixels.
         height: pixels.
         pixel_format: of the finished frames.
@@ -52,7 +52,7 @@ class RenderStats:
         inference_threads: CPU threads for the model.
         total_seconds: the whole render, loading included.
         load_seconds: opening and loading what was not there yet.
-        fps: frames over `total_seconds`.
+        fps: frames that were drawn over `total_seconds`; those that were finished before do not count.
         inference_fps: frames over the time spent in the model.
         stages: times of `inference`, `composite` (preparing and pasting) and `save`, milliseconds a frame.
         peak_rss_bytes: the most resident memory of the process.
@@ -88,9 +88,16 @@ class RenderStats:
 
 
 def stats_of(
-    plan: Plan, session: Session, output: Path | str, device: str, workers: int, notes: tuple[str, ...], seconds: float
+    plan: Plan,
+    session: Session,
+    output: Path | str,
+    device: str,
+    workers: int,
+    notes: tuple[str, ...],
+    seconds: float,
+    drawn: int,
 ) -> RenderStats:
-    """What a finished render did."""
+    """What a finished render did, of whose frames so many had to be drawn."""
     trace, spec, lane = session.trace, plan.order.spec, session.lane
     infer = trace.times(INFER)
     return RenderStats(
@@ -107,7 +114,7 @@ def stats_of(
         inference_threads=plan.order.options.inference_threads or cpu_count(),
         total_seconds=seconds,
         load_seconds=trace.times(LOAD).total_seconds,
-        fps=plan.total / seconds,
+        fps=drawn / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
         stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times(SAVE)},
         peak_rss_bytes=peak_rss_bytes(),

@@ -1,24 +1,44 @@
-"""Waiting for threads so that Ctrl-C is seen."""
+"""Threads that are waited for so that Ctrl-C is seen."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from gpupipe.engine.session import POLL_SECONDS
 
 
-def start_and_wait(threads: Sequence[threading.Thread]) -> None:
-    """Start threads, and wait for all of them, in steps: a join alone cannot be interrupted everywhere (Windows)."""
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+class Worker(threading.Thread):
+    """A thread whose end can be waited for by somebody who was interrupted while he waited.
+
+    Not by `join`: up to Python 3.12 an interrupted one takes a thread that goes on for one that has ended
+    (https://github.com/python/cpython/issues/90882), so that what it writes would be cleaned up under its hands.
+    """
+
+    def __init__(self, name: str, work: Callable[..., object], *given: Any) -> None:
+        super().__init__(name=name, target=work, args=given, daemon=True)
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            super().run()
+        finally:
+            self.ended.set()
 
 
-def join_started(threads: Sequence[threading.Thread]) -> None:
-    """Wait for those threads that were started."""
-    for thread in threads:
-        if thread.ident is not None:
-            thread.join()
+def start_and_wait(workers: Sequence[Worker]) -> None:
+    """Start workers, and wait for all of them, in steps: a wait alone cannot be interrupted everywhere (Windows)."""
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        while not worker.ended.wait(POLL_SECONDS):
+            pass
+
+
+def join_started(workers: Sequence[Worker]) -> None:
+    """Wait for those workers that were started."""
+    for worker in workers:
+        if worker.ident is not None:
+            worker.ended.wait()

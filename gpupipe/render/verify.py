@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpupipe.media.verify import Verified, verify_images, verify_video
-from gpupipe.render.image_output import images_in
+from gpupipe.render.image_output import images_in, parts_beside
 from gpupipe.render.output import is_video
 from gpupipe.render.parts import wrong_parts
 
@@ -22,5 +22,5 @@ def verify(output: Path | str) -> Verified:
     """
     path = Path(output)
     found = verify_video(path) if path.is_file() and is_video(path) else verify_images(path, images_in(path))
-    found.problems += wrong_parts(path)
+    found.problems += [line for parts in dict.fromkeys((path, parts_beside(path))) for line in wrong_parts(parts)]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -12,8 +13,9 @@ import numpy as np
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.compose.table import device_shape
-from gpupipe.errors import OutputError, PackageError
+from gpupipe.errors import PackageError
 from gpupipe.gpu.device import Device
+from gpupipe.log import Log
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.encoders import NVENC_DELAY, QUALITY_OPTION, EncoderOptions, part_suffix, takes_gpu_memory
 from gpupipe.media.join import join
@@ -21,9 +23,12 @@ from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import OutputOptions
 from gpupipe.render.manifest import Manifest
-from gpupipe.render.parts import Parts, naming, start_of
+from gpupipe.render.naming import naming, require_new
+from gpupipe.render.parts import Parts, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
+
+_log = Log(__name__)
 
 
 class VideoOutput:
@@ -56,8 +61,7 @@ class VideoOutput:
         manifest: Manifest,
         gpus: Sequence[Device | None] = (None,),
     ) -> None:
-        if path.exists() and not options.overwrite:
-            raise OutputError("exists already", file=path, field="output", remedy="use --overwrite or another name")
+        require_new(path, overwrite=options.overwrite)
         require_even(body.path, body.width, body.height, what="video", error=PackageError)
         self.path = path
         self.segments = segments
@@ -99,7 +103,8 @@ class VideoOutput:
         self._parts.finish(segment, self._suffix, self.segments.outputs(segment))
 
     def _open(self, path: Path, gpu: Device | None) -> VideoWriter:
-        with naming(self.path):
+        encoder = self._encoding.encoder
+        with naming(self.path), _log.timed("encoder opened", logging.DEBUG, encoder=encoder, output=self.path):
             return VideoWriter(
                 path,
                 width=self._body.width,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.session import Session
 from gpupipe.errors import Cancelled
+from gpupipe.log import Log, job
 from gpupipe.options import OutputOptions, SpeechOptions
 from gpupipe.render.fingerprint import fingerprint
 from gpupipe.render.manifest import Manifest
@@ -24,11 +26,13 @@ from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
-from gpupipe.render.threads import join_started, start_and_wait
+from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.tuned import Tuned
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
 from gpupipe.trace import FINISH, SAVE, Trace
+
+_log = Log(__name__)
 
 JobOptions = tuple[Tuned, SpeechOptions, OutputOptions]
 
@@ -64,8 +68,25 @@ def write(
         GpupipeError: one of its kinds; nothing has the output's name then, and what is finished of it is kept beside
             it, for `resume`.
     """
+    with job(str(output)), _log.timed("render ended", character=character.path) as told:
+        _log.event("render begun", character=character.path)
+        stats = _write(engines, character, output, options, workers, notes, trace or Trace(), progress, opened)
+        told |= {"frames": stats.frames, "fps": stats.fps, "notes": stats.notes}
+        return stats
+
+
+def _write(
+    engines: Sequence[EngineCore],
+    character: Character,
+    output: Path | str,
+    options: JobOptions,
+    workers: int,
+    notes: tuple[str, ...],
+    trace: Trace,
+    progress: OnProgress | None,
+    opened: Callable[[Session], None] | None,
+) -> RenderStats:
     began = time.perf_counter()
-    trace = trace or Trace()
     tuned, said, writing = options
     video = is_video(output)
     pixel_format = pixel_format_of(writing, video=video)
@@ -90,12 +111,13 @@ def write(
         sound=plan.speech.sound,
         gpus=[engine.backend.gpu for engine in engines],
     )
+    drawn, chosen = (segments.count_outputs(some) for some in (segments.left, segments.chosen))
     try:
         takers = _Takers(plan, segments, sink, trace, progress, opened)
         each = tuned.encoders if video else 1
         takers.run([engine for _ in range(each) for engine in engines][: max(1, len(segments.left))])
         with trace.span(FINISH):
-            if segments.chosen == segments.all:
+            if writing.segments is None:
                 sink.commit()
             else:
                 sink.leave()
@@ -104,7 +126,11 @@ def write(
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
     notes = (*notes, *tuned.notes, *sink.notes)
-    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
+    if drawn < chosen:
+        notes += (f"{chosen - drawn} of {chosen} frames were finished before",)
+    if writing.segments is not None:
+        notes += (f"segments {writing.segments} of {len(segments.all)}, kept for `gpupipe join`",)
+    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began, drawn)
 
 
 class _Takers:
@@ -144,7 +170,8 @@ class _Takers:
             self._take(engines[0], self._writer(engines[0]))
             return
         threads = [
-            threading.Thread(target=self._take_alone, args=(engine, self._writer(engine)), name="encode", daemon=True)
+            # In a copy of the context, with the log's job.
+            Worker("encode", copy_context().run, self._take_alone, engine, self._writer(engine))
             for engine in engines
         ]
         try:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpupipe.errors import InferenceError, OutputError, reason
 from gpupipe.geometry import SPEECH_WIDTH
+from gpupipe.log import Log
 from gpupipe.machine import cpu_count
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.sound import read_pcm
@@ -21,6 +22,8 @@ from gpupipe.speech.windows import WINDOW_COLUMNS
 
 ENCODER_BATCH = 64
 """Windows that the audio encoder gets at a time from a whole file; `stream.LIVE_BATCH` from live speech."""
+
+_log = Log(__name__)
 
 Features = NDArray[np.float32]
 
@@ -127,7 +130,10 @@ def write_features(
         raise OutputError("exists already", file=output, field="output", remedy="use --overwrite or another name")
     if not output.parent.is_dir():
         raise OutputError("no such folder", file=output.parent, field="output", remedy="create it first")
-    features = encode_speech(sound, AudioEncoder(encoder, SessionOptions(provider, threads=cpu_count())), limits)
+    with _log.timed("audio encoder opened", path=encoder, provider=provider):
+        opened = AudioEncoder(encoder, SessionOptions(provider, threads=cpu_count()))
+    with _log.timed("sound encoded", path=sound):
+        features = encode_speech(sound, opened, limits)
     part = output.with_name(f".{output.name}.partial")
     try:
         with part.open("wb") as file:

@@ -14,6 +14,7 @@ from typing import Any, Final, Unpack
 from gpupipe.character.folder import Character
 from gpupipe.engine.opening import workers
 from gpupipe.errors import ProviderError
+from gpupipe.log import Log
 from gpupipe.machine import cpu_count
 from gpupipe.model.runner import runs_at_a_time
 from gpupipe.model.runtime import SessionOptions
@@ -22,6 +23,8 @@ from gpupipe.render.engine import Engine
 from gpupipe.render.tuning import Settings, Subject, Tuning, remember
 from gpupipe.tune.rig import EngineRig
 from gpupipe.tune.search import TURNS, Row, Search, Step, Told, grid, powers
+
+_log = Log(__name__)
 
 SECONDS: Final = 90
 """How long it takes, about, unless told otherwise."""
@@ -133,6 +136,7 @@ def tune(
         break_even = rig.break_even if settings.feature_cache == "auto" else None
     tuning = Tuning(subject, settings, speedup, break_even, date.today().isoformat())
     file = remember(tuning)
+    _log.event("tuning remembered", path=file, settings=str(settings), speedup=speedup)
     return Report(tuning, file, default, tuple(search.rows), rig.frames, time.monotonic() - began, not search.late)
 
 
