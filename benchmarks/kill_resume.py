@@ -3,10 +3,12 @@
     python benchmarks/kill_resume.py [CHARACTER] [--kills 50] [--seed 0] [--frames N] [--json FILE]
 
 The character is the demo's unless a folder is given. It is rendered once without interruption. Each time it is then
-rendered again, killed at a moment drawn evenly from that render's time, and gone on with by `--resume`, which is killed
-at such a moment too, one time in two; then it is let finish. Nothing may have the output's name until it is complete,
-and then it holds the same bytes, and nothing is left beside it. SIGKILL leaves the system running: what loss of power
-takes besides is simulated in tests/test_faults.py.
+rendered again, killed at a moment drawn evenly from the time that a render takes, and gone on with by `--resume`,
+which is killed at such a moment too, one time in two; then it is let finish. The time that a render takes is what the
+last whole one took, and a tenth more after each that was killed, for other work comes and goes; one that has ended
+before its moment is not counted, and begun again. Nothing may have the output's name until it is complete, and then
+it holds the same bytes, and nothing is left beside it. SIGKILL leaves the system running: what loss of power takes
+besides is simulated in tests/test_faults.py.
 """
 
 from __future__ import annotations
@@ -59,26 +61,51 @@ def finished(output: Path) -> int:
     return len(json.loads(manifest.read_text("utf-8"))["segments"]) if manifest.exists() else 0
 
 
-def killed(renders: Renders, work: Path, whole: bytes, moments: list[float]) -> dict[str, Any]:
-    """One output, killed at those times after each start, then let finish."""
-    output = work / "talk.mp4"
-    kept, early = [], 0
-    for moment in moments:
-        # Killed after the output was renamed, and before its parts were removed: it is there, and asked for again.
-        given = ["--resume", "--overwrite"] if kept else []
-        status = renders.run(output, *given, kill_after=moment)
-        early += status == 0
-        if output.exists():
-            assert output.read_bytes() == whole, f"a wrong file is under the final name after {moment} s"
-        kept.append(finished(output))
-    began = time.perf_counter()
-    renders.run(output, "--resume", "--overwrite")
-    seconds = time.perf_counter() - began
-    assert output.read_bytes() == whole, f"other bytes after kills at {moments} s"
-    left = [path.name for path in work.iterdir() if path != output]
-    assert not left, f"left behind: {left}"
-    output.unlink()
-    return {"killed_after_seconds": moments, "segments_kept": kept, "ended_before": early, "resumed_seconds": seconds}
+class Killer:
+    """Kills renders at random moments.
+
+    Args:
+        renders: of what.
+        work: an empty folder.
+        whole: the bytes of the output.
+        draw: the chances.
+        seconds: that a render takes.
+    """
+
+    def __init__(self, renders: Renders, work: Path, whole: bytes, draw: random.Random, seconds: float) -> None:
+        self._renders, self._work, self._whole, self._draw, self._seconds = renders, work, whole, draw, seconds
+        self._output = work / "talk.mp4"
+        self.ended_before = 0
+
+    def run(self, kills: int) -> dict[str, Any]:
+        """One output, killed so many times, then let finish."""
+        moments: list[float] = []
+        kept: list[int] = []
+        while len(moments) < kills:
+            moment = round(self._draw.uniform(0, self._seconds), 3)
+            began = time.perf_counter()
+            if self._renders.run(self._output, *self._again(), kill_after=moment) == 0:
+                self._seconds = time.perf_counter() - began
+                self.ended_before += 1
+                self._output.unlink()
+                continue
+            self._seconds *= 1.1
+            moments.append(moment)
+            kept.append(finished(self._output))
+            if self._output.exists():
+                assert self._output.read_bytes() == self._whole, f"a wrong file has the final name after {moment} s"
+        began = time.perf_counter()
+        self._renders.run(self._output, *self._again())
+        seconds = time.perf_counter() - began
+        assert self._output.read_bytes() == self._whole, f"other bytes after kills at {moments} s"
+        left = [path.name for path in self._work.iterdir() if path != self._output]
+        assert not left, f"left behind: {left}"
+        self._output.unlink()
+        return {"killed_after_seconds": moments, "segments_kept": kept, "resumed_seconds": round(seconds, 3)}
+
+    def _again(self) -> list[str]:
+        # Killed after the output was renamed and before its parts were removed, it is there already.
+        return ["--resume", "--overwrite"] if self._output.exists() else ["--resume"]
 
 
 def main() -> None:
@@ -90,7 +117,6 @@ def main() -> None:
     parser.add_argument("--segment-frames", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write the numbers there")
     args = parser.parse_args()
-    draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
         work.mkdir()
@@ -106,10 +132,10 @@ def main() -> None:
         seconds = time.perf_counter() - began
         whole = output.read_bytes()
         output.unlink()
+        killer = Killer(renders, work, whole, random.Random(args.seed), seconds)
         runs = []
         for number in range(args.kills):
-            moments = [round(draw.uniform(0, seconds), 3) for _ in range(1 + number % 2)]
-            runs.append(killed(renders, work, whole, moments))
+            runs.append(killer.run(1 + number % 2))
             print(f"{number + 1}/{args.kills}: {runs[-1]}", flush=True)
     found = {
         "cpu": cpu_name(),
@@ -119,8 +145,8 @@ def main() -> None:
         "options": options,
         "uninterrupted_seconds": seconds,
         "runs": len(runs),
-        "kills": sum(len(run["killed_after_seconds"]) - run["ended_before"] for run in runs),
-        "ended_before": sum(run["ended_before"] for run in runs),
+        "kills": sum(len(run["killed_after_seconds"]) for run in runs),
+        "ended_before": killer.ended_before,
         "with_segments_kept": sum(any(run["segments_kept"]) for run in runs),
         "same_bytes": len(runs),
         "each": runs,

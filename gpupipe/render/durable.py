@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,26 @@ def sync_folder(path: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+
+def put_in_place(written: Path, final: Path) -> None:
+    """Give a file, or a folder, its name; what had it before goes.
+
+    Raises:
+        OSError: the disk.
+    """
+    if final.is_dir():
+        shutil.rmtree(final)
+    written.replace(final)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, as far as the system lets us."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _files(path: Path) -> Iterable[Path]:

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from gpupipe.errors import OutputError, reason
 from gpupipe.filelock import FileLock
 from gpupipe.options import OutputOptions
-from gpupipe.render.durable import hash_of, sync_folder
+from gpupipe.render.durable import hash_of, put_in_place, remove, sync_folder
 from gpupipe.render.manifest import MANIFEST, Manifest, Segment, read_manifest
 
 SUFFIX: Final = ".parts"
@@ -91,21 +91,11 @@ class Parts:
                 remedy="use another folder",
             ) from error
         self._lock = FileLock(self.path / LOCK)
-        with naming_errors(self._named):
-            if start.shared:
-                with self._alone():
-                    self._take_over()
-                return
-            self._acquire(0.0)
-            try:
-                self._take_over()
+        with naming_errors(self._named), self._taking():
+            sync_folder(output.parent)  # or a loss of power takes all that will be in the folder
+            self._take_over()
+            if not start.shared:
                 self._sweep()
-            except OSError:
-                self.leave()
-                raise
-            except BaseException:
-                self._lock.release()
-                raise
 
     @property
     def finished(self) -> frozenset[int]:
@@ -132,9 +122,8 @@ class Parts:
         with self._writing, self._alone() if self._start.shared else _nothing():
             if self._start.shared and (before := read_manifest(self.path)) is not None:
                 self._segments = dict(before.segments)
-            _replace(written, final)
-            self._segments[number] = Segment(final.name, frames.start, frames.stop, sha256)
-            self._write()
+            put_in_place(written, final)
+            self._write({**self._segments, number: Segment(final.name, frames.start, frames.stop, sha256)})
 
     def place(self, written: Path) -> None:
         """What was joined of the parts is complete: give it the output's name, and remove the parts.
@@ -160,9 +149,39 @@ class Parts:
         """Remove the folder and all that is in it; the lock goes last."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name != LOCK:
-                _remove(path)
+                remove(path)
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextmanager
+    def _taking(self) -> Iterator[None]:
+        """Hold the lock, beyond the with block where the parts are not shared; if that fails, all is as it was."""
+        try:
+            self._acquire(PATIENCE_SECONDS if self._start.shared else 0.0)
+        except BaseException:
+            with suppress(OSError):  # unless another process is at work, or something is there from before
+                self.path.rmdir()
+            raise
+        try:
+            yield
+        except BaseException:
+            self._retreat()
+            raise
+        if self._start.shared:
+            self._lock.release()
+
+    def _retreat(self) -> None:
+        """Nothing could be begun: what was there before stays, and what this process has put there goes."""
+        remove(self.unfinished(MANIFEST))
+        try:
+            before = read_manifest(self.path)
+            used = self._start.shared or (before is not None and bool(before.segments))
+        except OutputError:
+            used = True
+        if used:
+            self._lock.release()
+        else:
+            self.remove()
 
     def _take_over(self) -> None:
         """See what there is from before."""
@@ -183,7 +202,7 @@ class Parts:
                 )
             self._manifest.require_same(before, self._named)
             self._segments = {n: one for n, one in before.segments.items() if one.is_whole(self.path)}
-        self._write()
+        self._write(self._segments)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -209,13 +228,15 @@ class Parts:
         for path in self.path.iterdir() if self.path.is_dir() else ():
             mine = path.name.startswith(f"{UNFINISHED}{os.getpid()}-")
             if mine or (path.name not in kept and not self._start.shared):
-                _remove(path)
+                remove(path)
 
-    def _write(self) -> None:
+    def _write(self, segments: dict[int, Segment]) -> None:
+        """Write the manifest, with the segments that are finished from now on."""
         written = self.unfinished(MANIFEST)
-        written.write_text(json.dumps(self._manifest.as_dict(self._segments), indent=1), "utf-8")
+        written.write_text(json.dumps(self._manifest.as_dict(segments), indent=1), "utf-8")
         hash_of(written, sync=True)
         written.replace(self.path / MANIFEST)
+        self._segments = segments
         sync_folder(self.path)
 
 
@@ -265,18 +286,3 @@ def naming_errors(output: Path) -> Iterator[None]:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-def _replace(written: Path, final: Path) -> None:
-    """Give a file, or a folder, its name; what had it before goes."""
-    if final.is_dir():
-        shutil.rmtree(final)
-    written.replace(final)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()

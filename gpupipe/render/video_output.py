@@ -200,10 +200,10 @@ class SegmentWriter:
 
     def close(self) -> None:
         """Finish the last segment."""
-        encoder, self._encoder = self._encoder, None
-        if encoder is not None:
+        if self._encoder is not None:
             with naming(self._output.path):
-                encoder.close()
+                self._encoder.close()  # if that fails, there is still something to abort
+                self._encoder = None
                 self._output.finish_segment(self._segment)
 
     def abort(self) -> None:
