@@ -43,6 +43,11 @@ class FileLock:
         except (OSError, ValueError):
             return None
 
+    @property
+    def held(self) -> bool:
+        """Whether this has it."""
+        return self._file is not None
+
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
 

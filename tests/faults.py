@@ -268,7 +268,8 @@ class Scene:
     def assert_whole(self, output: str) -> None:
         """The output is right, and nothing is beside it."""
         assert self.content(output) == self.whole[output]
-        assert [path.name for path in self.work.iterdir()] == [output.strip("/")]
+        beside = {name for name in small.files_in(self.work) if not name.startswith(output.strip("/") + "/")}
+        assert beside == ({output} if output in VIDEOS else set()), beside
 
     def assert_nothing_wrong(self, output: str, *, kept: bool = True) -> None:
         """After a fault: nothing has the output's name, or what has it is right; what is kept is whole, if it was
@@ -282,17 +283,17 @@ class Scene:
         if kept and (folder := self.parts(output)).exists():
             manifest = read_manifest(folder)
             segments = {} if manifest is None else manifest.segments
-            assert {one.name for one in folder.iterdir()} == {
-                parts.LOCK,
-                MANIFEST,
-                *(one.name for one in segments.values()),
-            }
+            there = {one.name for one in folder.iterdir()}
+            assert there == {parts.LOCK, MANIFEST, *(one.name for one in segments.values())}, there
             if not output.endswith("/"):  # whose images are moved when they are joined
                 assert parts.wrong_parts(self.work / output) == []
 
     def assert_resumed(self, output: str) -> None:
         """What was interrupted goes on, to the same bytes."""
-        error = ended(lambda: self.render(output, resume=True, overwrite=True))
+        # What was put in place, and could not remove its parts, is asked for again.
+        path, begun = self.work / output, self.parts(output).exists()
+        overwrite = path.exists() and (output in VIDEOS or not begun)
+        error = ended(lambda: self.render(output, resume=True, overwrite=overwrite))
         assert error is None, f"does not go on: {error!r}"
         self.assert_whole(output)
 

@@ -14,7 +14,7 @@ from gpupipe.media.images import image_name, write_image
 from gpupipe.options import ImageFormat, OutputOptions
 from gpupipe.render.durable import sync_folder
 from gpupipe.render.manifest import Manifest
-from gpupipe.render.parts import Parts, naming, start_of
+from gpupipe.render.parts import Parts, naming, parts_folder, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
 
@@ -28,8 +28,8 @@ def images_in(folder: Path) -> list[Path]:
 
 def parts_beside(folder: Path) -> Path:
     """What the parts of a folder of images lie beside: if it is there already, something in it, for its own rights are
-    what counts then."""
-    return folder / "images" if folder.is_dir() else folder
+    what counts then; unless it was put in place before its parts could be removed."""
+    return folder / "images" if folder.is_dir() and not parts_folder(folder).is_dir() else folder
 
 
 def join_images(parts: Parts, folder: Path) -> None:
@@ -64,7 +64,8 @@ class ImageOutput:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise OutputError("is a file, not a folder", file=folder, field="output", remedy="use another folder")
-        if images_in(self.folder) and not options.overwrite:
+        begun = options.resume and parts_folder(parts_beside(folder)).is_dir()  # maybe interrupted while it was joined
+        if images_in(self.folder) and not (options.overwrite or begun):
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
             )

@@ -81,15 +81,6 @@ class Parts:
         self._start, self._manifest = start, manifest
         self._segments: dict[int, Segment] = {}
         self._writing = threading.Lock()
-        try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot be written to: {reason(error)}",
-                file=output.parent,
-                field="output",
-                remedy="use another folder",
-            ) from error
         self._lock = FileLock(self.path / LOCK)
         with naming_errors(self._named), self._taking():
             sync_folder(output.parent)  # or a loss of power takes all that will be in the folder
@@ -139,6 +130,9 @@ class Parts:
     def leave(self) -> None:
         """Stop: segments that are finished stay for who resumes; without any, nothing is left. More than once is
         allowed."""
+        with suppress(OutputError):  # what is written counts: an interrupt may have come right after that
+            written = read_manifest(self.path)
+            self._segments = {} if written is None else dict(written.segments)
         if self._segments or self._start.shared:
             self._sweep()
             self._lock.release()
@@ -146,7 +140,8 @@ class Parts:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it; the lock goes last."""
+        """Remove the folder and all that is in it; the lock goes last. If that is interrupted, `leave` goes on."""
+        remove(self.path / MANIFEST)
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name != LOCK:
                 remove(path)
@@ -157,12 +152,8 @@ class Parts:
     def _taking(self) -> Iterator[None]:
         """Hold the lock, beyond the with block where the parts are not shared; if that fails, all is as it was."""
         try:
+            self._make_folder()
             self._acquire(PATIENCE_SECONDS if self._start.shared else 0.0)
-        except BaseException:
-            with suppress(OSError):  # unless another process is at work, or something is there from before
-                self.path.rmdir()
-            raise
-        try:
             yield
         except BaseException:
             self._retreat()
@@ -170,8 +161,23 @@ class Parts:
         if self._start.shared:
             self._lock.release()
 
+    def _make_folder(self) -> None:
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be written to: {reason(error)}",
+                file=self.output.parent,
+                field="output",
+                remedy="use another folder",
+            ) from error
+
     def _retreat(self) -> None:
         """Nothing could be begun: what was there before stays, and what this process has put there goes."""
+        if not self._lock.held:
+            with suppress(OSError):  # unless another process is at work, or something is there from before
+                self.path.rmdir()
+            return
         remove(self.unfinished(MANIFEST))
         try:
             before = read_manifest(self.path)
