@@ -57,6 +57,11 @@ class FileLock:
         except FileNotFoundError:
             return False
 
+    @property
+    def held(self) -> bool:
+        """Whether this has it."""
+        return self._file is not None
+
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock.
 

@@ -57,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 with one line `error: …` on standard error; 2 for wrong usage; 130 if interrupted. A signal that ends the
         process gives 128 and its number (143 for SIGTERM), after what was half-written is removed.
     """
-    options = _parser(load(arguments)).parse_args(arguments)
-    warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A path may hold letters that the terminal's encoding does not have.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        _clean_up_when_ended()
-    try:
+    try:  # from the first line on: Ctrl-C may come at any
+        options = _parser(load(arguments)).parse_args(arguments)
+        warnings.showwarning = _show_warning
+        if isinstance(sys.stdout, TextIOWrapper):
+            # A path may hold letters that the terminal's encoding does not have.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        if threading.current_thread() is threading.main_thread():
+            _clean_up_when_ended()
         with log.logging_as(options):
             return _room(options.command).run(options)
     except GpupipeError as error:

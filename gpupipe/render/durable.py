@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -75,6 +76,26 @@ def replace(written: Path, final: Path) -> None:
             return
         time.sleep(PAUSE_SECONDS)
     written.replace(final)
+
+
+def put_in_place(written: Path, final: Path) -> None:
+    """Give a file, or a folder, its name; what had it before, a folder too, goes.
+
+    Raises:
+        OSError: the disk.
+    """
+    if final.is_dir():
+        shutil.rmtree(final)
+    replace(written, final)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, as far as the system lets us."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _files(path: Path) -> Iterable[Path]:

@@ -16,7 +16,7 @@ from gpupipe.options import ImageFormat, OutputOptions
 from gpupipe.render.durable import replace, sync_folder
 from gpupipe.render.manifest import Manifest
 from gpupipe.render.naming import naming
-from gpupipe.render.parts import Parts, resumable, start_of
+from gpupipe.render.parts import Parts, parts_folder, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
 
@@ -32,8 +32,8 @@ def images_in(folder: Path) -> list[Path]:
 
 def parts_beside(folder: Path) -> Path:
     """What the parts of a folder of images lie beside: if it is there already, something in it, for its own rights are
-    what counts then."""
-    return folder / "images" if folder.is_dir() else folder
+    what counts then; unless it was put in place before its parts could be removed."""
+    return folder / "images" if folder.is_dir() and not parts_folder(folder).is_dir() else folder
 
 
 def join_images(parts: Parts, folder: Path) -> None:
@@ -71,7 +71,7 @@ class ImageOutput:
             what = "is a file, not a folder" if folder.exists() else "is a link to nothing"
             raise OutputError(what, file=folder, field="output", remedy="use another folder")
         # Who resumes may find images that were being moved here when the render was cut off.
-        resumed = options.resume and resumable(parts_beside(folder)) is not None
+        resumed = options.resume and parts_folder(parts_beside(folder)).is_dir()
         if images_in(self.folder) and not (options.overwrite or resumed):
             raise OutputError(
                 "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"

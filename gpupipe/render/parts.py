@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Final, NamedTuple
 from gpupipe.errors import OutputError
 from gpupipe.log import Log
 from gpupipe.options import OutputOptions
-from gpupipe.render.durable import hash_of, replace, sync, sync_folder
+from gpupipe.render.durable import hash_of, put_in_place, remove, replace, sync, sync_folder
 from gpupipe.render.manifest import MANIFEST, Manifest, Segment, read_manifest, segment_name
 from gpupipe.render.naming import naming_errors
 from gpupipe.render.parts_lock import UNFINISHED, PartsLock
@@ -88,15 +87,12 @@ class Parts:
         self._lock = PartsLock(self.path, self._named)
         self._left = False
         with naming_errors(self._named):
-            self._lock.take(PATIENCE_SECONDS if start.shared else 0.0)
             try:
+                self._lock.take(PATIENCE_SECONDS if start.shared else 0.0)
+                sync_folder(output.parent)  # or a loss of power takes all that will be in the folder
                 self._take_over()
-            except OSError:
-                self.leave()
-                raise
             except BaseException:
-                self._lock.leave()
-                self._lock.release()
+                self._retreat()
                 raise
 
     @property
@@ -125,9 +121,8 @@ class Parts:
         with self._writing, self._alone() if self._start.shared else _nothing():
             if self._start.shared and (before := read_manifest(self.path)) is not None:
                 self._segments = dict(before.segments)
-            _replace(written, final)
-            self._segments[number] = Segment(final.name, frames.start, frames.stop, sha256)
-            self._write()
+            put_in_place(written, final)
+            self._write({**self._segments, number: Segment(final.name, frames.start, frames.stop, sha256)})
         _log.event("segment finished", output=self._named, segment=number, frames=len(frames))
 
     def place(self, written: Path) -> None:
@@ -147,14 +142,19 @@ class Parts:
         allowed, and after `remove`."""
         if self._left:
             return
+        with suppress(OutputError):  # what is written counts: an interrupt may have come right after that
+            written = read_manifest(self.path)
+            self._segments = {} if written is None else dict(written.segments)
+        if self._start.shared:
+            self._leave_to_others()
+        elif self._segments:
+            self._sweep()
+            self._lock.release()
+        else:
+            self.remove()
         self._left = True
-        if not self._start.shared:
-            if self._segments:
-                self._sweep()
-                self._lock.release()
-            else:
-                self.remove()
-            return
+
+    def _leave_to_others(self) -> None:
         self._sweep()
         self._lock.leave()
         self._lock.release()
@@ -164,12 +164,33 @@ class Parts:
                 self.remove()
 
     def remove(self) -> None:
-        """Remove all that is in the folder, and the folder, unless there is something in it that is not ours."""
-        self._left = True
+        """Remove all that is in the folder, the manifest first, and the folder, unless there is something in it that is
+        not ours. If that is interrupted, `leave` goes on."""
+        remove(self.path / MANIFEST)
         for path in self._inside():
-            _remove(path)
+            remove(path)
         self._lock.leave()
         self._lock.remove()
+        self._left = True
+
+    def _retreat(self) -> None:
+        """Nothing could be begun: what was there before stays, and what this one has put there goes."""
+        if not self._lock.held:
+            self._lock.leave()
+            with suppress(OSError):  # unless another is at work, or something is there from before
+                self.path.rmdir()
+            return
+        remove(self.unfinished(MANIFEST))
+        try:
+            before = read_manifest(self.path)
+            used = self._start.shared or (before is not None and bool(before.segments))
+        except OutputError:
+            used = True
+        if used:
+            self._lock.leave()
+            self._lock.release()
+        else:
+            self.remove()
 
     def _take_over(self) -> None:
         """See what there is from before, and who else is there, while the lock is held; it is released if others share
@@ -194,13 +215,12 @@ class Parts:
             self._manifest.require_same(before, self._named)
             self._segments = dict(before.segments)
         if start.shared:
-            self._write()
+            self._write(self._segments)
             self._lock.share()
             self._lock.release()  # hashing takes a while, for which nobody need wait
             self._segments = self._whole()
             return
-        self._segments = self._whole()
-        self._write()
+        self._write(self._whole())
         self._sweep()
 
     def _whole(self) -> dict[int, Segment]:
@@ -233,18 +253,20 @@ class Parts:
         for path in self._inside():
             mine = path.name.startswith(self._lock.mine)
             if mine or (path.name not in kept and not self._start.shared):
-                _remove(path)
+                remove(path)
 
     def _inside(self) -> list[Path]:
         """What is ours in the folder, but for its lock, and this one's own for as long as it shares."""
         found = list(self.path.iterdir()) if self.path.is_dir() else []
         return [path for path in found if OURS.fullmatch(path.name) and path != self._lock.sharing]
 
-    def _write(self) -> None:
+    def _write(self, segments: dict[int, Segment]) -> None:
+        """Write the manifest, with the segments that are finished from now on."""
         written = self.unfinished(MANIFEST)
-        written.write_text(json.dumps(self._manifest.as_dict(self._segments), indent=1), "utf-8")
+        written.write_text(json.dumps(self._manifest.as_dict(segments), indent=1), "utf-8")
         sync(written)
         replace(written, self.path / MANIFEST)
+        self._segments = segments
         sync_folder(self.path)
 
 
@@ -273,18 +295,3 @@ def resumable(output: Path) -> str | None:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-def _replace(written: Path, final: Path) -> None:
-    """Give a file, or a folder, its name; what had it before goes."""
-    if final.is_dir():
-        shutil.rmtree(final)
-    replace(written, final)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()

@@ -86,6 +86,11 @@ class PartsLock:
             remedy="wait for it, or use another name",
         )
 
+    @property
+    def held(self) -> bool:
+        """Whether this one has the lock."""
+        return self._lock.held
+
     def release(self) -> None:
         """Let others have the lock. Does nothing if it is not held."""
         self._lock.release()

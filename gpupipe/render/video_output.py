@@ -70,10 +70,10 @@ class VideoOutput:
         self._takes_gpu_memory = takes_gpu_memory(encoding.encoder, pixel_format)
         nvenc = encoding.encoder in QUALITY_OPTION
         self.notes = tuple(dict.fromkeys(self._note(gpu) for gpu in gpus)) if nvenc else ()
-        self._parts = Parts(path, manifest, start_of(options))
-        segments.skip(self._parts.finished)
         self._first: tuple[int, VideoWriter, Device | None] | None = None
+        self._parts = Parts(path, manifest, start_of(options))
         try:
+            segments.skip(self._parts.finished)
             for gpu in dict.fromkeys(gpus):
                 self._try(gpu)
         except BaseException:
@@ -205,10 +205,10 @@ class SegmentWriter:
 
     def close(self) -> None:
         """Finish the last segment."""
-        encoder, self._encoder = self._encoder, None
-        if encoder is not None:
+        if self._encoder is not None:
             with naming(self._output.path):
-                encoder.close()
+                self._encoder.close()  # if that fails, there is still something to abort
+                self._encoder = None
                 self._output.finish_segment(self._segment)
 
     def abort(self) -> None:

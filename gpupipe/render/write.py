@@ -199,8 +199,13 @@ class _Takers:
             with engine.open_session(order, self._speech, trace=self._trace) as session:
                 self._enter(session)
                 for surface in session:
-                    with self._trace.span(SAVE, 1):
-                        writer.write(surface)
+                    try:
+                        with self._trace.span(SAVE, 1):
+                            writer.write(surface)
+                    except BaseException:
+                        writer.abort()  # first: until then a frame may still be read
+                        surface.release()
+                        raise
                     self._tell()
                 with self._trace.span(FINISH):  # before the session gives back the memory that is encoded from
                     writer.close()
