@@ -399,7 +399,8 @@ def test_a_driver_that_allows_no_more_encoders(
         "encoder: cannot be opened: Cannot allocate memory (got 'h264_nvenc'); the driver may allow no more encoders "
         "at a time: use fewer encoders, end other programs that encode, or use libx264"
     )
-    assert small.files_in(tmp_path) == before
+    left = small.files_in(tmp_path)  # and a segment, if the other encoder had finished one by then
+    assert {name: data for name, data in left.items() if ".parts" not in name} == before
     assert nvenc()["open"] == 0  # though the error is still there
     del caught
     gc.collect()
