@@ -217,7 +217,6 @@ class EngineCore:
         with self._condition:
             if self._error is None:
                 self._error = EngineClosed(f"the engine has stopped: {error}", remedy="start it again")
-                self._error.__cause__ = error
             sessions, errands = list(self._sessions), list(self._errands)
             self._errands.clear()
             self._condition.notify_all()
