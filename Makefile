@@ -1,6 +1,7 @@
 # make demo   a character from nothing, rendered to build/demo.mp4
 # make test   everything the tests need, then the tests
 # make check  ruff and mypy --strict
+# make faults 20 times as many faults as make test puts in
 # make fuzz   10 000 spoiled inputs, other ones each time (make test tries 500, always the same)
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo test check fuzz faults clean
 demo: $(VENV)/installed-demo
 	$(BIN)/gpupipe demo build/demo --overwrite
 	$(BIN)/gpupipe render build/demo -o build/demo.mp4 --overwrite
@@ -26,6 +27,9 @@ check: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	GPUPIPE_FUZZ=20 $(BIN)/python -X faulthandler -m pytest tests/test_fuzz.py -p no:cacheprovider --timeout 7200
+
+faults: $(VENV)/installed-dev
+	GPUPIPE_FAULTS=20 $(BIN)/python -X faulthandler -m pytest tests/test_faults.py tests/test_faults_gpu.py -rP --timeout 7200
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("gpupipe needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
