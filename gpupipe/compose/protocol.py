@@ -15,7 +15,7 @@ depend on its place in the batch, nor on the others in it. A batch that is not f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -47,6 +47,27 @@ class BatchKind:
 
 FramesT = TypeVar("FramesT")
 SpeechT = TypeVar("SpeechT")
+
+
+class Coming(Protocol):
+    """Cached frames that may still be decoded: what may be asked of them meanwhile."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame is there."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why no more frames come; None while more may."""
+
+    def ready(self, source: int) -> bool:
+        """Whether a frame is there, and may be drawn."""
+
+    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called, in any thread, when more frames are there, or no more come; gives what ends that."""
+
+    def wait(self) -> None:
+        """Return once every frame is there; raise what stops them from coming."""
 
 
 class Drawing(NamedTuple, Generic[FramesT, SpeechT]):

@@ -91,11 +91,14 @@ class EngineCore:
                 memory=parts.memory,
                 notes=parts.notes,
                 features=parts.features,
+                coming=parts.coming,
                 changed=self._changed,
                 ended=self._ended,
                 due=due,
             )
             parts.speech.listen(lambda: self._changed(session))
+            if parts.coming is not None:
+                held.callback(parts.coming.listen(session.frames_came))
             with self._condition:
                 self._raise_if_closed()
                 parts.lane.compositor.admit(parts.frames)

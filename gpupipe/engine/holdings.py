@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpupipe.compose.protocol import BatchKind
+from gpupipe.compose.protocol import BatchKind, Coming
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
@@ -47,6 +47,7 @@ class Parts:
     memory: list[Memory]
     notes: tuple[str, ...]
     features: KeptFeatures | None
+    coming: Coming | None
 
 
 class Holdings:
@@ -72,7 +73,7 @@ class Holdings:
         self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
         self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
         self.digests = Digests()
-        self.residents: Residents[Any] = Residents(self._unload, cache)
+        self.residents: Residents[Any] = Residents(self._unload, cache, self._whole)
         self._pool = SurfacePool(backend.gpu)
 
     def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
@@ -109,7 +110,8 @@ class Holdings:
         kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, spec.count))
         said = store.notes(model_key, split, kept, shown, spec.count) if keep else ()
         notes = (*opened.notes, *model.notes, *said)
-        return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
+        coming = backend.coming(resident.frames)
+        return Parts(lane, resident.frames, rows, placed, memory, notes, kept, coming)
 
     def load(self, order: SessionOrder) -> None:
         """Keep a character's frames, and open its model if the file is there, before the first session needs them.
@@ -120,17 +122,26 @@ class Holdings:
         with ExitStack() as held:
             if order.model.is_file():
                 nothing = SpeechRows(np.zeros((1, SPEECH_WIDTH), np.float32))
-                self.open(order, lambda _: nothing, held)
+                coming = self.open(order, lambda _: nothing, held).coming
+                if coming is not None:
+                    coming.wait()
                 return
             self.residents.make_room(lambda: not self._backend.fits(self._backend.frame_bytes(order.spec)))
             self._backend.require(self._backend.frame_bytes(order.spec))
-            held.callback(self.residents.give_back, self._resident(order))
+            resident = self._resident(order)
+            held.callback(self.residents.give_back, resident)
+            if (coming := self._backend.coming(resident.frames)) is not None:
+                coming.wait()
 
     def _resident(self, order: SessionOrder) -> Resident[Any]:
         backend = self._backend
         return self.residents.acquire(
             ResidentKey.of(order), order.spec, lambda: backend.load(order.spec, order.readers())
         )
+
+    def _whole(self, frames: Any) -> bool:
+        coming = self._backend.coming(frames)
+        return coming is None or coming.whole
 
     def _unload(self, frames: Any) -> None:
         self._backend.unload(frames)  # which waits for what is queued

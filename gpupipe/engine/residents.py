@@ -1,4 +1,8 @@
-"""Characters whose frames are kept where they are composited: loaded once, released when others need the room."""
+"""Characters whose frames are kept where they are composited: loaded once, released when others need the room.
+
+Frames may still be decoded when those who use them have them. Those that nobody uses any more before all are there are
+released: what is left of a character that cannot be decoded, or that nobody waited for.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +67,16 @@ class Residents(Generic[FramesT]):
     Args:
         free: releases frames.
         budget: bytes of characters that nobody uses; None: no bound but the memory there is.
+        whole: whether all frames of a character are there.
     """
 
-    def __init__(self, free: Callable[[FramesT], None], budget: int | None = None) -> None:
-        self._free, self.budget = free, budget
+    def __init__(
+        self,
+        free: Callable[[FramesT], None],
+        budget: int | None = None,
+        whole: Callable[[FramesT], bool] = lambda _: True,
+    ) -> None:
+        self._free, self.budget, self._whole = free, budget, whole
         self._kept: dict[ResidentKey, Resident[FramesT]] = {}
         self._retired: set[Resident[FramesT]] = set()
         self._lock = threading.Lock()
@@ -115,6 +125,8 @@ class Residents(Generic[FramesT]):
         with self._lock:
             resident.users -= 1
             resident.used = time.monotonic()
+            if not resident.users and self._kept.get(resident.key) is resident and not self._whole(resident.frames):
+                self._retired.add(self._kept.pop(resident.key))
             unused = self._unused_retired()
         self._release_all(unused)
         self._keep_to_budget()

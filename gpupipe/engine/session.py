@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from gpupipe.compose.protocol import Drawing
+from gpupipe.compose.protocol import Coming, Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.engine.kept_features import KeptFeatures
 from gpupipe.engine.lane import Lane
@@ -38,8 +38,8 @@ class FrameTask:
 class Session:
     """One speech of one character. Iterating over it gives the finished frames in order, as surfaces.
 
-    Made by `EngineCore.open_session`. The scheduler starts a frame when its speech is there and one of the session's
-    surfaces is free, so that a taker who is slow holds back nobody else.
+    Made by `EngineCore.open_session`. The scheduler starts a frame when its cached frame and its speech are there and
+    one of the session's surfaces is free, so that a taker who is slow holds back nobody else.
 
     Attributes:
         lane: where its frames go.
@@ -58,6 +58,7 @@ class Session:
         ended: told once, when it is closed and nothing of it is under way any more.
         notes: what was picked on its own, and why.
         features: what is kept of the model's work on the cached frames.
+        coming: which of the cached frames are there; None: all.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
         started, finished: output frames so far.
     """
@@ -76,6 +77,7 @@ class Session:
     ended: Callable[[Session], None]
     notes: tuple[str, ...] = ()
     features: KeptFeatures | None = None
+    coming: Coming | None = None
     due: Callable[[int], float] | None = None
     total: int | None = None
     started: int = 0
@@ -91,11 +93,11 @@ class Session:
 
     @property
     def available(self) -> int:
-        """Frames that can be drawn now: their speech is there, and so is a surface for each."""
+        """Frames that can be drawn now: their cached frames and speech are there, and so is a surface for each."""
         with self._condition:
             if self._closed or self._error is not None:
                 return 0
-            count = self.outputs.left(len(self.memory))
+            count = self._decoded(self.outputs.left(len(self.memory)))
             while count > 0 and not self.speech.ready(*speech_position(self.outputs.peek(count - 1) or 0, self.fps)):
                 count -= 1
             # Asked last: once the speech is finished, every window is ready, those past its end too.
@@ -105,7 +107,7 @@ class Session:
     @property
     def expects_more(self) -> bool:
         """Whether more than the available frames will come."""
-        if self._closed or self._error is not None:
+        if self._closed or self._error is not None or (self.coming is not None and self.coming.error is not None):
             return False
         end = self._end()
         if end is not None:
@@ -124,6 +126,14 @@ class Session:
         except Exception as error:  # the session's own fault, which the engine must outlive
             self.fail(error)
             return math.inf
+
+    def _decoded(self, count: int) -> int:
+        """How many of the next `count` frames have their cached frames there, up to the first that has not."""
+        coming = self.coming
+        if coming is None or coming.whole:
+            return count
+        sources = (self.source(self.outputs.peek(ahead) or 0) for ahead in range(count))
+        return next((ahead for ahead, source in enumerate(sources) if not coming.ready(source)), count)
 
     def _end(self) -> int | None:
         """Output frames of a speech that still comes, once that is known: as long as its rows, unless told."""
@@ -172,6 +182,12 @@ class Session:
             self._condition.notify_all()
         self.changed(self)
 
+    def frames_came(self) -> None:
+        """More of the cached frames are there, or no more will be."""
+        with self._condition:
+            self._condition.notify_all()
+        self.changed(self)
+
     # What the taker does.
 
     def __iter__(self) -> Iterator[Surface]:
@@ -195,7 +211,17 @@ class Session:
                     raise Cancelled("the session was closed")
                 if self._ended():
                     return None
+                if (error := self._never()) is not None:
+                    self._error = error
+                    raise error
                 self._condition.wait(POLL_SECONDS)
+
+    def _never(self) -> BaseException | None:
+        """What keeps the next frame from ever being drawn, once those before it are finished."""
+        error = None if self.coming is None else self.coming.error
+        if error is None or self.finished < self.started or not self.outputs.left(1):
+            return None
+        return error if self._decoded(1) == 0 else None
 
     def _ended(self) -> bool:
         end = self._end()

@@ -5,7 +5,7 @@
     live    speech that still comes                                    job     a render that was submitted
     queue   many jobs on several devices                               jobfile the file that lists them
     output  a video or a folder of images (`video_output`, `image_output`); `sink`: protocol
-    parts   what is finished of it, with a `manifest` and its `fingerprint`; `join` makes one output of it, `verify` looks
+    parts   what is finished of it, with a `manifest` and its `fingerprint`; `join` makes one of it, `verify` looks
     stats   what is told of a render                                   segments  ranges of frames, encoded on their own
     precision  the model's file, as it is or in another precision      samples   frames to calibrate and judge with
     tuning  what `gpupipe tune` found, remembered                      tuned     used where an option was not given

@@ -51,7 +51,8 @@ class RenderStats:
         workers: compositing threads.
         inference_threads: CPU threads for the model.
         total_seconds: the whole render, loading included.
-        load_seconds: opening and loading what was not there yet.
+        load_seconds: opening and loading what was not there yet; on the CPU frames are drawn while others are decoded.
+        first_frame_seconds: from the start of the render to its first finished frame; None if nothing was left to draw.
         fps: frames over `total_seconds`.
         inference_fps: frames over the time spent in the model.
         stages: times of `inference`, `composite` (preparing and pasting) and `save`, milliseconds a frame.
@@ -74,6 +75,7 @@ class RenderStats:
     inference_threads: int
     total_seconds: float
     load_seconds: float
+    first_frame_seconds: float | None
     fps: float
     inference_fps: float
     stages: dict[str, StageTimes]
@@ -88,7 +90,14 @@ class RenderStats:
 
 
 def stats_of(
-    plan: Plan, session: Session, output: Path | str, device: str, workers: int, notes: tuple[str, ...], seconds: float
+    plan: Plan,
+    session: Session,
+    output: Path | str,
+    device: str,
+    workers: int,
+    notes: tuple[str, ...],
+    seconds: float,
+    first_frame_seconds: float | None,
 ) -> RenderStats:
     """What a finished render did."""
     trace, spec, lane = session.trace, plan.order.spec, session.lane
@@ -107,6 +116,7 @@ def stats_of(
         inference_threads=plan.order.options.inference_threads or cpu_count(),
         total_seconds=seconds,
         load_seconds=trace.times(LOAD).total_seconds,
+        first_frame_seconds=first_frame_seconds,
         fps=plan.total / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
         stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times(SAVE)},

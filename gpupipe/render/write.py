@@ -104,11 +104,17 @@ def write(
         raise
     device = ", ".join(dict.fromkeys(engine.backend.name for engine in engines))
     notes = (*notes, *tuned.notes, *sink.notes)
-    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began)
+    seconds, drawn = time.perf_counter() - began, takers.first_drawn
+    first_frame_seconds = None if drawn is None else drawn - began
+    return stats_of(plan, takers.first, output, device, workers, notes, seconds, first_frame_seconds)
 
 
 class _Takers:
-    """Who takes the frames of a render: one thread for each encoder, the caller's own if there is one."""
+    """Who takes the frames of a render: one thread for each encoder, the caller's own if there is one.
+
+    Attributes:
+        first_drawn: when the first finished frame came, seconds of `time.perf_counter`.
+    """
 
     def __init__(
         self,
@@ -126,6 +132,7 @@ class _Takers:
         self._error: BaseException | None = None
         self._written = segments.total - segments.count_outputs(segments.left)
         self._began = 0.0
+        self.first_drawn: float | None = None
         self._features: NDArray[np.float32] | None = None
         self._encoding = threading.Lock()
 
@@ -172,6 +179,7 @@ class _Takers:
             with engine.open_session(order, self._speech, trace=self._trace) as session:
                 self._enter(session)
                 for surface in session:
+                    self.first_drawn = self.first_drawn or time.perf_counter()
                     with self._trace.span(SAVE, 1):
                         writer.write(surface)
                     self._tell()
