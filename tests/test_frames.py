@@ -12,6 +12,7 @@ import pytest
 import small
 from engine_scene import PEOPLE, assert_at_rest, eventually, finished, make_person, planned
 
+import gpupipe
 from gpupipe.character.folder import Character
 from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.surface import Surface
@@ -197,6 +198,40 @@ def test_an_engine_is_closed_while_frames_are_decoded(gate: Gate) -> None:
     assert not closing.is_alive()
     assert (gate.decoded, gate.ended) == (3, 2)
     assert threading.active_count() == threads
+
+
+def test_what_is_not_shown_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def read(path: Path, *arguments: Any) -> Iterator[Any]:
+        asked.append((arguments[1], *(start.first for start in arguments[3:])))
+        return read_frames(path, *arguments)
+
+    monkeypatch.setattr(order, "read_frames", read)
+    with Engine(device="cpu") as engine:
+        for start, rows, shown, decoded in ((3, 2, range(3, 5), 1), (4, 5, range(4, 7), 2), (5, 2, range(5, 7), 2)):
+            plan = planned(ANNA, "nv12", FEATURES[:rows], start)
+            assert plan.order.spec.numbers == shown
+            with engine.open_session(plan.order, lambda _, rows=rows: SpeechRows(FEATURES[:rows])) as session:  # type: ignore[misc]
+                for index in range(rows):
+                    surface = session.next()
+                    assert surface is not None
+                    assert surface.host is not None
+                    assert surface.host.tobytes() == finished(ANNA, "nv12", FEATURES[:rows], index, start)
+                    surface.release()
+            assert len(asked) == 2 * decoded  # the last finds its frames among the second's
+        assert sorted(asked) == [(5, 3), (5, 3), (7, 4), (7, 4)]
+        held = {each.numbers for each in engine.holdings.residents._kept.values()}
+        assert held == {range(3, 5), range(4, 7)}
+        engine.load(ANNA.character)  # all of them
+        assert [each.numbers for each in engine.holdings.residents._kept.values()] == [range(7)]
+
+
+def test_segments_that_are_not_rendered_are_not_decoded(tmp_path: Path) -> None:
+    chosen: Any = {"features": FEATURES, "segment_frames": 2, "device": "cpu", "segments": "4-5"}
+    stats = gpupipe.render(ANNA.character, tmp_path / "a.mp4", **chosen)
+    frame = 96 * 64 * 3 // 2 + 3 * small.CROP_SIZE**2
+    assert stats.cache_bytes == 4 * frame  # outputs 8-11, which show frames 4, 3, 2, 1
 
 
 def test_load_waits_for_every_frame(gate: Gate) -> None:

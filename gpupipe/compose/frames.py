@@ -37,6 +37,7 @@ class FrameSpec:
         rects: where each crop belongs, body pixels; one for each frame kept.
         colour: how the body stream describes its colours (used with nv12).
         recorded: whether recorded model inputs are kept too, instead of cutting and masking them from the crops.
+        first: number, in the character's videos, of the first frame kept.
     """
 
     layout: CropLayout
@@ -46,6 +47,12 @@ class FrameSpec:
     rects: tuple[Rect, ...]
     colour: Colour = field(default_factory=Colour)
     recorded: bool = False
+    first: int = 0
+
+    @property
+    def numbers(self) -> range:
+        """The frames kept, by their numbers in the character's videos."""
+        return range(self.first, self.first + self.count)
 
     @property
     def count(self) -> int:

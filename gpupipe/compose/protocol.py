@@ -75,7 +75,7 @@ class Drawing(NamedTuple, Generic[FramesT, SpeechT]):
 
     Attributes:
         frames: the character's cached frames: `HostFrames` on the CPU, `DeviceFrames` on a GPU.
-        source: which of them.
+        source: which of them, counted from the first of them.
         speech: the session's speech features: `SpeechRows` on the CPU, `DeviceSpeech` on a GPU.
         row: the row of speech at the frame's time, rounded down; see `geometry.speech_position`.
         fraction: how far the frame's time lies past that row, in 1/65536 of a row.

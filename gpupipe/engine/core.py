@@ -78,12 +78,13 @@ class EngineCore:
         trace = trace or Trace()
         with self._while_open(), ExitStack() as held, trace.span(LOAD, order.spec.count):
             parts = self.holdings.open(order, speech, held)
+            first = parts.frames.spec.first
             session = Session(
                 lane=parts.lane,
                 frames=parts.frames,
                 speech=parts.speech,
                 placed=parts.placed,
-                source=order.source,
+                source=lambda output: order.source(output) - first,
                 fps=order.fps,
                 outputs=order.outputs(),
                 format=order.spec.format,

@@ -107,8 +107,9 @@ class Holdings:
         memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
         held.callback(self._pool.give_back, spec.format, memory, on_host=order.on_host)
         split, shown, store = lane.split, order.shown, self._kept
-        kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, spec.count))
-        said = store.notes(model_key, split, kept, shown, spec.count) if keep else ()
+        count = spec.numbers.stop - resident.numbers.start
+        kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, count))
+        said = store.notes(model_key, split, kept, shown, count) if keep else ()
         notes = (*opened.notes, *model.notes, *said)
         coming = backend.coming(resident.frames)
         return Parts(lane, resident.frames, rows, placed, memory, notes, kept, coming)
@@ -212,7 +213,7 @@ class Holdings:
 
         def wanted() -> dict[str, int]:
             parts: dict[str, int] = {}
-            if not self.residents.holds(key, order.spec.count):
+            if not self.residents.holds(key, order.spec.numbers):
                 parts |= backend.frame_bytes(order.spec)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.engine.outputs import Outputs
 from gpupipe.errors import MediaError
-from gpupipe.geometry import frame_at
+from gpupipe.geometry import frame_at, frame_order
+from gpupipe.media.index import BEGINNING, index_frames
 from gpupipe.media.video import VideoInfo, read_frames
 from gpupipe.options import ModelOptions
 
@@ -84,6 +85,13 @@ class SessionOrder:
             found += [info.path for info in self.character.recorded or ()]
         return found
 
+    def needing(self, outputs: Iterable[range]) -> SessionOrder:
+        """The same, with the cached frames only that some output frames show; each range has one at least."""
+        whole = 2 * self.period  # in which every frame is shown
+        shown = [frame_order(min(len(each), whole), self.period, self.start + each[0]) for each in outputs]
+        first, last = min(int(each.min()) for each in shown), max(int(each.max()) for each in shown)
+        return replace(self, spec=replace(self.spec, rects=self.character.rects[first : last + 1], first=first))
+
     def readers(self) -> Readers:
         """Open the files of the cached frames."""
         character, spec = self.character, self.spec
@@ -96,9 +104,15 @@ class SessionOrder:
 
 
 def _frames(info: VideoInfo, pixel_format: PixelFormat, spec: FrameSpec) -> Iterator[Any]:
-    """The frames of a video, which must be as large as when it was looked at: the file may be another by now."""
+    """The frames of a video, which must be as large as when it was looked at: the file may be another by now.
+
+    Those before the first that is kept are not decoded, but from the keyframe before it.
+    """
     shape = SurfaceFormat(pixel_format, info.width, info.height).shape
-    for frame in read_frames(info.path, pixel_format, spec.count, info.limits):
+    end, start = spec.numbers.stop, BEGINNING
+    if spec.first:
+        start = index_frames(info.path, info.limits).start(spec.first, end)
+    for frame in read_frames(info.path, pixel_format, end, info.limits, start):
         if frame.shape != shape:
             raise MediaError("has changed since it was looked at", file=info.path, remedy="leave it as it is")
         yield frame

@@ -46,7 +46,7 @@ class Session:
         frames: the character's cached frames.
         speech: what it says, on the host.
         placed: the same, where the compositor reads it.
-        source: which cached frame an output frame shows.
+        source: which of the cached frames, counted from the first of them, an output frame shows.
         fps: output frames a second.
         outputs: which output frames it draws.
         total: where the output ends that a speech which still comes is drawn for; None: not known yet, or `outputs`

@@ -91,6 +91,8 @@ def write(
         gpus=[engine.backend.gpu for engine in engines],
     )
     try:
+        left = [segments.outputs(number) for number in segments.left] or [range(1)]
+        plan = replace(plan, order=plan.order.needing(left))
         takers = _Takers(plan, segments, sink, trace, progress, opened)
         each = tuned.encoders if video else 1
         takers.run([engine for _ in range(each) for engine in engines][: max(1, len(segments.left))])
