@@ -165,6 +165,15 @@ class HostFrames:
         return self.spec.cache_bytes * (self.spec.count - self.loaded) // max(1, self.spec.count)
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.spec.cache_bytes
+
+    def at(self, source: int) -> tuple[HostFrames, int]:
+        """In which arrays, and where there, a frame lies."""
+        return self, source
+
+    @property
     def error(self) -> BaseException | None:
         """Why no more frames come; None while more may."""
         with self._lock:
@@ -176,6 +185,16 @@ class HostFrames:
     def ready(self, source: int) -> bool:
         """Whether a frame is there."""
         return source < self.loaded
+
+    def failure(self, source: int) -> BaseException | None:
+        """Why a frame will never be there; None if it is, or may come."""
+        return None if self.ready(source) else self.error
+
+    def begun(self, source: int) -> None:
+        """Nothing: what is there stays."""
+
+    def drawn(self, source: int) -> None:
+        """Nothing, likewise."""
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have `changed` called, in a decoding thread, when more frames are there, or no more come.

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import PixelFormat
+from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.surface import Surface
 from gpupipe.geometry import CropLayout
 from gpupipe.gpu.clock import Marks
@@ -49,6 +50,21 @@ FramesT = TypeVar("FramesT")
 SpeechT = TypeVar("SpeechT")
 
 
+class CachedFrames(Protocol):
+    """What the CPU's compositor reads."""
+
+    @property
+    def spec(self) -> FrameSpec:
+        """What is cached."""
+
+    @property
+    def ycbcr_weights(self) -> NDArray[np.float32]:
+        """`Colour.from_bgr` as float32 `[3, 4]`, multiples of 2^-14."""
+
+    def at(self, source: int) -> tuple[HostFrames, int]:
+        """In which arrays, and where there, a frame lies."""
+
+
 class Coming(Protocol):
     """Cached frames that may still be decoded: what may be asked of them meanwhile."""
 
@@ -56,12 +72,17 @@ class Coming(Protocol):
     def whole(self) -> bool:
         """Whether every frame is there."""
 
-    @property
-    def error(self) -> BaseException | None:
-        """Why no more frames come; None while more may."""
-
     def ready(self, source: int) -> bool:
         """Whether a frame is there, and may be drawn."""
+
+    def failure(self, source: int) -> BaseException | None:
+        """Why a frame will never be there; None if it is, or may come."""
+
+    def begun(self, source: int) -> None:
+        """A frame that is there is being drawn, and must stay."""
+
+    def drawn(self, source: int) -> None:
+        """A frame has been drawn, and need not stay."""
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have `changed` called, in any thread, when more frames are there, or no more come; gives what ends that."""

@@ -6,11 +6,13 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.protocol import BatchKind, Coming
+from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
@@ -31,6 +33,22 @@ LANES_KEPT = 2
 """Lanes that stay open when no session uses them."""
 ENCODERS_KEPT = 2
 """Audio encoders that stay open when no session uses them."""
+
+AHEAD = 2
+"""Frames decoded ahead, of a character that is too large, for each that its session may have under way or finished."""
+
+
+class CacheBound(NamedTuple):
+    """How much of characters is kept.
+
+    Attributes:
+        unused: bytes of those that nobody uses; None: as much as there is room for.
+        each: bytes of each that is used; None: all of it, where that fits.
+    """
+
+    unused: int | None
+    each: int | None = None
+
 
 Speech = Callable[[OpenEncoder], SpeechRows]
 OnComputeThread = Callable[[Callable[[], Any]], Any]
@@ -55,7 +73,7 @@ class Holdings:
 
     Args:
         backend: the device.
-        cache: bytes of characters that are kept; None: as much as there is room for.
+        cache: how much of characters is kept.
         on_compute_thread: runs something where the models are run, and waits for it.
         features: how much is kept of the model's work on cached frames; None: nothing.
     """
@@ -63,7 +81,7 @@ class Holdings:
     def __init__(
         self,
         backend: Backend,
-        cache: int | None,
+        cache: CacheBound | None,
         on_compute_thread: OnComputeThread,
         features: FeatureBudget | None = None,
     ) -> None:
@@ -73,7 +91,8 @@ class Holdings:
         self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
         self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
         self.digests = Digests()
-        self.residents: Residents[Any] = Residents(self._unload, cache, self._whole)
+        self._cache = cache or CacheBound(None)
+        self.residents: Residents[Any] = Residents(self._unload, self._cache.unused, self._whole)
         self._pool = SurfacePool(backend.gpu)
 
     def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
@@ -97,11 +116,17 @@ class Holdings:
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         # A batch in each slot, and one with the sink.
         depth = (slots_of(model, kind.batch) + 1) * kind.batch + order.kept
-        self._make_room(order, kind, lane_key, model, rows, depth)
+        kept_spec = self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers))
         held.callback(self._lanes.give_back, lane_key)
-        resident = self._resident(order)
+        resident = self._resident(replace(order, spec=kept_spec))
         held.callback(self.residents.give_back, resident)
+        frames, coming = resident.frames, backend.coming(resident.frames)
+        notes = (*opened.notes, *model.notes)
+        if kept_spec.count < spec.count:
+            frames = coming = FramesAhead(order, resident.frames, _ahead(order, depth))
+            held.callback(frames.close)
+            notes += (frames.note,)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
         memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
@@ -110,9 +135,7 @@ class Holdings:
         count = spec.numbers.stop - resident.numbers.start
         kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, count))
         said = store.notes(model_key, split, kept, shown, count) if keep else ()
-        notes = (*opened.notes, *model.notes, *said)
-        coming = backend.coming(resident.frames)
-        return Parts(lane, resident.frames, rows, placed, memory, notes, kept, coming)
+        return Parts(lane, frames, rows, placed, memory, (*notes, *said), kept, coming)
 
     def load(self, order: SessionOrder) -> None:
         """Keep a character's frames, and open its model if the file is there, before the first session needs them.
@@ -203,18 +226,26 @@ class Holdings:
 
     def _make_room(
         self, order: SessionOrder, kind: BatchKind, lane_key: Hashable, model: Model, rows: SpeechRows, depth: int
-    ) -> None:
+    ) -> FrameSpec:
         """Check that a session fits, before anything of it is allocated; what nobody uses leaves if it must.
+
+        Returns:
+            Which of its frames are kept: all, or the first.
 
         Raises:
             DeviceMemoryError, HostMemoryError: it does not fit.
         """
-        backend, key = self._backend, ResidentKey.of(order)
+        backend, key, spec = self._backend, ResidentKey.of(order), order.spec
+        slots = _ahead(order, depth)
+        if backend.gpu is None and self._cache.each is not None and not self.residents.holds(key, spec.numbers):
+            spec = first_within(spec, self._cache.each, slots)
 
         def wanted() -> dict[str, int]:
             parts: dict[str, int] = {}
-            if not self.residents.holds(key, order.spec.numbers):
+            if not self.residents.holds(key, spec.numbers):
                 parts |= backend.frame_bytes(order.spec)
+            if spec.count < order.spec.count:
+                parts["cached frames"] = spec.cache_bytes + slots * (order.spec.cache_bytes // order.spec.count)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
             parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
@@ -224,7 +255,29 @@ class Holdings:
         if not backend.fits(wanted()):
             self._pool.trim()
             self._lanes.trim()
+        for bound in (backend.cache_bytes() or 0, 0) if backend.gpu is None and self._cache.each is None else ():
+            if not backend.fits(wanted()):
+                spec = first_within(order.spec, bound, slots)
         backend.require(wanted())
+        return spec
+
+
+def _ahead(order: SessionOrder, depth: int) -> int:
+    return min(order.spec.count, AHEAD * depth)
+
+
+def first_within(spec: FrameSpec, bound: int, slots: int) -> FrameSpec:
+    """All frames, or as many of the first as fit in so many bytes beside slots for others.
+
+    Args:
+        spec: of all.
+        bound: bytes.
+        slots: frames that are decoded ahead unless all fit.
+    """
+    if spec.cache_bytes <= bound:
+        return spec
+    kept = max(0, bound // (spec.cache_bytes // spec.count) - slots)
+    return replace(spec, rects=spec.rects[:kept])
 
 
 @dataclass(eq=False)

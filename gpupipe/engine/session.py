@@ -89,6 +89,11 @@ class Session:
     _settled: bool = False
     _condition: threading.Condition = field(default_factory=threading.Condition)
 
+    @property
+    def lock(self) -> threading.Condition:
+        """What guards which frames come next; told when they change."""
+        return self._condition
+
     # What the scheduler sees.
 
     @property
@@ -107,7 +112,7 @@ class Session:
     @property
     def expects_more(self) -> bool:
         """Whether more than the available frames will come."""
-        if self._closed or self._error is not None or (self.coming is not None and self.coming.error is not None):
+        if self._closed or self._error is not None or self._failure() is not None:
             return False
         end = self._end()
         if end is not None:
@@ -155,15 +160,20 @@ class Session:
             if not self.outputs.left(1):
                 return None
             index, memory = self.outputs.pop(), self.memory.pop()
+            source = self.source(index)
+            if self.coming is not None:
+                self.coming.begun(source)
             self.started += 1
             self._lent += 1
         surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
         row, fraction = speech_position(index, self.fps)
-        return FrameTask(self, index, Drawing(self.frames, self.source(index), self.placed, row, fraction, surface))
+        return FrameTask(self, index, Drawing(self.frames, source, self.placed, row, fraction, surface))
 
     def deliver(self, task: FrameTask, error: BaseException | None = None) -> None:
         """A frame of this session is finished, or has failed: what comes after it is dropped then."""
         with self._condition:
+            if self.coming is not None:
+                self.coming.drawn(task.drawing.source)
             dropped = self._closed or self._error is not None
             if error is not None and not dropped:
                 self._error = error
@@ -218,10 +228,21 @@ class Session:
 
     def _never(self) -> BaseException | None:
         """What keeps the next frame from ever being drawn, once those before it are finished."""
-        error = None if self.coming is None else self.coming.error
-        if error is None or self.finished < self.started or not self.outputs.left(1):
+        return None if self.finished < self.started else self._failure()
+
+    def _failure(self) -> BaseException | None:
+        if self.coming is None or self.coming.whole:
             return None
-        return error if self._decoded(1) == 0 else None
+        with self._condition:
+            output = self.outputs.peek(0)
+        return None if output is None else self.coming.failure(self.source(output))
+
+    def upcoming(self, count: int) -> list[int]:
+        """Which cached frames are shown next, as many as are known of `count`. Under the session's lock."""
+        if self._closed or self._error is not None:
+            return []
+        self.outputs.left(len(self.memory))
+        return [self.source(output) for output in self.outputs.known(count)]
 
     def _ended(self) -> bool:
         end = self._end()
@@ -250,6 +271,7 @@ class Session:
         with self._condition:
             self._lent -= 1
             self.memory.append(memory)
+            self._condition.notify_all()  # more frames may be known now
         self._settle()
 
     def _settle(self) -> None:

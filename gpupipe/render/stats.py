@@ -121,7 +121,7 @@ def stats_of(
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
         stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times(SAVE)},
         peak_rss_bytes=peak_rss_bytes(),
-        cache_bytes=spec.cache_bytes,
+        cache_bytes=min(spec.cache_bytes, session.frames.cache_bytes),
         warnings=plan.character.notes,
         notes=(*notes, *plan.notes, *session.notes),
     )
