@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 import small
 from engine_scene import Person, assert_at_rest, eventually, make_person
 
-import gpupipe
 from gpupipe.character.folder import Character
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine import order
-from gpupipe.engine.ahead import FramesAhead
-from gpupipe.engine.holdings import first_within
+from gpupipe.engine.ahead import FramesAhead, first_within
 from gpupipe.errors import MediaError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import read_frames
+from gpupipe.options import ModelOptions
 from gpupipe.render.engine import Engine
+from gpupipe.render.plan import whole as ordered
+from gpupipe.speech.rows import SpeechRows
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -188,6 +188,16 @@ def test_as_many_stay_as_fit_beside_the_slots(bound: int, kept: int) -> None:
 
 
 def test_speech_that_still_comes(character: Character, whole: list[bytes]) -> None:
-    with gpupipe.Engine(device="cpu", cache=0) as engine:
-        found = [np.array(frame).tobytes() for frame in engine.frames(character, features=FEATURES[:150])]
-        assert found == whole[:150]
+    rows = SpeechRows()
+    found: list[bytes] = []
+    everything = ordered(character, "nv12", ModelOptions(inference_threads=1))
+    with Engine(device="cpu", cache=0) as engine, engine.open_session(everything, lambda _: rows) as session:
+        for begin in range(0, 200, 25):
+            rows.append(FEATURES[begin : begin + 25])
+            while len(found) < begin + 25 - 7:  # a frame hears 7 rows after its own
+                surface = session.next()
+                assert surface is not None
+                assert surface.host is not None
+                found.append(surface.host.tobytes())
+                surface.release()
+        assert found == whole[:193]

@@ -99,7 +99,10 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
             ["render", "c", "-o", "o.mp4", "--max-memory", "0"],
             "argument --max-memory: out of range (got 0); give 1 or more",
         ),
-        (["render", "c", "-o", "o.mp4", "--cache", "1G"], "unrecognized arguments: --cache 1G"),
+        (
+            ["render", "c", "-o", "o.mp4", "--cache", "all"],
+            "argument --cache: not a number of bytes (got 'all'); give one such as 8G or 500M",
+        ),
         (
             ["render", "c", "-o", "o.mp4", "--audio", ""],
             "argument --audio: not a path (got ''); give the name of a file",
@@ -450,6 +453,7 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
             "dtype": "float32",
         },
         "cache_bytes": {"host": {name: size + 12 * 3 * 40 * 40 for name, size in tables.items()}},
+        "kept_frames": {name: dict.fromkeys(("256M", "1G", "4G", "16G"), 12) for name in tables},
         "tunings": [],
         "faults": [],
         "notes": [],
@@ -494,7 +498,17 @@ def test_inspect_tells_every_fault(folder: Path, capfd: pytest.CaptureFixture[st
     assert found["faults"][-1].startswith(f"{model}: model: cannot be opened: ")
     assert err.splitlines() == [f"error: {fault}" for fault in found["faults"]]
     assert list(found["videos"]) == ["full_body_video.mp4"]
-    for name in ("frames", "fps", "crop_size", "model_size", "rectangles", "features", "model", "cache_bytes"):
+    for name in (
+        "frames",
+        "fps",
+        "crop_size",
+        "model_size",
+        "rectangles",
+        "features",
+        "model",
+        "cache_bytes",
+        "kept_frames",
+    ):
         assert found[name] is None
 
 

@@ -16,7 +16,11 @@ from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.signature import Signature
+from gpupipe.options import read_bytes
 from gpupipe.render.tuning import of_character
+
+BOUNDS = ("256M", "1G", "4G", "16G")
+"""Of `--cache`, for which it is told how many frames stay."""
 
 
 def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
@@ -58,6 +62,7 @@ def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
         "features": features,
         "model": model,
         "cache_bytes": _cache_bytes(character) if character else None,
+        "kept_frames": _kept_frames(character) if character else None,
         "tunings": _tunings(character) if character and model else None,
         "faults": [fault.on_command_line() for fault in _once(faults)],
         "notes": notes,
@@ -119,6 +124,15 @@ def _rectangles(character: Character) -> dict[str, Any]:
         "partly_outside": sum(
             rect != rect.within(character.body.width, character.body.height) for rect in character.rects
         ),
+    }
+
+
+def _kept_frames(character: Character) -> dict[str, dict[str, int]]:
+    """How many of its frames stay on the CPU with some bounds of `--cache`, less those that are decoded ahead then."""
+    sizes = _cache_bytes(character)["host"]
+    return {
+        name: {bound: min(character.count, read_bytes(bound) * character.count // size) for bound in BOUNDS}
+        for name, size in sizes.items()
     }
 
 

@@ -14,9 +14,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.compose.frames import HostFrames
+from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.engine.order import SessionOrder
 from gpupipe.machine import megabytes
+
+AHEAD = 2
+"""Frames decoded ahead, of a character that is too large, for each that its session may have under way or finished."""
 
 
 class FramesAhead:
@@ -182,3 +185,27 @@ class FramesAhead:
         with self._lock:
             self._where[source] = self._free.pop()
         self._changed()
+
+
+def slots_ahead(spec: FrameSpec, depth: int) -> int:
+    """How many slots a session has for what is decoded ahead, unless all frames fit.
+
+    Args:
+        spec: of all.
+        depth: the session's surfaces.
+    """
+    return min(spec.count, AHEAD * depth)
+
+
+def first_within(spec: FrameSpec, bound: int, slots: int) -> FrameSpec:
+    """All frames, or as many of the first as fit in so many bytes beside slots for others.
+
+    Args:
+        spec: of all.
+        bound: bytes.
+        slots: frames that are decoded ahead unless all fit.
+    """
+    if spec.cache_bytes <= bound:
+        return spec
+    kept = max(0, bound // (spec.cache_bytes // spec.count) - slots)
+    return replace(spec, rects=spec.rects[:kept])

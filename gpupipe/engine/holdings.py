@@ -12,7 +12,7 @@ import numpy as np
 
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.protocol import BatchKind, Coming
-from gpupipe.engine.ahead import FramesAhead
+from gpupipe.engine.ahead import FramesAhead, first_within, slots_ahead
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
@@ -33,9 +33,6 @@ LANES_KEPT = 2
 """Lanes that stay open when no session uses them."""
 ENCODERS_KEPT = 2
 """Audio encoders that stay open when no session uses them."""
-
-AHEAD = 2
-"""Frames decoded ahead, of a character that is too large, for each that its session may have under way or finished."""
 
 
 class CacheBound(NamedTuple):
@@ -124,7 +121,7 @@ class Holdings:
         frames, coming = resident.frames, backend.coming(resident.frames)
         notes = (*opened.notes, *model.notes)
         if kept_spec.count < spec.count:
-            frames = coming = FramesAhead(order, resident.frames, _ahead(order, depth))
+            frames = coming = FramesAhead(order, resident.frames, slots_ahead(order.spec, depth))
             held.callback(frames.close)
             notes += (frames.note,)
         placed = backend.place(rows)
@@ -236,7 +233,7 @@ class Holdings:
             DeviceMemoryError, HostMemoryError: it does not fit.
         """
         backend, key, spec = self._backend, ResidentKey.of(order), order.spec
-        slots = _ahead(order, depth)
+        slots = slots_ahead(order.spec, depth)
         if backend.gpu is None and self._cache.each is not None and not self.residents.holds(key, spec.numbers):
             spec = first_within(spec, self._cache.each, slots)
 
@@ -260,24 +257,6 @@ class Holdings:
                 spec = first_within(order.spec, bound, slots)
         backend.require(wanted())
         return spec
-
-
-def _ahead(order: SessionOrder, depth: int) -> int:
-    return min(order.spec.count, AHEAD * depth)
-
-
-def first_within(spec: FrameSpec, bound: int, slots: int) -> FrameSpec:
-    """All frames, or as many of the first as fit in so many bytes beside slots for others.
-
-    Args:
-        spec: of all.
-        bound: bytes.
-        slots: frames that are decoded ahead unless all fit.
-    """
-    if spec.cache_bytes <= bound:
-        return spec
-    kept = max(0, bound // (spec.cache_bytes // spec.count) - slots)
-    return replace(spec, rects=spec.rects[:kept])
 
 
 @dataclass(eq=False)

@@ -166,6 +166,8 @@ def _frames(
     Those before the first that is kept are not decoded, but from the keyframe before it.
     """
     shape = SurfaceFormat(pixel_format, info.width, info.height).shape
+    if not numbers:
+        return
     start: tuple[Start, ...] = ()
     if numbers.start:
         index = index or index_frames(info.path, info.limits)
