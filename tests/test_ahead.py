@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -121,6 +122,21 @@ def test_what_is_kept_and_why_is_told(character: Character, tmp_path: Path) -> N
         f"the others are decoded ahead, {slots} at a time"
     )
     assert stats.cache_bytes == 40 * FRAME
+
+
+def test_what_cannot_be_sought_in_is_told(character: Character, whole: list[bytes], tmp_path: Path) -> None:
+    folder = shutil.copytree(character.path, tmp_path / "mkv")
+    body = folder / "full_body_video.mp4"
+    with av.open(str(character.body.path)) as old, av.open(str(body), "w", format="matroska") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    with Engine(device="cpu", cache=0) as engine:
+        assert drawn(engine, Character.load(folder), features=FEATURES[:150]) == whole[:150]
+        stats = engine.render(folder, tmp_path / "a.mp4", features=FEATURES[:9])
+    assert stats.notes[-1].endswith("from the beginning of full_body_video.mp4, which cannot be sought in")
 
 
 def test_without_a_bound_what_does_not_fit_is_decoded_ahead(

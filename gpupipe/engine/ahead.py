@@ -60,10 +60,12 @@ class FramesAhead:
     @property
     def note(self) -> str:
         """What to say of it to a session's user."""
+        slow = ", ".join(reader.path.name for reader in self._readers if not reader.seeks)
         return (
             f"{self._kept.spec.count} of {self.spec.count} cached frames are kept, "
             f"{megabytes(self._kept.cache_bytes)}; "
             f"the others are decoded ahead, {self._ring.spec.count} at a time"
+            + (f"; backwards always from the beginning of {slow}, which cannot be sought in" if slow else "")
         )
 
     @property

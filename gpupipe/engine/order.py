@@ -127,6 +127,16 @@ class RandomReader:
     def _index(self) -> FrameIndex:
         return index_frames(self._info.path, self._info.limits)
 
+    @property
+    def path(self) -> Path:
+        """The video."""
+        return self._info.path
+
+    @property
+    def seeks(self) -> bool:
+        """Whether it can begin anywhere but at the first frame."""
+        return bool(self._index.pts)
+
     def keyframe(self, number: int) -> int:
         """The number of the frame from which a frame is decoded."""
         return self._index.keyframe(number)
