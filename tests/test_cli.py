@@ -99,7 +99,10 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
             ["render", "c", "-o", "o.mp4", "--max-memory", "0"],
             "argument --max-memory: out of range (got 0); give 1 or more",
         ),
-        (["render", "c", "-o", "o.mp4", "--cache", "1G"], "unrecognized arguments: --cache 1G"),
+        (
+            ["render", "c", "-o", "o.mp4", "--cache", "all"],
+            "argument --cache: not a number of bytes (got 'all'); give one such as 8G or 500M",
+        ),
         (
             ["render", "c", "-o", "o.mp4", "--audio", ""],
             "argument --audio: not a path (got ''); give the name of a file",
@@ -176,7 +179,7 @@ def test_a_line_every_20_frames(folder: Path, tmp_path: Path, capfd: pytest.Capt
     ]
     assert re.fullmatch(
         rf"{re.escape(str(tmp_path / 'talk.mp4'))}: 47 frames of 96x64 in \d+\.\d\d s, \d+\.\d FPS "
-        r"\(\d+\.\d\d s loading\)",
+        r"\(\d+\.\d\d s loading, first frame after \d+\.\d\d s\)",
         lines[3],
     )
     ran = min(4, cpu_count())  # as many frames as the model runs at a time
@@ -272,10 +275,10 @@ def test_stats(folder: Path, tmp_path: Path) -> None:
     assert {name: told[name] for name in exact} == exact
     assert set(told) == {
         *exact,
-        *("total_seconds", "load_seconds", "fps", "inference_fps", "stages", "peak_rss_bytes"),
+        *("total_seconds", "load_seconds", "first_frame_seconds", "fps", "inference_fps", "stages", "peak_rss_bytes"),
     }
     assert told["fps"] == pytest.approx(12 / told["total_seconds"])
-    assert told["total_seconds"] > told["load_seconds"] > 0
+    assert told["total_seconds"] > told["first_frame_seconds"] > told["load_seconds"] > 0
     assert told["peak_rss_bytes"] > 10e6
     assert set(told["stages"]) == {"inference", "composite", "save"}
     for times in told["stages"].values():
@@ -452,6 +455,7 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         # 12 frames of 25 a second: 7500 times in an hour, in segments and joined.
         "disk_bytes_an_hour": 2 * 7500 * (folder / "full_body_video.mp4").stat().st_size,
         "cache_bytes": {"host": {name: size + 12 * 3 * 40 * 40 for name, size in tables.items()}},
+        "kept_frames": {name: dict.fromkeys(("256M", "1G", "4G", "16G"), 12) for name in tables},
         "tunings": [],
         "faults": [],
         "notes": [],
@@ -506,6 +510,7 @@ def test_inspect_tells_every_fault(folder: Path, capfd: pytest.CaptureFixture[st
         "model",
         "cache_bytes",
         "disk_bytes_an_hour",
+        "kept_frames",
     ):
         assert found[name] is None
 

@@ -75,6 +75,11 @@ def test_the_frames_are_the_same_whichever_are_kept(
         assert (tmp_path / "on.mp4").read_bytes() == (tmp_path / "off.mp4").read_bytes()
         assert source_runs == [1] * kept, "each kept frame's features are made once"
         assert stats.notes[0].startswith(f"features of {kept} of 12 frames are kept, ")
+    source_runs.clear()
+    bounded: Any = {"feature_cache": "1G", "cache": 0}  # the frames are decoded over and over, their features stay
+    gpupipe.render(folder, tmp_path / "on.mp4", device="cpu", crf=0, overwrite=True, **bounded)
+    assert (tmp_path / "on.mp4").read_bytes() == (tmp_path / "off.mp4").read_bytes()
+    assert source_runs == [1] * 12
     stats = gpupipe.render(folder, tmp_path / "no.mp4", device="cpu", feature_cache=f"{each - 1}")
     assert "no features are kept" in stats.notes[0]
     assert "a frame needs" in stats.notes[0]

@@ -37,8 +37,8 @@ OUTPUT = set(declared(OutputOptions))
         (options.LimitKeywords, LIMITS),
         (options.EngineKeywords, ENGINE),
         (options.ModelKeywords, set(declared(ModelOptions))),
-        (options.RenderKeywords, set(EVERY) - {"cache"}),
-        (options.FramesKeywords, set(EVERY) - {"cache", "sound"} - (OUTPUT - {"pixel_format"})),
+        (options.RenderKeywords, set(EVERY)),
+        (options.FramesKeywords, set(EVERY) - {"sound"} - (OUTPUT - {"pixel_format"})),
         (options.JobKeywords, set(EVERY) - ENGINE),
         (options.TuneKeywords, {"device", "max_memory", "model", "provider", "precision", "features", "encoder"}),
         (options.JobFramesKeywords, set(EVERY) - ENGINE - {"sound"} - (OUTPUT - {"pixel_format"})),
@@ -111,7 +111,7 @@ def test_splitting() -> None:
     ("keywords", "taking", "by"),
     [
         ({"colour": 1}, options.RenderKeywords, "render()"),
-        ({"cache": 1}, options.RenderKeywords, "render()"),
+        ({"parallel": 1}, options.RenderKeywords, "render()"),
         ({"device": "cpu"}, options.JobKeywords, "submit()"),
         ({"crf": 1}, options.FramesKeywords, "frames()"),
     ],
@@ -209,7 +209,7 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: object) -> 
 
 def test_auto_is_the_default_in_words() -> None:
     auto = {name for name, option in EVERY.items() if option.auto}
-    assert auto == {"batch", "runs", "encoders", "workers"}
+    assert auto == {"batch", "runs", "encoders", "workers", "cache"}
     for name in auto:
         assert EVERY[name].default is EVERY[name].read("auto") is EVERY[name].from_json("auto", Path()) is None
         assert split({name: "auto"}) == split({})

@@ -68,8 +68,8 @@ def test_it_is_loaded_once() -> None:
 def test_fewer_frames_are_taken_from_more() -> None:
     store = Store()
     assert store.acquire("anna", 4) is store.acquire("anna", 2)
-    assert store.residents.holds(key("anna"), 4)
-    assert not store.residents.holds(key("anna"), 5)
+    assert store.residents.holds(key("anna"), range(4))
+    assert not store.residents.holds(key("anna"), range(5))
 
 
 def test_when_more_are_needed_the_old_ones_leave_with_their_last_user() -> None:
@@ -169,7 +169,7 @@ def test_what_fails_to_load_is_loaded_anew_for_the_next() -> None:
     with pytest.raises(ValueError, match="broken"):
         store.residents.acquire(key("anna"), spec(), failing(ValueError("broken")))
     assert store.residents.nbytes == 0
-    assert not store.residents.holds(key("anna"), 1)
+    assert not store.residents.holds(key("anna"), range(1))
     store.use("anna")
     assert store.loaded == ["anna 4"]
 

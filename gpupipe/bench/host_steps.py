@@ -10,7 +10,7 @@ import numpy as np
 from gpupipe.bench.way import Pixels
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
-from gpupipe.compose.cpu import CpuCompositor
+from gpupipe.compose.cpu import CpuCompositor, HostDrawing
 from gpupipe.compose.frames import HostFrames
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import Surface
@@ -44,7 +44,7 @@ class HostSteps:
         self._slot = self._compositor.new_slot()
         self._slot.prediction[:] = np.random.default_rng(0).random(self._slot.prediction.shape, np.float32)
         self.finished: list[Pixels] = [np.zeros(spec.format.shape, np.uint8) for _ in range(batch_size)]
-        drawings = [
+        drawings: list[HostDrawing] = [
             Drawing(frames, number, speech, number, 0, Surface(spec.format, self.finished[number % batch_size]))
             for number in range(frame_count)
         ]

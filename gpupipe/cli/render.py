@@ -71,9 +71,11 @@ def what_is_left(output: str) -> str | None:
 def summary(stats: RenderStats) -> str:
     """What a render did, for people."""
     infer, composite, save = (stats.stages[name] for name in ("inference", "composite", "save"))
+    first = stats.first_frame_seconds
+    said = f"{stats.load_seconds:.2f} s loading" + ("" if first is None else f", first frame after {first:.2f} s")
     return (
         f"{stats.output}: {stats.frames} frames of {stats.width}x{stats.height} in {stats.total_seconds:.2f} s, "
-        f"{stats.fps:.1f} FPS ({stats.load_seconds:.2f} s loading)\n"
+        f"{stats.fps:.1f} FPS ({said})\n"
         f"  composited on {stats.device}, model on {stats.provider}, batch {stats.batch}, {stats.pixel_format}\n"
         f"  a frame: inference {infer.mean_ms:.2f} ms, composite {composite.mean_ms:.2f} ms, "
         f"save {save.mean_ms:.2f} ms\n"

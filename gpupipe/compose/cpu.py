@@ -17,15 +17,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.compose.frames import FrameSpec, HostFrames
-from gpupipe.compose.protocol import BatchKind, Drawing
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.protocol import BatchKind, CachedFrames, Drawing
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH, Rect
 from gpupipe.gpu.clock import Marks
 from gpupipe.model.signature import model_shapes
 from gpupipe.speech.rows import SpeechRows
 
 Pixels = NDArray[np.uint8]
-HostDrawing = Drawing[HostFrames, SpeechRows]
+HostDrawing = Drawing[CachedFrames, SpeechRows]
 FULL = np.float32(255)
 ONE_BITS = int(np.float32(1).view(np.uint32))
 
@@ -76,7 +76,7 @@ class CpuCompositor:
         """Host memory that `admit` takes at most for a character: for each worker a resized crop and its conversion."""
         return workers * spec.largest_rect * (3 + (28 if spec.pixel_format == "nv12" else 0))
 
-    def admit(self, frames: HostFrames) -> None:
+    def admit(self, frames: CachedFrames) -> None:
         """Make room for the largest rectangle of a character."""
         for scratch in self._scratch:
             scratch.reserve(frames.spec.largest_rect)
@@ -123,14 +123,15 @@ class CpuCompositor:
         def one(place: int, scratch: _Scratch) -> None:
             drawing = slot.frames[place]
             cached, source, spec = drawing.frames, drawing.source, drawing.frames.spec
-            slot.has_nan[place] = self._place(slot.prediction[place], cached.crops[source], scratch)
+            held, row = cached.at(source)
+            slot.has_nan[place] = self._place(slot.prediction[place], held.crops[row], scratch)
             rect, crop = spec.rects[source], scratch.crop
             small = scratch.resized[: 3 * rect.width * rect.height].reshape(3, rect.height, rect.width)
             for plane in range(3):
                 cv2.resize(crop[plane], (rect.width, rect.height), dst=small[plane], interpolation=cv2.INTER_LINEAR)
             out = drawing.surface.host
             assert out is not None, "a surface of this device is on the host"
-            np.copyto(out, cached.body[source])
+            np.copyto(out, held.body[row])
             seen = rect.within(spec.width, spec.height)
             inside = np.s_[seen.y1 - rect.y1 : seen.y2 - rect.y1, seen.x1 - rect.x1 : seen.x2 - rect.x1]
             if spec.pixel_format == "bgr24":
@@ -161,14 +162,15 @@ class CpuCompositor:
         else:
             list(self._pool.map(share, range(self._workers)))
 
-    def _visual(self, slot: CpuSlot, place: int, cached: HostFrames, source: int) -> None:
+    def _visual(self, slot: CpuSlot, place: int, cached: CachedFrames, source: int) -> None:
         out = slot.visual[place]
-        if cached.recorded is not None:
-            np.divide(cached.recorded[source], FULL, out=out, dtype=np.float32, casting="same_kind")
+        held, row = cached.at(source)
+        if held.recorded is not None:
+            np.divide(held.recorded[row], FULL, out=out, dtype=np.float32, casting="same_kind")
             slot.masked[place] = False
             return
         roi, masked, inside = out[:3], out[3:], self.kind.layout.roi
-        np.divide(cached.crops[source][:, inside, inside], FULL, out=roi, dtype=np.float32, casting="same_kind")
+        np.divide(held.crops[row][:, inside, inside], FULL, out=roi, dtype=np.float32, casting="same_kind")
         mask = self.kind.layout.mask
         masked[:, : mask.y1] = roi[:, : mask.y1]
         masked[:, mask.y2 :] = roi[:, mask.y2 :]
@@ -239,7 +241,7 @@ class _Scratch:
             self._floats = np.ones((4, pixels), np.float32)  # B, G, R, and 1 for the offset
             self._sums = np.zeros((3, pixels), np.float32)
 
-    def to_ycbcr(self, bgr: Pixels, cached: HostFrames) -> Pixels:
+    def to_ycbcr(self, bgr: Pixels, cached: CachedFrames) -> Pixels:
         """Planes B, G, R `[3, h, w]` as Y, Cb, Cr, in place: `min(255, (weights · (B, G, R) + offset) >> 14)`.
 
         Every weight is a multiple of 2^-14, and every sum below 2^10, so float32 holds each step exactly.

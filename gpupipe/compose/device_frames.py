@@ -49,6 +49,11 @@ class DeviceFrames:
         self.draw_blocks = draw_blocks(max(threads))
         self.copy_blocks = copy_blocks(*device_shape(spec.format))
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the frames, without what rows are padded with."""
+        return self.spec.cache_bytes
+
     @classmethod
     def load(
         cls,

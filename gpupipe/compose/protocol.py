@@ -15,7 +15,7 @@ depend on its place in the batch, nor on the others in it. A batch that is not f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import PixelFormat
+from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.surface import Surface
 from gpupipe.geometry import CropLayout
 from gpupipe.gpu.clock import Marks
@@ -49,12 +50,53 @@ FramesT = TypeVar("FramesT")
 SpeechT = TypeVar("SpeechT")
 
 
+class CachedFrames(Protocol):
+    """What the CPU's compositor reads."""
+
+    @property
+    def spec(self) -> FrameSpec:
+        """What is cached."""
+
+    @property
+    def ycbcr_weights(self) -> NDArray[np.float32]:
+        """`Colour.from_bgr` as float32 `[3, 4]`, multiples of 2^-14."""
+
+    def at(self, source: int) -> tuple[HostFrames, int]:
+        """In which arrays, and where there, a frame lies."""
+
+
+class Coming(Protocol):
+    """Cached frames that may still be decoded: what may be asked of them meanwhile."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame is there."""
+
+    def ready(self, source: int) -> bool:
+        """Whether a frame is there, and may be drawn."""
+
+    def failure(self, source: int) -> BaseException | None:
+        """Why a frame will never be there; None if it is, or may come."""
+
+    def begun(self, source: int) -> None:
+        """A frame that is there is being drawn, and must stay."""
+
+    def drawn(self, source: int) -> None:
+        """A frame has been drawn, and need not stay."""
+
+    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called, in any thread, when more frames are there, or no more come; gives what ends that."""
+
+    def wait(self) -> None:
+        """Return once every frame is there; raise what stops them from coming."""
+
+
 class Drawing(NamedTuple, Generic[FramesT, SpeechT]):
     """One frame to be drawn.
 
     Attributes:
         frames: the character's cached frames: `HostFrames` on the CPU, `DeviceFrames` on a GPU.
-        source: which of them.
+        source: which of them, counted from the first of them.
         speech: the session's speech features: `SpeechRows` on the CPU, `DeviceSpeech` on a GPU.
         row: the row of speech at the frame's time, rounded down; see `geometry.speech_position`.
         fraction: how far the frame's time lies past that row, in 1/65536 of a row.

@@ -16,7 +16,11 @@ from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.signature import Signature
+from gpupipe.options import read_bytes
 from gpupipe.render.tuning import of_character
+
+BOUNDS = ("256M", "1G", "4G", "16G")
+"""Of `--cache`, for which it is told how many frames stay."""
 
 
 def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
@@ -59,6 +63,7 @@ def inspect(path: Path | str, limits: Limits = DEFAULT) -> dict[str, Any]:
         "model": model,
         "cache_bytes": _cache_bytes(character) if character else None,
         "disk_bytes_an_hour": _disk_bytes_an_hour(character) if character else None,
+        "kept_frames": _kept_frames(character) if character else None,
         "tunings": _tunings(character) if character and model else None,
         "faults": [fault.on_command_line() for fault in _once(faults)],
         "notes": notes,
@@ -128,6 +133,15 @@ def _disk_bytes_an_hour(character: Character) -> int:
     that is a guess, for what the encoder makes of it is another."""
     body = character.body
     return round(2 * body.path.stat().st_size / (body.frames / body.fps) * 3600)
+
+
+def _kept_frames(character: Character) -> dict[str, dict[str, int]]:
+    """How many of its frames stay on the CPU with some bounds of `--cache`, less those that are decoded ahead then."""
+    sizes = _cache_bytes(character)["host"]
+    return {
+        name: {bound: min(character.count, read_bytes(bound) * character.count // size) for bound in BOUNDS}
+        for name, size in sizes.items()
+    }
 
 
 def _cache_bytes(character: Character) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ knows nothing of files that are written: that is `render`'s.
     timetable  how long batches take
     flight     a batch under way, step by step                                 pipeline  the threads of the steps
     holdings   what is opened once and shared: models and lanes (`shelf`, `lane`), characters (`residents`), `surfaces`
+    ahead      a character that is larger than its memory: what is decoded ahead of a session
     backend    what is asked of a device: the CPU's answers; `gpu_backend` a GPU's; `opening` picks one
 """
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 from gpupipe.compose.cpu import CpuCompositor
 from gpupipe.compose.frames import FrameSpec, HostFrames
-from gpupipe.compose.protocol import BatchKind, Compositor
+from gpupipe.compose.protocol import BatchKind, Coming, Compositor
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
@@ -76,6 +77,9 @@ class Backend(Protocol):
     def load(self, spec: FrameSpec, readers: Readers) -> Any:
         """A character's frames, decoded by the readers of its bodies, crops and recorded inputs, and kept."""
 
+    def coming(self, frames: Any) -> Coming | None:
+        """Which of a character's frames are there, where they come one by one; None: all of them are."""
+
     def unload(self, frames: Any) -> None:
         """Release them."""
 
@@ -115,6 +119,7 @@ class HostBackend:
 
     def __init__(self, workers: int, max_memory: int | None) -> None:
         self._workers, self._max_memory = workers, max_memory
+        self._loading: WeakSet[HostFrames] = WeakSet()
 
     def check(self, options: ModelOptions) -> None:
         """See `Backend`."""
@@ -170,11 +175,18 @@ class HostBackend:
         return {}
 
     def load(self, spec: FrameSpec, readers: Readers) -> HostFrames:
+        """Frames that are decoded while the first of them are drawn."""
+        frames = HostFrames.loading(spec, *readers)
+        self._loading.add(frames)
+        return frames
+
+    def coming(self, frames: HostFrames) -> Coming:
         """See `Backend`."""
-        return HostFrames.load(spec, *readers)
+        return frames
 
     def unload(self, frames: HostFrames) -> None:
-        """Nothing: dropping them is enough."""
+        """Stop decoding them; dropping them is enough else."""
+        frames.close()
 
     def place(self, speech: SpeechRows) -> SpeechRows:
         """The CPU reads it where it is."""
@@ -224,4 +236,9 @@ class HostBackend:
         """Nothing is queued."""
 
     def _available(self) -> int | None:
-        return memory_available_bytes() if self._max_memory is None else self._max_memory
+        if self._max_memory is not None:
+            return self._max_memory
+        available = memory_available_bytes()
+        # The system counts a page as taken when it is first written to.
+        promised = sum(frames.missing_bytes for frames in tuple(self._loading))
+        return None if available is None else max(0, available - promised)

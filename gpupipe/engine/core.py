@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
+from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.flight import Flight, Steps, seated
-from gpupipe.engine.holdings import Holdings
+from gpupipe.engine.holdings import CacheBound, Holdings
 from gpupipe.engine.kept_features import FeatureBudget
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.order import SessionOrder
@@ -39,14 +40,16 @@ class EngineCore:
 
     Args:
         backend: the device, opened; closed with the engine.
-        cache: bytes of characters that are kept; None: as much as there is room for.
+        cache: how much of characters is kept; None: as much as there is room for.
         features: how much is kept of the model's work on cached frames; None: nothing.
 
     Attributes:
         trace: times of every stage, of all sessions.
     """
 
-    def __init__(self, backend: Backend, *, cache: int | None = None, features: FeatureBudget | None = None) -> None:
+    def __init__(
+        self, backend: Backend, *, cache: CacheBound | None = None, features: FeatureBudget | None = None
+    ) -> None:
         self.backend = backend
         self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
         self.holdings = Holdings(backend, cache, self._on_compute_thread, features)
@@ -85,12 +88,13 @@ class EngineCore:
         opening = _log.timed("session opened", session=number, character=order.character.path, device=self.backend.name)
         with self._while_open(), opening as told, ExitStack() as held, trace.span(LOAD, order.spec.count):
             parts = self.holdings.open(order, speech, held)
+            first = parts.frames.spec.first
             session = Session(
                 lane=parts.lane,
                 frames=parts.frames,
                 speech=parts.speech,
                 placed=parts.placed,
-                source=order.source,
+                source=lambda output: order.source(output) - first,
                 fps=order.fps,
                 outputs=order.outputs(),
                 format=order.spec.format,
@@ -98,6 +102,7 @@ class EngineCore:
                 memory=parts.memory,
                 notes=parts.notes,
                 features=parts.features,
+                coming=parts.coming,
                 changed=self._changed,
                 ended=self._ended,
                 due=due,
@@ -105,6 +110,10 @@ class EngineCore:
             )
             told["notes"] = session.notes
             parts.speech.listen(lambda: self._changed(session))
+            if parts.coming is not None:
+                held.callback(parts.coming.listen(session.frames_came))
+            if isinstance(parts.coming, FramesAhead):
+                parts.coming.begin(session.upcoming, session.lock)
             with self._condition:
                 self._raise_if_closed()
                 parts.lane.compositor.admit(parts.frames)

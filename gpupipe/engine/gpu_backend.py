@@ -166,6 +166,9 @@ class GpuBackend:
         """See `Backend`."""
         return DeviceFrames.load(self.gpu, spec, *readers)
 
+    def coming(self, frames: DeviceFrames) -> None:
+        """All are uploaded."""
+
     def unload(self, frames: DeviceFrames) -> None:
         """See `Backend`."""
         frames.close()

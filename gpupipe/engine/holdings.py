@@ -7,11 +7,13 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpupipe.compose.protocol import BatchKind
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.protocol import BatchKind, Coming
+from gpupipe.engine.ahead import FramesAhead, first_within, slots_ahead
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
@@ -36,6 +38,19 @@ ENCODERS_KEPT = 2
 
 _log = Log(__name__)
 
+
+class CacheBound(NamedTuple):
+    """How much of characters is kept.
+
+    Attributes:
+        unused: bytes of those that nobody uses; None: as much as there is room for.
+        each: bytes of each that is used; None: all of it, where that fits.
+    """
+
+    unused: int | None
+    each: int | None = None
+
+
 Speech = Callable[[OpenEncoder], SpeechRows]
 OnComputeThread = Callable[[Callable[[], Any]], Any]
 
@@ -51,6 +66,7 @@ class Parts:
     memory: list[Memory]
     notes: tuple[str, ...]
     features: KeptFeatures | None
+    coming: Coming | None
 
 
 class Holdings:
@@ -58,7 +74,7 @@ class Holdings:
 
     Args:
         backend: the device.
-        cache: bytes of characters that are kept; None: as much as there is room for.
+        cache: how much of characters is kept.
         on_compute_thread: runs something where the models are run, and waits for it.
         features: how much is kept of the model's work on cached frames; None: nothing.
     """
@@ -66,7 +82,7 @@ class Holdings:
     def __init__(
         self,
         backend: Backend,
-        cache: int | None,
+        cache: CacheBound | None,
         on_compute_thread: OnComputeThread,
         features: FeatureBudget | None = None,
     ) -> None:
@@ -76,7 +92,8 @@ class Holdings:
         self._lanes: Shelf[Lane] = Shelf(keep=LANES_KEPT)
         self._encoders: Shelf[AudioEncoder] = Shelf(keep=ENCODERS_KEPT)
         self.digests = Digests()
-        self.residents: Residents[Any] = Residents(self._unload, cache)
+        self._cache = cache or CacheBound(None)
+        self.residents: Residents[Any] = Residents(self._unload, self._cache.unused, self._whole)
         self._pool = SurfacePool(backend.gpu)
 
     def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
@@ -100,20 +117,26 @@ class Holdings:
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         # A batch in each slot, and one with the sink.
         depth = (slots_of(model, kind.batch) + 1) * kind.batch + order.kept
-        self._make_room(order, kind, lane_key, model, rows, depth)
+        kept_spec = self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers))
         held.callback(self._lanes.give_back, lane_key)
-        resident = self._resident(order)
+        resident = self._resident(replace(order, spec=kept_spec))
         held.callback(self.residents.give_back, resident)
+        frames, coming = resident.frames, backend.coming(resident.frames)
+        notes = (*opened.notes, *model.notes)
+        if kept_spec.count < spec.count:
+            frames = coming = FramesAhead(order, resident.frames, slots_ahead(order.spec, depth))
+            held.callback(frames.close)
+            notes += (frames.note,)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
         memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
         held.callback(self._pool.give_back, spec.format, memory, on_host=order.on_host)
         split, shown, store = lane.split, order.shown, self._kept
-        kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, spec.count))
-        said = store.notes(model_key, split, kept, shown, spec.count) if keep else ()
-        notes = (*opened.notes, *model.notes, *said)
-        return Parts(lane, resident.frames, rows, placed, memory, notes, kept)
+        count = spec.numbers.stop - resident.numbers.start
+        kept = self._on_compute_thread(lambda: store.of(split, resident.frames, model_key, shown, count))
+        said = store.notes(model_key, split, kept, shown, count) if keep else ()
+        return Parts(lane, frames, rows, placed, memory, (*notes, *said), kept, coming)
 
     def load(self, order: SessionOrder) -> None:
         """Keep a character's frames, and open its model if the file is there, before the first session needs them.
@@ -124,11 +147,16 @@ class Holdings:
         with ExitStack() as held:
             if order.model.is_file():
                 nothing = SpeechRows(np.zeros((1, SPEECH_WIDTH), np.float32))
-                self.open(order, lambda _: nothing, held)
+                coming = self.open(order, lambda _: nothing, held).coming
+                if coming is not None:
+                    coming.wait()
                 return
             self.residents.make_room(lambda: not self._backend.fits(self._backend.frame_bytes(order.spec)))
             self._backend.require(self._backend.frame_bytes(order.spec))
-            held.callback(self.residents.give_back, self._resident(order))
+            resident = self._resident(order)
+            held.callback(self.residents.give_back, resident)
+            if (coming := self._backend.coming(resident.frames)) is not None:
+                coming.wait()
 
     def _resident(self, order: SessionOrder) -> Resident[Any]:
         backend = self._backend
@@ -139,6 +167,10 @@ class Holdings:
                 return backend.load(spec, order.readers())
 
         return self.residents.acquire(ResidentKey.of(order), order.spec, load)
+
+    def _whole(self, frames: Any) -> bool:
+        coming = self._backend.coming(frames)
+        return coming is None or coming.whole
 
     def _unload(self, frames: Any) -> None:
         self._backend.unload(frames)  # which waits for what is queued
@@ -201,18 +233,26 @@ class Holdings:
 
     def _make_room(
         self, order: SessionOrder, kind: BatchKind, lane_key: Hashable, model: Model, rows: SpeechRows, depth: int
-    ) -> None:
+    ) -> FrameSpec:
         """Check that a session fits, before anything of it is allocated; what nobody uses leaves if it must.
+
+        Returns:
+            Which of its frames are kept: all, or the first.
 
         Raises:
             DeviceMemoryError, HostMemoryError: it does not fit.
         """
-        backend, key = self._backend, ResidentKey.of(order)
+        backend, key, spec = self._backend, ResidentKey.of(order), order.spec
+        slots = slots_ahead(order.spec, depth)
+        if backend.gpu is None and self._cache.each is not None and not self.residents.holds(key, spec.numbers):
+            spec = first_within(spec, self._cache.each, slots)
 
         def wanted() -> dict[str, int]:
             parts: dict[str, int] = {}
-            if not self.residents.holds(key, order.spec.count):
+            if not self.residents.holds(key, spec.numbers):
                 parts |= backend.frame_bytes(order.spec)
+            if spec.count < order.spec.count:
+                parts["cached frames"] = spec.cache_bytes + slots * (order.spec.cache_bytes // order.spec.count)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
             parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
@@ -223,7 +263,11 @@ class Holdings:
             _log.event("unused lanes and surfaces released", wanted=sum(wanted().values()))
             self._pool.trim()
             self._lanes.trim()
+        for bound in (backend.cache_bytes() or 0, 0) if backend.gpu is None and self._cache.each is None else ():
+            if not backend.fits(wanted()):
+                spec = first_within(order.spec, bound, slots)
         backend.require(wanted())
+        return spec
 
 
 @dataclass(eq=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.engine.outputs import Outputs
 from gpupipe.errors import MediaError
-from gpupipe.geometry import frame_at
+from gpupipe.geometry import frame_at, frame_order
+from gpupipe.media.index import FrameIndex, Start, index_frames
 from gpupipe.media.video import VideoInfo, read_frames
 from gpupipe.options import ModelOptions
 
@@ -84,21 +86,103 @@ class SessionOrder:
             found += [info.path for info in self.character.recorded or ()]
         return found
 
+    def needing(self, outputs: Iterable[range]) -> SessionOrder:
+        """The same, with the cached frames only that some output frames show; each range has one at least."""
+        whole = 2 * self.period  # in which every frame is shown
+        shown = [frame_order(min(len(each), whole), self.period, self.start + each[0]) for each in outputs]
+        first, last = min(int(each.min()) for each in shown), max(int(each.max()) for each in shown)
+        return replace(self, spec=replace(self.spec, rects=self.character.rects[first : last + 1], first=first))
+
+    def random_readers(self) -> list[RandomReader]:
+        """What reads single frames of the body, the crops and, if they are kept, the two recorded inputs."""
+        recorded = (self.character.recorded or ()) if self.spec.recorded else ()
+        infos = (self.character.body, self.character.crops, *recorded)
+        return [RandomReader(info, "bgr24" if place else self.spec.pixel_format) for place, info in enumerate(infos)]
+
     def readers(self) -> Readers:
         """Open the files of the cached frames."""
         character, spec = self.character, self.spec
-        body = _frames(character.body, spec.pixel_format, spec)
-        crops = _frames(character.crops, "bgr24", spec)
+        body = _frames(character.body, spec.pixel_format, spec.numbers)
+        crops = _frames(character.crops, "bgr24", spec.numbers)
         if not spec.recorded or character.recorded is None:
             return body, crops, None
-        roi, masked = (_frames(info, "bgr24", spec) for info in character.recorded)
+        roi, masked = (_frames(info, "bgr24", spec.numbers) for info in character.recorded)
         return body, crops, (np.concatenate(pair, axis=2) for pair in zip(roi, masked, strict=True))
 
 
-def _frames(info: VideoInfo, pixel_format: PixelFormat, spec: FrameSpec) -> Iterator[Any]:
-    """The frames of a video, which must be as large as when it was looked at: the file may be another by now."""
+class RandomReader:
+    """Reads any frame of a video: going on from the last one, or from the keyframe before.
+
+    Args:
+        info: the video.
+        pixel_format: of the frames.
+    """
+
+    def __init__(self, info: VideoInfo, pixel_format: PixelFormat) -> None:
+        self._info, self._pixel_format = info, pixel_format
+        self._frames: Generator[Any] | None = None
+        self._next = 0
+
+    @cached_property
+    def _index(self) -> FrameIndex:
+        return index_frames(self._info.path, self._info.limits)
+
+    @property
+    def path(self) -> Path:
+        """The video."""
+        return self._info.path
+
+    @property
+    def seeks(self) -> bool:
+        """Whether it can begin anywhere but at the first frame."""
+        return bool(self._index.pts)
+
+    def keyframe(self, number: int) -> int:
+        """The number of the frame from which a frame is decoded."""
+        return self._index.keyframe(number)
+
+    def is_ahead(self, number: int) -> bool:
+        """Whether a frame is reached soonest by going on."""
+        return self._frames is not None and self.keyframe(number) <= self._next <= number
+
+    def read(self, number: int) -> Any:
+        """A frame; see `read_frames`.
+
+        Raises:
+            MediaError: it cannot be decoded.
+        """
+        if self._frames is None or not self.is_ahead(number):
+            self.close()
+            self._frames = _frames(self._info, self._pixel_format, range(number, self._info.frames), self._index)
+            self._next = number
+        for frame in self._frames:
+            self._next += 1
+            if self._next > number:
+                return frame
+        raise AssertionError("as many frames are decoded as are asked for")
+
+    def close(self) -> None:
+        """Stop decoding."""
+        if self._frames is not None:
+            self._frames.close()
+        self._frames = None
+
+
+def _frames(
+    info: VideoInfo, pixel_format: PixelFormat, numbers: range, index: FrameIndex | None = None
+) -> Generator[Any]:
+    """The frames of a video, which must be as large as when it was looked at: the file may be another by now.
+
+    Those before the first that is kept are not decoded, but from the keyframe before it.
+    """
     shape = SurfaceFormat(pixel_format, info.width, info.height).shape
-    for frame in read_frames(info.path, pixel_format, spec.count, info.limits):
+    if not numbers:
+        return
+    start: tuple[Start, ...] = ()
+    if numbers.start:
+        index = index or index_frames(info.path, info.limits)
+        start = (index.start(numbers.start, numbers.stop),)
+    for frame in read_frames(info.path, pixel_format, numbers.stop, info.limits, *start):
         if frame.shape != shape:
             raise MediaError("has changed since it was looked at", file=info.path, remedy="leave it as it is")
         yield frame

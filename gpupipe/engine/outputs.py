@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, islice
 
 ENDLESS = range(1 << 62)
 """The frames of a speech whose length is not known yet."""
@@ -57,6 +58,10 @@ class Outputs:
                 return each[ahead]
             ahead -= len(each)
         raise AssertionError("as many as are known lie in the ranges")
+
+    def known(self, count: int) -> list[int]:
+        """The next frames, as many of `count` as lie in the ranges taken so far."""
+        return list(islice(chain.from_iterable(self._ranges), count))
 
     def pop(self) -> int:
         """The next frame, which is passed by this."""

@@ -1,4 +1,8 @@
-"""Characters whose frames are kept where they are composited: loaded once, released when others need the room."""
+"""Characters whose frames are kept where they are composited: loaded once, released when others need the room.
+
+Frames may still be decoded when those who use them have them. Those that nobody uses any more before all are there are
+released: what is left of a character that cannot be decoded, or that nobody waited for.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +45,22 @@ class Resident(Generic[FramesT]):
     """A character's frames, kept or being loaded.
 
     Attributes:
-        count: frames kept, from the first.
+        numbers: frames kept, by their numbers in the character's videos.
         nbytes: what they take.
         users: sessions that use them.
         used: when they were last asked for or given back.
     """
 
     key: ResidentKey
-    count: int
+    numbers: range
     nbytes: int
     users: int = 0
     used: float = 0.0
     loaded: Future[FramesT] = field(default_factory=Future)
+
+    def covers(self, wanted: range) -> bool:
+        """Whether it has all of some frames."""
+        return self.numbers.start <= wanted.start and wanted.stop <= self.numbers.stop
 
     @property
     def frames(self) -> FramesT:
@@ -66,11 +74,17 @@ class Residents(Generic[FramesT]):
     Args:
         free: releases frames.
         budget: bytes of characters that nobody uses; None: no bound but the memory there is.
+        whole: whether all frames of a character are there.
     """
 
-    def __init__(self, free: Callable[[FramesT], None], budget: int | None = None) -> None:
-        self._free, self.budget = free, budget
-        self._kept: dict[ResidentKey, Resident[FramesT]] = {}
+    def __init__(
+        self,
+        free: Callable[[FramesT], None],
+        budget: int | None = None,
+        whole: Callable[[FramesT], bool] = lambda _: True,
+    ) -> None:
+        self._free, self.budget, self._whole = free, budget, whole
+        self._kept: dict[tuple[ResidentKey, range], Resident[FramesT]] = {}
         self._retired: set[Resident[FramesT]] = set()
         self._lock = threading.Lock()
 
@@ -80,21 +94,21 @@ class Residents(Generic[FramesT]):
         with self._lock:
             return sum(each.nbytes for each in (*self._kept.values(), *self._retired))
 
-    def holds(self, key: ResidentKey, count: int) -> bool:
-        """Whether so many frames are kept, or being loaded."""
+    def holds(self, key: ResidentKey, numbers: range) -> bool:
+        """Whether these frames are kept, or being loaded."""
         with self._lock:
-            found = self._kept.get(key)
-            return found is not None and found.count >= count
+            return self._find(key, numbers) is not None
 
     def acquire(self, key: ResidentKey, spec: FrameSpec, load: Callable[[], FramesT]) -> Resident[FramesT]:
         """Frames for a user, loaded by `load` unless they are there. Waits for whoever is loading them already."""
         with self._lock:
-            found = self._kept.get(key)
-            mine = found is None or found.count < spec.count
-            if found is None or found.count < spec.count:
-                if found is not None:
-                    self._retired.add(found)
-                found = self._kept[key] = Resident(key, spec.count, spec.cache_bytes)
+            found = self._find(key, spec.numbers)
+            mine = found is None
+            if found is None:
+                new = found = Resident(key, spec.numbers, spec.cache_bytes)
+                for each in [each for each in self._kept.values() if each.key == key and new.covers(each.numbers)]:
+                    self._retire(each)
+                self._kept[key, spec.numbers] = found
             found.users += 1
             found.used = time.monotonic()
             unused = self._unused_retired()
@@ -104,8 +118,8 @@ class Residents(Generic[FramesT]):
                 found.loaded.set_result(load())
             except BaseException as error:
                 with self._lock:
-                    if self._kept.get(key) is found:
-                        del self._kept[key]
+                    if self._kept.get((key, spec.numbers)) is found:
+                        del self._kept[key, spec.numbers]
                     self._retired.discard(found)
                 found.loaded.set_exception(error)
                 raise
@@ -118,6 +132,8 @@ class Residents(Generic[FramesT]):
         with self._lock:
             resident.users -= 1
             resident.used = time.monotonic()
+            if not resident.users and resident in self._kept.values() and not self._whole(resident.frames):
+                self._retire(resident)
             unused = self._unused_retired()
         self._release_all(unused)
         self._keep_to_budget()
@@ -129,7 +145,7 @@ class Residents(Generic[FramesT]):
                 oldest = self._pop_oldest()
             if oldest is None:
                 return
-            _log.event("frames evicted", file=oldest.key.files[0][0], frames=oldest.count, bytes=oldest.nbytes)
+            _log.event("frames evicted", file=oldest.key.files[0][0], frames=len(oldest.numbers), bytes=oldest.nbytes)
             self._free(oldest.frames)
 
     def close(self) -> None:
@@ -154,7 +170,14 @@ class Residents(Generic[FramesT]):
         if not idle:
             return None
         oldest = min(idle, key=lambda each: each.used)
-        return self._kept.pop(oldest.key)
+        return self._kept.pop((oldest.key, oldest.numbers))
+
+    def _find(self, key: ResidentKey, numbers: range) -> Resident[FramesT] | None:
+        return next((each for each in self._kept.values() if each.key == key and each.covers(numbers)), None)
+
+    def _retire(self, resident: Resident[FramesT]) -> None:
+        """Let it leave with its last user."""
+        self._retired.add(self._kept.pop((resident.key, resident.numbers)))
 
     def _unused_retired(self) -> list[Resident[FramesT]]:
         unused = [each for each in self._retired if not each.users and each.loaded.done()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from gpupipe.compose.protocol import Drawing
+from gpupipe.compose.protocol import Coming, Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.engine.kept_features import KeptFeatures
 from gpupipe.engine.lane import Lane
@@ -38,15 +38,15 @@ class FrameTask:
 class Session:
     """One speech of one character. Iterating over it gives the finished frames in order, as surfaces.
 
-    Made by `EngineCore.open_session`. The scheduler starts a frame when its speech is there and one of the session's
-    surfaces is free, so that a taker who is slow holds back nobody else.
+    Made by `EngineCore.open_session`. The scheduler starts a frame when its cached frame and its speech are there and
+    one of the session's surfaces is free, so that a taker who is slow holds back nobody else.
 
     Attributes:
         lane: where its frames go.
         frames: the character's cached frames.
         speech: what it says, on the host.
         placed: the same, where the compositor reads it.
-        source: which cached frame an output frame shows.
+        source: which of the cached frames, counted from the first of them, an output frame shows.
         fps: output frames a second.
         outputs: which output frames it draws.
         total: where the output ends that a speech which still comes is drawn for; None: not known yet, or `outputs`
@@ -58,6 +58,7 @@ class Session:
         ended: told once, when it is closed and nothing of it is under way any more.
         notes: what was picked on its own, and why.
         features: what is kept of the model's work on the cached frames.
+        coming: which of the cached frames are there; None: all.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
         started, finished: output frames so far.
         number: by which the log calls it, of its engine's from 1.
@@ -77,6 +78,7 @@ class Session:
     ended: Callable[[Session], None]
     notes: tuple[str, ...] = ()
     features: KeptFeatures | None = None
+    coming: Coming | None = None
     due: Callable[[int], float] | None = None
     total: int | None = None
     started: int = 0
@@ -89,15 +91,20 @@ class Session:
     _settled: bool = False
     _condition: threading.Condition = field(default_factory=threading.Condition)
 
+    @property
+    def lock(self) -> threading.Condition:
+        """What guards which frames come next; told when they change."""
+        return self._condition
+
     # What the scheduler sees.
 
     @property
     def available(self) -> int:
-        """Frames that can be drawn now: their speech is there, and so is a surface for each."""
+        """Frames that can be drawn now: their cached frames and speech are there, and so is a surface for each."""
         with self._condition:
             if self._closed or self._error is not None:
                 return 0
-            count = self.outputs.left(len(self.memory))
+            count = self._decoded(self.outputs.left(len(self.memory)))
             while count > 0 and not self.speech.ready(*speech_position(self.outputs.peek(count - 1) or 0, self.fps)):
                 count -= 1
             # Asked last: once the speech is finished, every window is ready, those past its end too.
@@ -107,7 +114,7 @@ class Session:
     @property
     def expects_more(self) -> bool:
         """Whether more than the available frames will come."""
-        if self._closed or self._error is not None:
+        if self._closed or self._error is not None or self._failure() is not None:
             return False
         end = self._end()
         if end is not None:
@@ -126,6 +133,14 @@ class Session:
         except Exception as error:  # the session's own fault, which the engine must outlive
             self.fail(error)
             return math.inf
+
+    def _decoded(self, count: int) -> int:
+        """How many of the next `count` frames have their cached frames there, up to the first that has not."""
+        coming = self.coming
+        if coming is None or coming.whole:
+            return count
+        sources = (self.source(self.outputs.peek(ahead) or 0) for ahead in range(count))
+        return next((ahead for ahead, source in enumerate(sources) if not coming.ready(source)), count)
 
     def _end(self) -> int | None:
         """Output frames of a speech that still comes, once that is known: as long as its rows, unless told."""
@@ -147,15 +162,20 @@ class Session:
             if not self.outputs.left(1):
                 return None
             index, memory = self.outputs.pop(), self.memory.pop()
+            source = self.source(index)
+            if self.coming is not None:
+                self.coming.begun(source)
             self.started += 1
             self._lent += 1
         surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
         row, fraction = speech_position(index, self.fps)
-        return FrameTask(self, index, Drawing(self.frames, self.source(index), self.placed, row, fraction, surface))
+        return FrameTask(self, index, Drawing(self.frames, source, self.placed, row, fraction, surface))
 
     def deliver(self, task: FrameTask, error: BaseException | None = None) -> None:
         """A frame of this session is finished, or has failed: what comes after it is dropped then."""
         with self._condition:
+            if self.coming is not None:
+                self.coming.drawn(task.drawing.source)
             dropped = self._closed or self._error is not None
             if error is not None and not dropped:
                 self._error = error
@@ -171,6 +191,12 @@ class Session:
         with self._condition:
             if not self._closed and self._error is None:
                 self._error = error
+            self._condition.notify_all()
+        self.changed(self)
+
+    def frames_came(self) -> None:
+        """More of the cached frames are there, or no more will be."""
+        with self._condition:
             self._condition.notify_all()
         self.changed(self)
 
@@ -197,7 +223,28 @@ class Session:
                     raise Cancelled("the session was closed")
                 if self._ended():
                     return None
+                if (error := self._never()) is not None:
+                    self._error = error
+                    raise error
                 self._condition.wait(POLL_SECONDS)
+
+    def _never(self) -> BaseException | None:
+        """What keeps the next frame from ever being drawn, once those before it are finished."""
+        return None if self.finished < self.started else self._failure()
+
+    def _failure(self) -> BaseException | None:
+        if self.coming is None or self.coming.whole:
+            return None
+        with self._condition:
+            output = self.outputs.peek(0)
+        return None if output is None else self.coming.failure(self.source(output))
+
+    def upcoming(self, count: int) -> list[int]:
+        """Which cached frames are shown next, as many as are known of `count`. Under the session's lock."""
+        if self._closed or self._error is not None:
+            return []
+        self.outputs.left(len(self.memory))
+        return [self.source(output) for output in self.outputs.known(count)]
 
     def _ended(self) -> bool:
         end = self._end()
@@ -226,6 +273,7 @@ class Session:
         with self._condition:
             self._lent -= 1
             self.memory.append(memory)
+            self._condition.notify_all()  # more frames may be known now
         self._settle()
 
     def _settle(self) -> None:

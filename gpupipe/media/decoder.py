@@ -13,6 +13,7 @@ import numpy as np
 
 from gpupipe.errors import GpupipeError, reason
 from gpupipe.machine import cpu_count
+from gpupipe.media.index import Start, index_frames
 from gpupipe.media.limits import Limits
 from gpupipe.media.sound import decode_sound
 from gpupipe.media.sound_file import probe_sound
@@ -43,7 +44,10 @@ def _answers(call: str, path: Path, limits: Limits, arguments: dict[str, Any]) -
     if call == "probe":
         yield asdict(probe(path, limits))
     elif call == "read_frames":
-        yield from read_frames(path, arguments["pixel_format"], arguments["count"], limits)
+        start = Start(**arguments["start"])
+        yield from read_frames(path, arguments["pixel_format"], arguments["count"], limits, start)
+    elif call == "index_frames":
+        yield asdict(index_frames(path, limits))
     elif call == "probe_sound":
         yield asdict(probe_sound(path, limits))
     elif call == "decode_sound":

@@ -26,7 +26,7 @@ from gpupipe.media.limits import Limits
 
 T = TypeVar("T")
 
-Call = Literal["probe", "read_frames", "probe_sound", "decode_sound"]
+Call = Literal["probe", "read_frames", "index_frames", "probe_sound", "decode_sound"]
 
 MEMORY: Final = 4 << 30
 """Bytes that a decoder may take where --max-memory says nothing: H.264 of 8K with 16 threads takes 2 GB."""

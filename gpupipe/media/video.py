@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
 from gpupipe.errors import GpupipeError, MediaError, reason
+from gpupipe.media.index import BEGINNING, NotThereError, Start, frames_from
 from gpupipe.media.isolate import isolated, isolated_facts
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.matroska import is_matroska, shortfall
@@ -183,7 +184,11 @@ def _timing_error(packets: list[_Packet], fps: float) -> float:
 
 
 def read_frames(
-    path: Path | str, pixel_format: PixelFormat, count: int | None = None, limits: Limits = DEFAULT
+    path: Path | str,
+    pixel_format: PixelFormat,
+    count: int | None = None,
+    limits: Limits = DEFAULT,
+    start: Start = BEGINNING,
 ) -> Iterator[Frame]:
     """Decode the first `count` frames of a video (all of them by default), in the order in which they are shown.
 
@@ -192,6 +197,7 @@ def read_frames(
         pixel_format: of the frames.
         count: how many.
         limits: what is taken, and whether a process of its own decodes it.
+        start: with which of them to begin (`FrameIndex.start`).
 
     Yields:
         uint8 `[H, W, 3]` for bgr24, as PyAV's `to_ndarray(format="bgr24")` gives; uint8 `[H * 3 // 2, W]` for nv12, the
@@ -203,15 +209,15 @@ def read_frames(
     """
     path = Path(path)
     if limits.isolate:
-        yield from isolated("read_frames", path, limits, pixel_format=pixel_format, count=count)
+        yield from isolated("read_frames", path, limits, pixel_format=pixel_format, count=count, start=start._asdict())
         return
     reformatter = VideoReformatter()
-    done = 0
+    done = start.first
     with opened(path, limits) as (container, stream):
         size = stream.codec_context.width, stream.codec_context.height
         stream.thread_type = "AUTO"
         try:
-            for frame in container.decode(stream) if count != 0 else ():
+            for frame in frames_from(container, stream, start) if count != 0 else ():
                 if frame.is_corrupt:
                     raise MediaError("is damaged", file=path, field=f"frame {done}", remedy="write it again")
                 if frame.rotation:
@@ -236,6 +242,9 @@ def read_frames(
                 done += 1
                 if done == count:
                     return
+        except NotThereError:  # the file's table says other than its frames: counting them is always right
+            yield from read_frames(path, pixel_format, count, limits, Start(done))
+            return
         except (av.FFmpegError, ValueError) as error:  # a pixel format that nothing converts is a ValueError
             raise MediaError(
                 f"cannot be decoded: {reason(error)}", file=path, field=f"frame {done}", remedy="write it again"

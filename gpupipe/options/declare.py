@@ -111,7 +111,7 @@ class Option:
         value: object = text
         if self.kind == "number" and re.fullmatch(r"[+-]?\d{1,30}", text.strip(), re.ASCII):
             value = int(text)
-        elif self.kind == "bytes":
+        elif self.kind == "bytes" and not (self.auto and text == "auto"):
             value = read_bytes(text)
         elif self.kind in ("path", "features") and text:
             value = Path(text)

@@ -72,10 +72,12 @@ class EngineOptions(Checked):
     )
     cache: int | None = option(
         None,
-        "characters that nobody uses are kept up to this size, such as 4G",
+        "cached frames of a character stay up to this size, such as 4G; on the CPU the others are decoded ahead, a GPU "
+        "keeps all of them; characters that nobody uses are kept up to this size too",
         kind="bytes",
         metavar="SIZE",
-        unset="half of what is free",
+        unset="all if they fit, else what fits in half of what is free",
+        auto=True,
     )
     feature_cache: str | None = option(
         None,

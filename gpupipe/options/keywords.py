@@ -43,19 +43,14 @@ class LimitKeywords(TypedDict, total=False):
     isolate: bool
 
 
-class HostKeywords(LimitKeywords, total=False):
-    """Of an engine that lives for one job."""
+class EngineKeywords(LimitKeywords, total=False):
+    """Of `Engine()`."""
 
     device: str
     workers: int | Auto | None
     feature_cache: str | None
     max_memory: int | None
-
-
-class EngineKeywords(HostKeywords, total=False):
-    """Of `Engine()`."""
-
-    cache: int | None
+    cache: int | Auto | None
 
 
 class ModelKeywords(TypedDict, total=False):
@@ -103,11 +98,11 @@ class JobKeywords(JobFramesKeywords, total=False):
     overwrite: bool
 
 
-class FramesKeywords(HostKeywords, JobFramesKeywords, total=False):
+class FramesKeywords(EngineKeywords, JobFramesKeywords, total=False):
     """Of `frames()`."""
 
 
-class RenderKeywords(HostKeywords, JobKeywords, total=False):
+class RenderKeywords(EngineKeywords, JobKeywords, total=False):
     """Of `render()`."""
 
 

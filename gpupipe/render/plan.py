@@ -10,7 +10,6 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine.order import SessionOrder
 from gpupipe.errors import OptionError, PackageError
-from gpupipe.geometry import frame_order
 from gpupipe.media.video import require_even
 from gpupipe.options import ModelOptions, SpeechOptions
 from gpupipe.render.precision import ModelFile, model_file
@@ -80,11 +79,10 @@ class Plan:
                 value=options.start_frame,
                 remedy=f"give 0 to {period - 1}",
             )
-        needed = int(frame_order(min(total, 2 * period), period, options.start_frame).max()) + 1
         file = model_file(character, model)
         order = whole(character, pixel_format, model, file=file, masked_video=options.masked_video)
-        spec = replace(order.spec, rects=order.spec.rects[:needed])
-        return cls(replace(order, spec=spec, start=options.start_frame, total=total), speech, total, file.notes)
+        order = replace(order, start=options.start_frame, total=total).needing([range(total)])
+        return cls(order, speech, total, file.notes)
 
 
 def whole(

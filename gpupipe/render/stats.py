@@ -51,7 +51,8 @@ class RenderStats:
         workers: compositing threads.
         inference_threads: CPU threads for the model.
         total_seconds: the whole render, loading included.
-        load_seconds: opening and loading what was not there yet.
+        load_seconds: opening and loading what was not there yet; on the CPU frames are drawn while others are decoded.
+        first_frame_seconds: from the start of the render to its first finished frame; None if nothing was left to draw.
         fps: frames that were drawn over `total_seconds`; those that were finished before do not count.
         inference_fps: frames over the time spent in the model.
         stages: times of `inference`, `composite` (preparing and pasting) and `save`, milliseconds a frame.
@@ -74,6 +75,7 @@ class RenderStats:
     inference_threads: int
     total_seconds: float
     load_seconds: float
+    first_frame_seconds: float | None
     fps: float
     inference_fps: float
     stages: dict[str, StageTimes]
@@ -96,6 +98,7 @@ def stats_of(
     notes: tuple[str, ...],
     seconds: float,
     drawn: int,
+    first_frame_seconds: float | None,
 ) -> RenderStats:
     """What a finished render did, of whose frames so many had to be drawn."""
     trace, spec, lane = session.trace, plan.order.spec, session.lane
@@ -114,11 +117,12 @@ def stats_of(
         inference_threads=plan.order.options.inference_threads or cpu_count(),
         total_seconds=seconds,
         load_seconds=trace.times(LOAD).total_seconds,
+        first_frame_seconds=first_frame_seconds,
         fps=drawn / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,
         stages={"inference": infer, "composite": trace.times(*COMPOSITE), "save": trace.times(SAVE)},
         peak_rss_bytes=peak_rss_bytes(),
-        cache_bytes=spec.cache_bytes,
+        cache_bytes=min(spec.cache_bytes, session.frames.cache_bytes),
         warnings=plan.character.notes,
         notes=(*notes, *plan.notes, *session.notes),
     )

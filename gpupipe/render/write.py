@@ -113,6 +113,8 @@ def _write(
     )
     drawn, chosen = (segments.count_outputs(some) for some in (segments.left, segments.chosen))
     try:
+        left = [segments.outputs(number) for number in segments.left] or [range(1)]
+        plan = replace(plan, order=plan.order.needing(left))
         takers = _Takers(plan, segments, sink, trace, progress, opened)
         each = tuned.encoders if video else 1
         takers.run([engine for _ in range(each) for engine in engines][: max(1, len(segments.left))])
@@ -130,11 +132,17 @@ def _write(
         notes += (f"{chosen - drawn} of {chosen} frames were finished before",)
     if writing.segments is not None:
         notes += (f"segments {writing.segments} of {len(segments.all)}, kept for `gpupipe join`",)
-    return stats_of(plan, takers.first, output, device, workers, notes, time.perf_counter() - began, drawn)
+    first = None if takers.first_drawn is None else takers.first_drawn - began
+    seconds = time.perf_counter() - began
+    return stats_of(plan, takers.first, output, device, workers, notes, seconds, drawn, first)
 
 
 class _Takers:
-    """Who takes the frames of a render: one thread for each encoder, the caller's own if there is one."""
+    """Who takes the frames of a render: one thread for each encoder, the caller's own if there is one.
+
+    Attributes:
+        first_drawn: when the first finished frame came, seconds of `time.perf_counter`.
+    """
 
     def __init__(
         self,
@@ -152,6 +160,7 @@ class _Takers:
         self._error: BaseException | None = None
         self._written = segments.total - segments.count_outputs(segments.left)
         self._began = 0.0
+        self.first_drawn: float | None = None
         self._features: NDArray[np.float32] | None = None
         self._encoding = threading.Lock()
 
@@ -199,6 +208,7 @@ class _Takers:
             with engine.open_session(order, self._speech, trace=self._trace) as session:
                 self._enter(session)
                 for surface in session:
+                    self.first_drawn = self.first_drawn or time.perf_counter()
                     try:
                         with self._trace.span(SAVE, 1):
                             writer.write(surface)

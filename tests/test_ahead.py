@@ -1,0 +1,219 @@
+"""ahead: a character that is larger than its memory renders to the same bytes, and is decoded no more than it must."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import small
+from engine_scene import Person, assert_at_rest, eventually, make_person
+
+from gpupipe.character.folder import Character
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.engine import order
+from gpupipe.engine.ahead import FramesAhead, first_within
+from gpupipe.errors import MediaError
+from gpupipe.geometry import CropLayout, Rect
+from gpupipe.media.video import read_frames
+from gpupipe.options import ModelOptions
+from gpupipe.render.engine import Engine
+from gpupipe.render.plan import whole as ordered
+from gpupipe.speech.rows import SpeechRows
+
+pytestmark = pytest.mark.timeout(120)
+
+LONG = Person("long", (64, 48), Fraction(25), 90, (20, 10), 0)
+FRAME = 64 * 48 * 3 // 2 + 3 * small.CROP_SIZE**2
+FEATURES = small.features(300)
+
+
+@pytest.fixture(scope="module", params=[7, 30, 250])
+def character(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Character:
+    """Of 90 frames, with a keyframe every so many in the body; every 9 in the crops."""
+    folder = make_person(tmp_path_factory.mktemp("long") / "long", LONG)
+    for name, group in (("full_body_video.mp4", request.param), ("crops_328_video.mp4", 9)):
+        again(folder / name, group)
+    return Character.load(folder)
+
+
+def again(path: Path, group: int) -> None:
+    frames = list(read_frames(path, "bgr24"))
+    height, width, _ = frames[0].shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": str(group), "bf": "2", "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
+        container.mux(stream.encode(None))
+
+
+def drawn(engine: Engine, character: Character, **options: Any) -> list[bytes]:
+    given: Any = {"features": FEATURES, "inference_threads": 1} | options
+    return [frame.tobytes() for frame in engine.frames(character, **given)]
+
+
+@pytest.fixture(scope="module")
+def whole(character: Character) -> list[bytes]:
+    with Engine(device="cpu") as engine:
+        return drawn(engine, character)
+
+
+@pytest.mark.parametrize("bound", [0, 10 * FRAME, 40 * FRAME, 89 * FRAME, 90 * FRAME])
+def test_frames_are_the_same_with_every_bound(character: Character, whole: list[bytes], bound: int) -> None:
+    threads = threading.active_count()
+    with Engine(device="cpu", cache=bound) as engine:
+        assert drawn(engine, character) == whole
+        assert drawn(engine, character, features=FEATURES[:60]) == whole[:60]
+        eventually(lambda: not engine._sessions and not engine._handling, "a session is left")
+        assert engine.holdings.residents.nbytes <= bound
+    eventually(lambda: threading.active_count() == threads, "threads are left")
+
+
+def test_sessions_beside_each_other_start_anywhere(character: Character) -> None:
+    starts = (0, 33, 80, 89)
+    with Engine(device="cpu") as engine:
+        wanted = {start: drawn(engine, character, start_frame=start) for start in starts}
+    found: dict[int, list[bytes]] = {}
+    with Engine(device="cpu", cache=30 * FRAME) as engine:
+
+        def take(start: int) -> None:
+            found[start] = drawn(engine, character, start_frame=start)
+
+        threads = [threading.Thread(target=take, args=(start,)) for start in starts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+        assert found == wanted
+        assert_at_rest(engine, sum(map(len, engine.holdings._pool._free.values())))
+
+
+def test_masked_videos_and_images(character: Character, tmp_path: Path) -> None:
+    roi, masked = (small.pictures(small.MODEL_SIZE, small.MODEL_SIZE, 90, seed) for seed in (5, 6))
+    small.write_video(character.path / "rois_320_video.mp4", roi)
+    small.write_video(character.path / "model_inputs_video.mp4", masked)
+    recorded = Character.load(character.path)
+    options: Any = {"masked_video": True, "pixel_format": "bgr24"}
+    with Engine(device="cpu") as engine, Engine(device="cpu", cache=0) as bounded:
+        assert drawn(bounded, recorded, **options) == drawn(engine, recorded, **options)
+
+
+def test_segments_drawn_side_by_side(character: Character, tmp_path: Path) -> None:
+    options: Any = {"features": FEATURES, "segment_frames": 11, "encoders": 3}
+    with Engine(device="cpu") as engine, Engine(device="cpu", cache=20 * FRAME) as bounded:
+        engine.render(character, tmp_path / "whole.mp4", **options)
+        stats = bounded.render(character, tmp_path / "bounded.mp4", **options)
+    assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "bounded.mp4").read_bytes()
+    assert any("cached frames are kept" in note for note in stats.notes)
+
+
+def test_what_is_kept_and_why_is_told(character: Character, tmp_path: Path) -> None:
+    with Engine(device="cpu", cache=40 * FRAME) as engine:
+        stats = engine.render(character, tmp_path / "a.mp4", features=FEATURES, inference_threads=1)
+        slots = 40 - int(stats.notes[-1].split()[0])
+    assert stats.notes[-1] == (
+        f"{40 - slots} of 90 cached frames are kept, {(40 - slots) * FRAME / 1e6:.1f} MB; "
+        f"the others are decoded ahead, {slots} at a time"
+    )
+    assert stats.cache_bytes == 40 * FRAME
+
+
+def test_what_cannot_be_sought_in_is_told(character: Character, whole: list[bytes], tmp_path: Path) -> None:
+    folder = shutil.copytree(character.path, tmp_path / "mkv")
+    body = folder / "full_body_video.mp4"
+    with av.open(str(character.body.path)) as old, av.open(str(body), "w", format="matroska") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    with Engine(device="cpu", cache=0) as engine:
+        assert drawn(engine, Character.load(folder), features=FEATURES[:150]) == whole[:150]
+        stats = engine.render(folder, tmp_path / "a.mp4", features=FEATURES[:9])
+    assert stats.notes[-1].endswith("from the beginning of full_body_video.mp4, which cannot be sought in")
+
+
+def test_without_a_bound_what_does_not_fit_is_decoded_ahead(
+    character: Character, whole: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    begin = FramesAhead.begin
+
+    def beginning(self: FramesAhead, *given: Any) -> None:
+        kept.append(self._kept.spec.count)
+        begin(self, *given)
+
+    monkeypatch.setattr(FramesAhead, "begin", beginning)
+    for memory, partly in ((100_000_000, []), (1_200_000, [True]), (700_000, [True, False])):
+        monkeypatch.setattr("gpupipe.engine.backend.memory_available_bytes", lambda memory=memory: memory)
+        with Engine(device="cpu", workers=1) as engine:
+            assert drawn(engine, character) == whole
+        assert [count > 0 for count in kept] == partly
+
+
+def test_each_group_is_decoded_once_forwards_and_in_pieces_backwards(
+    character: Character, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = {"full_body_video.mp4": 0, "crops_328_video.mp4": 0}
+
+    def read(path: Path, *arguments: Any) -> Iterator[Any]:
+        for frame in read_frames(path, *arguments):
+            decoded[path.name] += 1
+            yield frame
+
+    monkeypatch.setattr(order, "read_frames", read)
+    with Engine(device="cpu", cache=0) as engine:
+        drawn(engine, character, features=FEATURES[:90])
+        assert decoded == {"full_body_video.mp4": 90, "crops_328_video.mp4": 90}
+        drawn(engine, character, features=FEATURES[:179])
+        # There and back: on the way back each frame is given out once, whatever is decoded before it.
+        assert 90 + 179 - 20 <= decoded["full_body_video.mp4"] <= 90 + 179 + 20
+
+
+def test_a_frame_that_cannot_be_decoded_ends_the_session(
+    character: Character, whole: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, *arguments: Any) -> Iterator[Any]:
+        for number, frame in enumerate(read_frames(path, *arguments)):
+            if number == 50 and path.name == "full_body_video.mp4":
+                raise MediaError("is damaged", file=path, field="frame 50", remedy="write it again")
+            yield frame
+
+    monkeypatch.setattr(order, "read_frames", read)
+    found: list[bytes] = []
+    with Engine(device="cpu", cache=0) as engine:
+        with pytest.raises(MediaError, match="frame 50: is damaged"):
+            found.extend(frame.tobytes() for frame in engine.frames(character, features=FEATURES))
+        assert found == whole[:50]
+        assert_at_rest(engine, sum(map(len, engine.holdings._pool._free.values())))
+
+
+@pytest.mark.parametrize(
+    ("bound", "kept"), [(0, 0), (100 * 7, 0), (100 * 8, 0), (100 * 9, 1), (100 * 99, 91), (100 * 100, 100)]
+)
+def test_as_many_stay_as_fit_beside_the_slots(bound: int, kept: int) -> None:
+    spec = FrameSpec(CropLayout(32), "bgr24", 4, 2, (Rect(0, 0, 4, 2),) * 100)
+    bound = bound * (spec.cache_bytes // 100) // 100
+    assert first_within(spec, bound, 8).count == kept
+
+
+def test_speech_that_still_comes(character: Character, whole: list[bytes]) -> None:
+    rows = SpeechRows()
+    found: list[bytes] = []
+    everything = ordered(character, "nv12", ModelOptions(inference_threads=1))
+    with Engine(device="cpu", cache=0) as engine, engine.open_session(everything, lambda _: rows) as session:
+        for begin in range(0, 200, 25):
+            rows.append(FEATURES[begin : begin + 25])
+            while len(found) < begin + 25 - 7:  # a frame hears 7 rows after its own
+                surface = session.next()
+                assert surface is not None
+                assert surface.host is not None
+                found.append(surface.host.tobytes())
+                surface.release()
+        assert found == whole[:193]
