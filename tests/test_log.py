@@ -16,6 +16,7 @@ import pytest
 import small
 
 import gpupipe
+from gpupipe.character.folder import Character
 from gpupipe.cli import main
 from gpupipe.cli.log import LOGGED, Lines
 from gpupipe.errors import InferenceError
@@ -197,7 +198,9 @@ def test_jobs_and_evictions(folder: Path, tmp_path: Path) -> None:
         {"character": str(other), "output": outputs[2], "start_frame": 999},
     ]
     jobs.write_text("\n".join(map(json.dumps, entries)))
-    assert main(["batch", str(jobs), *OPTIONS, "--parallel", "1", "--cache", "0", "--log-json", str(path)]) == 1
+    size = Character.load(folder).count * 96 * 64 * 3 // 2 * 2  # of one, and of less than two, with their crops
+    arguments = ["batch", str(jobs), *OPTIONS, "--parallel", "1", "--cache", str(size), "--log-json", str(path)]
+    assert main(arguments) == 1
     events = told(path)
     ended = {event["job"]: event for event in of(events, "job ended")}
     assert [ended[output]["status"] for output in outputs] == ["done", "done", "failed"]

@@ -155,6 +155,11 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None
         def get_providers(self) -> list[str]:
             return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        get_outputs = get_inputs
+
     def fail(text: str, probe: str | None) -> None:
         def opened(path: str | bytes, *_: object, providers: object, enable_fallback: int) -> Opened:
             assert not enable_fallback
@@ -217,6 +222,12 @@ class Recorder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
+
+    def get_inputs(self) -> list[Any]:
+        return [] if self.session is None else list(self.session.get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        return [] if self.session is None else list(self.session.get_outputs())
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
         entry = "disable_synchronize_execution_providers"

@@ -56,7 +56,8 @@ def start_of(options: OutputOptions) -> Start:
 
 def parts_folder(output: Path) -> Path:
     """Where the parts of an output are."""
-    return output.with_name(output.name + SUFFIX)
+    named = output if output.name not in ("", "..") else output.resolve()
+    return named.parent / f"{named.name}{SUFFIX}"
 
 
 class Parts:
