@@ -50,10 +50,10 @@ class PartsLock:
             self._make()
             try:
                 taken = self._lock.acquire(timeout=seconds)
-            except OutputError:
-                if self._folder.exists():
+            except OutputError as error:
+                if self._folder.exists() and not isinstance(error.__cause__, FileNotFoundError):
                     raise
-                continue  # whoever had it has just removed the folder
+                continue  # somebody has just removed the folder, in whose place there may be another one
             if not taken:
                 raise self.taken_by(self._lock.holder)
             if self._lock.in_place:
