@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
+from gpupipe.engine.session import Session
 from gpupipe.geometry import frame_at, speech_position
 from gpupipe.media.encode import VideoWriter
 from gpupipe.media.video import read_frames
@@ -174,3 +175,15 @@ def assert_at_rest(engine: Engine, surfaces_made: int) -> None:
     assert [each.users for each in holdings.residents._kept.values()] == [0] * len(holdings.residents._kept)
     assert sum(map(len, holdings._pool._free.values())) == surfaces_made
     assert not engine._scheduler._seen
+
+
+def let_draw(engine: Engine, sessions: Sequence[Session], frames: int) -> None:
+    """Let every session have so many frames drawn, and wait until the device is at rest."""
+    for _ in range(frames):
+        for session in sessions:
+            surface = session.next()
+            assert surface is not None
+            surface.release()
+    eventually(lambda: engine._timetable.idle, "the device has no rest")
+    eventually(lambda: not any(session.available for session in sessions), "frames are left")
+    eventually(lambda: engine._timetable.idle, "the device has no rest")

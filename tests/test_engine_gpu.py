@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import small
 from conftest import gives_back
-from engine_scene import LARGE, PEOPLE, SECONDS, eventually, finished, planned
+from engine_scene import LARGE, PEOPLE, SECONDS, eventually, finished, let_draw, planned
 from hypothesis import HealthCheck, given, settings
 from test_engine import INTERLEAVED, Wish, run, surfaces
 
@@ -74,17 +75,7 @@ def test_the_steady_state_keeps_to_its_budget(
         assert len({id(session.lane) for session in sessions}) == 1
         assert len({id(session.frames) for session in sessions}) == 3
 
-        def drawn(frames: int) -> None:
-            """Let every session have so many frames drawn, and wait until the device is at rest."""
-            for _ in range(frames):
-                for session in sessions:
-                    surface = session.next()
-                    assert surface is not None
-                    surface.release()
-            eventually(lambda: engine._timetable.idle, "the device has no rest")
-            eventually(lambda: not any(session.available for session in sessions), "frames are left")
-            eventually(lambda: engine._timetable.idle, "the device has no rest")
-
+        drawn = functools.partial(let_draw, engine, sessions)
         drawn(20)
         runs: list[int] = []
         finish = Steps.finish

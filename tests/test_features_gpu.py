@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import small
 import unets
 from conftest import gives_back
-from engine_scene import eventually
+from engine_scene import let_draw
 from gpu_scene import on_host, put
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -261,16 +262,7 @@ def test_the_steady_state_costs_what_it_does_without(
         opened = [engine.open_session(plan.order, lambda _: SpeechRows(features)) for plan in plans]
         split = split_of(engine)
 
-        def take(frames: int) -> None:
-            for _ in range(frames):
-                for session in opened:
-                    surface = session.next()
-                    assert surface is not None
-                    surface.release()
-            eventually(lambda: engine._timetable.idle, "the device has no rest")
-            eventually(lambda: not any(session.available for session in opened), "frames are left")
-            eventually(lambda: engine._timetable.idle, "the device has no rest")
-
+        take = functools.partial(let_draw, engine, opened)
         take(40)
         batches: list[int] = []
         finish = Steps.finish

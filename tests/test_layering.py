@@ -13,7 +13,7 @@ ROOMS = Path(gpupipe.__file__).parent
 
 LAYERS = (
     {"errors", "log"},
-    {"geometry", "colour", "trace", "machine", "filelock"},
+    {"geometry", "colour", "trace", "machine", "filelock", "threads"},
     {"options"},
     {"media"},
     {"gpu"},

@@ -18,11 +18,9 @@ from gpupipe.colour import FRACTION_BITS, Colour, PixelFormat
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.errors import Cancelled
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.threads import Worker
 
 Frame = NDArray[np.uint8]
-
-POLL_SECONDS = 0.2
-"""How often who waits for all frames wakes, so that Ctrl-C is seen where a join cannot be interrupted (Windows)."""
 
 
 @dataclass(frozen=True)
@@ -258,19 +256,17 @@ class _Decoder:
     def __init__(self) -> None:
         self.done, self.ended, self.stopped = 0, False, False
         self.error: BaseException | None = None
-        self._thread = threading.Thread()
+        self._worker: Worker | None = None
 
     def start(self, frames: HostFrames, kept: list[Frame], sources: list[Iterable[Frame]], *, planar: bool) -> None:
         """Begin."""
-        self._thread = threading.Thread(
-            target=self._run, args=(frames, kept, sources, planar), name="decode", daemon=True
-        )
-        self._thread.start()
+        self._worker = Worker("decode", self._run, frames, kept, sources, planar)
+        self._worker.start()
 
     def join(self) -> None:
         """Wait for its end."""
-        while self._thread.is_alive():
-            self._thread.join(POLL_SECONDS)
+        if self._worker is not None:
+            self._worker.wait()
 
     def _run(self, frames: HostFrames, kept: list[Frame], sources: list[Iterable[Frame]], planar: bool) -> None:
         try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import numpy as np
 
-from gpupipe.doctor.check import RATHER_MS, Check, Found, NotPossible, Subject, median_ms
+from gpupipe.doctor.check import Check, Found, NotPossible, Subject, median_ms
 from gpupipe.doctor.checks_model import ROUNDED_ERROR, compared
+from gpupipe.doctor.checks_runs import behind_work
 from gpupipe.doctor.on_device import BATCH, OnDevice, random_inputs
 from gpupipe.doctor.sample import model_bytes
 from gpupipe.doctor.scenes import differing
@@ -57,25 +55,11 @@ def no_wait(subject: Subject) -> Found:
     """A replay returns while the GPU is still busy with what was queued before."""
     subject.need("cuda")
     subject.need_a_device_that_works_alone()
-    gpu, begin, end = subject.gpu, subject.gpu.event(timing=True), subject.gpu.event(timing=True)
-    returned, busy = [], []
     with OnDevice(subject, "cuda") as opened:
         for _ in range(2):
             opened.run()
         captured(opened)
-        for _ in range(5):
-            gpu.synchronize()
-            gpu.record(begin, gpu.compute_stream)
-            subject.spin.queue(gpu.compute_stream, 2 * RATHER_MS)
-            gpu.record(end, gpu.compute_stream)
-            began = time.perf_counter()
-            opened.run()
-            returned.append((time.perf_counter() - began) * 1e3)
-            gpu.wait(end)
-            busy.append(gpu.elapsed_seconds(begin, end) * 1e3)
-    found, work = statistics.median(returned), statistics.median(busy)
-    measured = f"a replay returned after {found:.3f} ms behind {work:.0f} ms of work"
-    return Found(found < work / 2, measured, {"returned_ms": returned, "work_ms": busy})
+        return behind_work(subject, opened, "a replay")
 
 
 def times(subject: Subject) -> Found:

@@ -42,23 +42,28 @@ def order(subject: Subject, provider: Provider) -> Found:
 def no_wait(subject: Subject, provider: Provider) -> Found:
     """A run returns while the GPU is still busy with what was queued before."""
     subject.need_a_device_that_works_alone()
-    gpu, begin, end = subject.gpu, subject.gpu.event(timing=True), subject.gpu.event(timing=True)
-    returned, busy = [], []
     with OnDevice(subject, provider) as opened:
         opened.predict(random_inputs(opened.model, opened.layout, np.random.default_rng(5)))
         opened.run()
-        for _ in range(5):
-            gpu.synchronize()
-            gpu.record(begin, gpu.compute_stream)
-            subject.spin.queue(gpu.compute_stream, 2 * RATHER_MS)
-            gpu.record(end, gpu.compute_stream)
-            began = time.perf_counter()
-            opened.run()
-            returned.append((time.perf_counter() - began) * 1e3)
-            gpu.wait(end)
-            busy.append(gpu.elapsed_seconds(begin, end) * 1e3)
+        return behind_work(subject, opened, "a run")
+
+
+def behind_work(subject: Subject, opened: OnDevice, what: str) -> Found:
+    """Whether a run, or what else `opened.run` does, returns while the GPU is busy with what was queued before."""
+    gpu, begin, end = subject.gpu, subject.gpu.event(timing=True), subject.gpu.event(timing=True)
+    returned, busy = [], []
+    for _ in range(5):
+        gpu.synchronize()
+        gpu.record(begin, gpu.compute_stream)
+        subject.spin.queue(gpu.compute_stream, 2 * RATHER_MS)
+        gpu.record(end, gpu.compute_stream)
+        began = time.perf_counter()
+        opened.run()
+        returned.append((time.perf_counter() - began) * 1e3)
+        gpu.wait(end)
+        busy.append(gpu.elapsed_seconds(begin, end) * 1e3)
     found, work = statistics.median(returned), statistics.median(busy)
-    measured = f"a run returned after {found:.2f} ms behind {work:.0f} ms of work"
+    measured = f"{what} returned after {found:.3f} ms behind {work:.0f} ms of work"
     return Found(found < work / 2, measured, {"returned_ms": returned, "work_ms": busy})
 
 

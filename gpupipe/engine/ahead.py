@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.engine.order import SessionOrder
 from gpupipe.machine import megabytes
+from gpupipe.threads import Worker
 
 AHEAD = 2
 """Frames decoded ahead, of a character that is too large, for each that its session may have under way or finished."""
@@ -50,7 +51,7 @@ class FramesAhead:
         self._changed: Callable[[], None] = lambda: None
         self._closed = False
         self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -87,8 +88,8 @@ class FramesAhead:
             lock: of the session, held when it calls, and while `upcoming` is called.
         """
         self._upcoming, self._lock = upcoming, lock
-        self._thread = threading.Thread(target=self._run, name="decode ahead", daemon=True)
-        self._thread.start()
+        self._worker = Worker("decode ahead", self._run)
+        self._worker.start()
 
     def ready(self, source: int) -> bool:
         """Whether a frame is there."""
@@ -122,12 +123,12 @@ class FramesAhead:
 
     def close(self) -> None:
         """Stop decoding."""
-        if self._thread is None:
+        if self._worker is None:
             return
         with self._lock:
             self._closed = True
             self._lock.notify_all()
-        self._thread.join()
+        self._worker.wait()
 
     def _run(self) -> None:
         try:

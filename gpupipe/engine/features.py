@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -159,12 +160,9 @@ class SplitModel:
             self.whole_runs += 1
             self.model.run([whole], len(shown))
             return
-        if self._gpu is None:
-            ((kept, frame),) = shown
-            assert kept is not None
-            with kept.making[frame]:  # who wants the same frame's meanwhile waits for them
-                self._make_missing(visual, shown, rows)
-        else:
+        (kept, frame), *_ = shown
+        # On the CPU, where a run is a frame, who wants the same frame's meanwhile waits for them.
+        with nullcontext() if kept is None or kept.on_device else kept.making[frame]:
             self._make_missing(visual, shown, rows)
         self.rest.run([rest], rows)
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from gpupipe.threads import Worker
+
 ItemT = TypeVar("ItemT")
 
 
@@ -38,17 +40,14 @@ class Pipeline(Generic[ItemT]):
         self._source, self._failed = source, failed
         self._queues: list[queue.SimpleQueue[ItemT | None]] = [queue.SimpleQueue() for _ in stages]
         self._broken = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._serve, args=(number, stage), name=stage.name, daemon=True)
-            for number, stage in enumerate(stages)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._workers = [Worker(stage.name, self._serve, number, stage) for number, stage in enumerate(stages)]
+        for worker in self._workers:
+            worker.start()
 
     def join(self) -> None:
         """Wait until every thread has ended; the source must have given None, or give it soon."""
-        for thread in self._threads:
-            thread.join()
+        for worker in self._workers:
+            worker.wait()
 
     def _serve(self, number: int, stage: Stage[ItemT]) -> None:
         take = self._source if number == 0 else self._queues[number].get

@@ -19,10 +19,8 @@ from gpupipe.engine.surfaces import Memory
 from gpupipe.errors import Cancelled
 from gpupipe.geometry import SPEECH_RATE, speech_position
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.threads import POLL_SECONDS
 from gpupipe.trace import Trace
-
-POLL_SECONDS = 0.2
-"""How often a waiting consumer wakes, so that Ctrl-C is seen where a blocking wait cannot be interrupted (Windows)."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpupipe.errors import InferenceError, OptionError, reason
-from gpupipe.model.graphs import Binding as Binding
-from gpupipe.model.graphs import Graphs, run_options
+from gpupipe.model.graphs import Binding, Graphs, run_options
 from gpupipe.model.runtime import SessionOptions, failures, raise_if_out_of_memory
 
 SETTLING_RUNS = 256

@@ -20,9 +20,10 @@ from gpupipe.model.features import (
     consecutive,
     gather_on_host,
 )
+from gpupipe.model.graphs import Binding
 from gpupipe.model.measured import DTYPES
 from gpupipe.model.nets import TensorSpec
-from gpupipe.model.runner import Binding, Runner, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
+from gpupipe.model.runner import Runner, frames_of_a_run, place, runs_at_a_time, threads_of_a_run
 from gpupipe.model.runtime import SessionOptions, assigned_nodes, open_session
 
 

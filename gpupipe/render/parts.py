@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -119,7 +119,7 @@ class Parts:
         written = self.unfinished(final.name)
         sync(written)
         sha256 = hash_of(written)
-        with self._writing, self._alone() if self._start.shared else _nothing():
+        with self._writing, self._alone() if self._start.shared else nullcontext():
             if self._start.shared and (before := read_manifest(self.path)) is not None:
                 self._segments = dict(before.segments)
             put_in_place(written, final)
@@ -291,8 +291,3 @@ def resumable(output: Path) -> str | None:
         if manifest is not None and manifest.segments:
             return f"{output}: {len(manifest.segments)} of {manifest.count} segments are finished; go on with --resume"
     return None
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

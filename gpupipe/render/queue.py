@@ -21,8 +21,8 @@ from gpupipe.render.jobfile import JobLine
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import Progress, RenderStats
-from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.write import pixel_format_of
+from gpupipe.threads import Worker, join_started, start_and_wait
 
 _log = Log(__name__)
 

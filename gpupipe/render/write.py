@@ -26,10 +26,10 @@ from gpupipe.render.output import Output, Writer, is_video, open_output
 from gpupipe.render.plan import Plan
 from gpupipe.render.segments import Segments
 from gpupipe.render.stats import OnProgress, RenderStats, progress_of, stats_of
-from gpupipe.render.threads import Worker, join_started, start_and_wait
 from gpupipe.render.tuned import Tuned
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
+from gpupipe.threads import Worker, join_started, start_and_wait
 from gpupipe.trace import FINISH, SAVE, Trace
 
 _log = Log(__name__)

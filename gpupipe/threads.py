@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
-from gpupipe.engine.session import POLL_SECONDS
+POLL_SECONDS: Final = 0.2
+"""How often who waits wakes, so that Ctrl-C is seen where a blocking wait cannot be interrupted (Windows)."""
 
 
 class Worker(threading.Thread):
@@ -27,18 +28,22 @@ class Worker(threading.Thread):
         finally:
             self.ended.set()
 
+    def wait(self) -> None:
+        """Return once it has ended."""
+        while not self.ended.wait(POLL_SECONDS):
+            pass
+
 
 def start_and_wait(workers: Sequence[Worker]) -> None:
-    """Start workers, and wait for all of them, in steps: a wait alone cannot be interrupted everywhere (Windows)."""
+    """Start workers, and wait for all of them."""
     for worker in workers:
         worker.start()
     for worker in workers:
-        while not worker.ended.wait(POLL_SECONDS):
-            pass
+        worker.wait()
 
 
 def join_started(workers: Sequence[Worker]) -> None:
     """Wait for those workers that were started."""
     for worker in workers:
         if worker.ident is not None:
-            worker.ended.wait()
+            worker.wait()
