@@ -123,6 +123,7 @@ class Parts:
             if self._start.shared and (before := read_manifest(self.path)) is not None:
                 self._segments = dict(before.segments)
             put_in_place(written, final)
+            sync_folder(self.path)  # before the manifest names it: a disk keeps no order of what is not synced
             self._write({**self._segments, number: Segment(final.name, frames.start, frames.stop, sha256)})
         _log.event("segment finished", output=self._named, segment=number, frames=len(frames))
 
