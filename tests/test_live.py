@@ -118,3 +118,25 @@ def test_what_ends_it_early(person: Path, pcm: NDArray[np.float32]) -> None:
         with pytest.raises(GpupipeError, match="was closed"):
             list(speech)
         assert len(list(engine.frames(person, frames=3))) == 3, "the engine goes on"
+
+
+def test_frames_that_would_be_late_are_passed_over(person: Path, pcm: NDArray[np.float32], engine: Engine) -> None:
+    """Every third one is due before it can be drawn; the others are those of the whole sound."""
+    wanted = list(engine.frames(person, audio=person / "aud.wav", **options(engine)))
+    began = time.monotonic()
+
+    def due(output: int) -> float:
+        return began - 1 if output % 3 == 0 else began + 1e6
+
+    with engine.live(person, due=due, drop_late=True, depth=3, **options(engine)) as speech:
+        speech.push(pcm)
+        speech.finish()
+        got = {}
+        for surface in speech.surfaces():
+            assert surface.host is not None
+            got[surface.index] = surface.host.copy()
+            surface.release()
+        assert speech.total == len(wanted)
+        assert speech.dropped == len(range(0, len(wanted), 3))
+    assert list(got) == [index for index in range(len(wanted)) if index % 3]
+    assert all(np.array_equal(frame, wanted[index]) for index, frame in got.items())

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpupipe.geometry import speech_position
-from gpupipe.speech.rows import SpeechRows
+from gpupipe.geometry import SPEECH_BEFORE, SPEECH_WIDTH, speech_position
+from gpupipe.speech.rows import KEPT, SpeechRows
 
 RATES = [Fraction(24), Fraction(30_000, 1001), Fraction(30), Fraction(50), Fraction(25), Fraction(25, 2)]
 TOLERANCE = 3e-5
@@ -136,3 +136,20 @@ def test_one_thread_appends_while_another_reads() -> None:
             np.testing.assert_array_equal(window(rows, frame, Fraction(25)), wanted)
             frame += 1
     thread.join()
+
+
+def test_a_speech_without_end_forgets_what_has_been_drawn() -> None:
+    """And what is still to be drawn of it reads the same."""
+    said = np.arange(4000, dtype=np.float32)[:, None] + np.zeros(SPEECH_WIDTH, np.float32)
+    kept, growing = SpeechRows(said), SpeechRows()
+    out, other = np.empty((16, SPEECH_WIDTH), np.float32), np.empty((16, SPEECH_WIDTH), np.float32)
+    for start in range(0, len(said), 50):
+        growing.append(said[start : start + 50])
+        row = max(0, start - KEPT)
+        for each in (row, max(0, row - KEPT - 50 + SPEECH_BEFORE)):
+            growing.window(each, 7, out)
+            kept.window(each, 7, other)
+            assert np.array_equal(out, other)
+        growing.drawn(row)
+    assert growing.count == len(said)
+    assert len(growing._kept[1]) < 1000

@@ -72,6 +72,7 @@ class EngineCore:
         *,
         trace: Trace | None = None,
         due: Callable[[int], float] | None = None,
+        drop_late: bool = False,
     ) -> Session:
         """Open what a session needs, unless it is open already, and take it in.
 
@@ -80,6 +81,7 @@ class EngineCore:
             speech: gives what it says, whole or still growing; it is given what opens an audio encoder here.
             trace: where its share of the times goes.
             due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
+            drop_late: pass over frames that would be late whatever is done.
 
         Raises:
             GpupipeError: something cannot be opened, or does not fit in memory; nothing is left of the session then.
@@ -106,6 +108,7 @@ class EngineCore:
                 changed=self._changed,
                 ended=self._ended,
                 due=due,
+                drop_late=drop_late,
                 number=number,
             )
             told["notes"] = session.notes

@@ -116,7 +116,7 @@ class Holdings:
                 self._on_compute_thread(lambda: self._warm_up(opened, kind, model_key))
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         # A batch in each slot, and one with the sink.
-        depth = (slots_of(model, kind.batch) + 1) * kind.batch + order.kept
+        depth = (order.depth or (slots_of(model, kind.batch) + 1) * kind.batch) + order.kept
         kept_spec = self._make_room(order, kind, lane_key, model, rows, depth)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers))
         held.callback(self._lanes.give_back, lane_key)

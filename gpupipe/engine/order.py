@@ -44,6 +44,7 @@ class SessionOrder:
         features: whether its frames' features are kept where the engine leaves that to what is tuned.
         on_host: whether its taker wants finished frames on the host; else a GPU leaves them where it has drawn them.
         kept: finished frames that its taker keeps at a time, at most, besides those that he is given meanwhile.
+        depth: surfaces that it has besides; None: enough for every batch under way to be its own.
     """
 
     character: Character
@@ -58,6 +59,7 @@ class SessionOrder:
     features: bool = False
     on_host: bool = True
     kept: int = 0
+    depth: int | None = None
 
     @property
     def shown(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from gpupipe.engine.lane import Lane
 from gpupipe.engine.outputs import Outputs
 from gpupipe.engine.surfaces import Memory
 from gpupipe.errors import Cancelled
-from gpupipe.geometry import SPEECH_RATE, speech_position
+from gpupipe.geometry import speech_position
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.windows import frames_of_rows
 from gpupipe.threads import POLL_SECONDS
 from gpupipe.trace import Trace
 
@@ -42,8 +44,7 @@ class Session:
     Attributes:
         lane: where its frames go.
         frames: the character's cached frames.
-        speech: what it says, on the host.
-        placed: the same, where the compositor reads it.
+        speech, placed: what it says, on the host, and where the compositor reads it.
         source: which of the cached frames, counted from the first of them, an output frame shows.
         fps: output frames a second.
         outputs: which output frames it draws.
@@ -58,7 +59,8 @@ class Session:
         features: what is kept of the model's work on the cached frames.
         coming: which of the cached frames are there; None: all.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
-        started, finished: output frames so far.
+        drop_late: whether frames that would be late whatever is done are passed over instead of drawn.
+        started, finished, dropped: output frames so far; those that were passed over count as all three.
         number: by which the log calls it, of its engine's from 1.
     """
 
@@ -78,9 +80,11 @@ class Session:
     features: KeptFeatures | None = None
     coming: Coming | None = None
     due: Callable[[int], float] | None = None
+    drop_late: bool = False
     total: int | None = None
     started: int = 0
     finished: int = 0
+    dropped: int = 0
     number: int = 0
     _ready: deque[Surface] = field(default_factory=deque)
     _lent: int = 0
@@ -111,8 +115,9 @@ class Session:
 
     @property
     def expects_more(self) -> bool:
-        """Whether more than the available frames will come."""
-        if self._closed or self._error is not None or self._failure() is not None:
+        """Whether more than the available frames will come, before any of these is drawn."""
+        waits = not self._lent and 0 < len(self.memory) == self.available  # every surface, for a frame
+        if waits or self._closed or self._error is not None or self._failure() is not None:
             return False
         end = self._end()
         if end is not None:
@@ -146,9 +151,7 @@ class Session:
             return None
         if self.total is not None:
             return self.total
-        if not self.speech.finished:
-            return None
-        return math.ceil(Fraction(self.speech.count) * self.fps / SPEECH_RATE)
+        return frames_of_rows(self.speech.count, self.fps) if self.speech.finished else None
 
     # What the engine does with it.
 
@@ -157,23 +160,34 @@ class Session:
         with self._condition:
             if self._closed or self._error is not None or not self.memory:
                 return None
-            if not self.outputs.left(1):
+            if self.drop_late:
+                self._pass_over_late()
+            if not (self.available if self.drop_late else self.outputs.left(1)):
                 return None
             index, memory = self.outputs.pop(), self.memory.pop()
             source = self.source(index)
             if self.coming is not None:
                 self.coming.begun(source)
-            self.started += 1
-            self._lent += 1
+            self.started, self._lent = self.started + 1, self._lent + 1
         surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
         row, fraction = speech_position(index, self.fps)
         return FrameTask(self, index, Drawing(self.frames, source, self.placed, row, fraction, surface))
+
+    def _pass_over_late(self) -> None:
+        """Pass over frames that could be drawn, but not in time."""
+        soonest = time.monotonic() + self.lane.pace.seconds
+        while self.available and self.deadline(0) < soonest:
+            self.outputs.pop()
+            self.started, self.finished, self.dropped = self.started + 1, self.finished + 1, self.dropped + 1
+        self._condition.notify_all()
 
     def deliver(self, task: FrameTask, error: BaseException | None = None) -> None:
         """A frame of this session is finished, or has failed: what comes after it is dropped then."""
         with self._condition:
             if self.coming is not None:
                 self.coming.drawn(task.drawing.source)
+            if self.outputs.endless:
+                self.speech.drawn(task.drawing.row)
             dropped = self._closed or self._error is not None
             if error is not None and not dropped:
                 self._error = error
@@ -189,11 +203,13 @@ class Session:
         with self._condition:
             if not self._closed and self._error is None:
                 self._error = error
-            self._condition.notify_all()
-        self.changed(self)
+        self._tell()
 
     def frames_came(self) -> None:
         """More of the cached frames are there, or no more will be."""
+        self._tell()
+
+    def _tell(self) -> None:
         with self._condition:
             self._condition.notify_all()
         self.changed(self)

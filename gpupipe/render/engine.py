@@ -187,6 +187,8 @@ class Engine(EngineCore):
         character: AnyCharacter,
         *,
         due: Callable[[int], float] | None = None,
+        drop_late: bool = False,
+        depth: int | None = None,
         trace: Trace | None = None,
         **options: Unpack[LiveKeywords],
     ) -> Live:
@@ -201,6 +203,8 @@ class Engine(EngineCore):
             character: the character, or its folder.
             due: when each output frame must be finished, seconds of `time.monotonic`: what is due earliest is drawn
                 first, before all that has no such time; None: as soon as it can be.
+            drop_late: pass over frames that would be late whatever is done, instead of drawing them.
+            depth: finished frames that may wait to be taken, or be under way; None: as many as keep the device busy.
             trace: collects the times of every stage.
         """
         _, model, said, output = split(options, LiveKeywords, by="Engine.live()")
@@ -208,7 +212,8 @@ class Engine(EngineCore):
         found = self._tuned(loaded, model)
         order = whole(loaded, output.pixel_format or "nv12", found.model, masked_video=said.masked_video)
         encoder = loaded.audio_encoder_path if said.audio_encoder is None else Path(said.audio_encoder)
-        return Live(self, replace(found.ordered(order), start=said.start_frame), encoder, due=due, trace=trace)
+        order = replace(found.ordered(order), start=said.start_frame, depth=depth)
+        return Live(self, order, encoder, due=due, drop_late=drop_late, trace=trace)
 
     def close(self) -> None:
         """Cancel what is under way, and release everything."""

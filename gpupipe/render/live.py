@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.session import Session
@@ -34,6 +35,7 @@ class Live:
         order: whom, and how.
         encoder: the audio encoder's ONNX file.
         due: when each output frame must be finished, seconds of `time.monotonic`; None: as soon as it can be.
+        drop_late: pass over frames that would be late whatever is done, instead of drawing them.
         trace: collects the times of every stage.
 
     Raises:
@@ -47,6 +49,7 @@ class Live:
         encoder: Path,
         *,
         due: Callable[[int], float] | None = None,
+        drop_late: bool = False,
         trace: Trace | None = None,
     ) -> None:
         rows, self._samples = SpeechRows(), 0
@@ -57,13 +60,40 @@ class Live:
             streams.append(FeatureStream(opened, rows, batch=opened.batch))
             return rows
 
-        self._session: Session = engine.open_session(replace(order, total=None), speech, trace=trace, due=due)
+        self._session: Session = engine.open_session(
+            replace(order, total=None), speech, trace=trace, due=due, drop_late=drop_late
+        )
         (self._stream,) = streams
 
     @property
     def finished(self) -> int:
         """Frames that are finished so far."""
         return self._session.finished
+
+    @property
+    def total(self) -> int | None:
+        """Frames in all, with those that are passed over; None before `finish`."""
+        return self._session.total
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were passed over so far, as they would have been late."""
+        return self._session.dropped
+
+    @property
+    def format(self) -> SurfaceFormat:
+        """What finished frames look like."""
+        return self._session.format
+
+    @property
+    def batch_seconds(self) -> float:
+        """How long a batch with its frames takes on the device, as measured lately."""
+        return self._session.lane.pace.seconds
+
+    @property
+    def batch(self) -> int:
+        """The most frames in a batch."""
+        return self._session.lane.batch
 
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples of the speech.
@@ -99,6 +129,10 @@ class Live:
             frame = surface.host.copy()
             surface.release()
             yield frame
+
+    def surfaces(self) -> Iterator[Surface]:
+        """The same without copies, each with its number. Each must be released."""
+        return iter(self._session)
 
     def close(self) -> None:
         """End it, whatever is still to be drawn."""

@@ -13,18 +13,24 @@ from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS, SPEECH_STEPS, SPEECH_WI
 
 _CAPACITY = 256
 
+KEPT = 100
+"""Rows, 4 seconds, that stay behind the latest finished frame; its window begins 8 rows back."""
+
 
 class SpeechRows:
     """Rows of speech features, 25 a second, float32 `[n, 512]`.
 
-    One thread may append while others read: rows that are there do not change.
+    One thread may append while others read: rows that are there do not change. Those that `drawn` has let go of are
+    dropped when room is needed, so that a speech without end takes no more memory than what is still to be drawn of it.
 
     Args:
         rows: the whole speech, kept as it is (not copied); None for one that grows from nothing.
     """
 
     def __init__(self, rows: NDArray[np.float32] | None = None) -> None:
-        self._rows = np.empty((_CAPACITY, SPEECH_WIDTH), np.float32) if rows is None else rows
+        # The first row that is kept, and the rows from there: replaced together, for those who read meanwhile.
+        self._kept = 0, np.empty((_CAPACITY, SPEECH_WIDTH), np.float32) if rows is None else rows
+        self._forgotten = 0
         self._count = 0 if rows is None else len(rows)
         self._finished = rows is not None
         self._lock = threading.Lock()
@@ -51,12 +57,14 @@ class SpeechRows:
         if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != SPEECH_WIDTH:
             raise ValueError(f"rows must be float32 [n, {SPEECH_WIDTH}] (got {rows.dtype} {list(rows.shape)})")
         with self._lock:
-            end = self._count + len(rows)
-            if end > len(self._rows):
-                grown = np.empty((max(end, len(self._rows) * 3 // 2), SPEECH_WIDTH), np.float32)
-                grown[: self._count] = self._rows[: self._count]
-                self._rows = grown
-            self._rows[self._count : end] = rows
+            (first, kept), end = self._kept, self._count + len(rows)
+            if end - first > len(kept):
+                left = kept[self._forgotten - first : self._count - first]
+                wanted = len(left) + len(rows)
+                grown = np.empty((max(_CAPACITY, wanted * 3 // 2), SPEECH_WIDTH), np.float32)
+                grown[: len(left)] = left
+                self._kept = first, kept = self._forgotten, grown
+            kept[self._count - first : end - first] = rows
             self._count = end
         self._tell()
 
@@ -64,6 +72,11 @@ class SpeechRows:
         """Say that no more rows will come."""
         self._finished = True
         self._tell()
+
+    def drawn(self, row: int) -> None:
+        """The frame at a row's time is finished, and so are those before it: rows `KEPT` before it are let go of."""
+        with self._lock:
+            self._forgotten = max(self._forgotten, min(row - KEPT, self._count))
 
     def listen(self, changed: Callable[[], None]) -> None:
         """Have `changed` called, in the appending thread, after each `append` and `finish`."""
@@ -75,7 +88,8 @@ class SpeechRows:
 
     def view(self, begin: int, end: int) -> NDArray[np.float32]:
         """Rows `begin` to `end` - 1, which must be there; not a copy."""
-        return self._rows[begin:end]
+        first, kept = self._kept
+        return kept[begin - first : end - first]
 
     def window(self, row: int, fraction: int, out: NDArray[Any]) -> None:
         """The window of a frame: what the model hears. This defines it; the GPU computes the same numbers.
@@ -100,7 +114,7 @@ class SpeechRows:
     def _gather(self, first: int, out: NDArray[Any]) -> None:
         begin, end = (min(max(row, 0), self._count) for row in (first, first + len(out)))
         out[: begin - first] = 0
-        out[begin - first : end - first] = self._rows[begin:end]
+        out[begin - first : end - first] = self.view(begin, end)
         out[end - first :] = 0
 
     def _tell(self) -> None:
