@@ -24,6 +24,7 @@ LAYERS = (
     {"engine"},
     {"render"},
     {"tune"},
+    {"serve"},
     {"demo"},
     {"doctor"},
     {"bench"},
@@ -43,6 +44,11 @@ OWNERS = {
     "rich": {"cli"},
     # OpenCV resizes and draws; the ways that gpupipe is compared with use it as people do.
     "cv2": {"compose", "media", "demo", "bench"},
+    "grpc": {"serve"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "aiortc": {"serve"},
+    "prometheus_client": {"serve"},
     "matplotlib": set(),
 }
 """Third-party packages, and the packages of the house that may import them."""

@@ -132,7 +132,7 @@ def test_frames_that_would_be_late_are_passed_over(person: Path, pcm: NDArray[np
         speech.push(pcm)
         speech.finish()
         got = {}
-        for surface in speech.surfaces():
+        while (surface := speech.take()) is not None:
             assert surface.host is not None
             got[surface.index] = surface.host.copy()
             surface.release()

@@ -52,12 +52,14 @@ class Surface:
         host: uint8 `[*format.shape]`, if the frame is on the host (in page-locked memory where a GPU has drawn it).
         device: uint8 `[rows, pitch]`, if the frame is on a GPU.
         index: which output frame of its session it is.
+        finished: when it was finished, seconds of `time.monotonic`.
     """
 
     format: SurfaceFormat
     host: NDArray[np.uint8] | None
     device: DeviceArray | None = None
     index: int = -1
+    finished: float = field(default=0.0, init=False)
     _give_back: Callable[[Surface], None] | None = field(default=None, repr=False)
 
     def release(self) -> None:

@@ -148,6 +148,7 @@ class Steps:
                 _log.event(
                     "frame failed", logging.WARNING, session=task.session.number, frame=task.index, error=str(wrong)
                 )
+            task.drawing.surface.finished = time.monotonic()
             task.session.deliver(task, wrong)
 
     def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:

@@ -127,6 +127,20 @@ class Residents(Generic[FramesT]):
         self._keep_to_budget()
         return found
 
+    def drop(self, key: ResidentKey) -> bool:
+        """Release what is kept of a character, or let it leave with its last user.
+
+        Returns:
+            Whether anything was kept.
+        """
+        with self._lock:
+            found = [each for each in self._kept.values() if each.key == key]
+            for each in found:
+                self._retire(each)
+            unused = self._unused_retired()
+        self._release_all(unused)
+        return bool(found)
+
     def give_back(self, resident: Resident[FramesT]) -> None:
         """A user is done with frames."""
         with self._lock:

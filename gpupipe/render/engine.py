@@ -19,6 +19,7 @@ from gpupipe.engine.core import EngineCore
 from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.holdings import CacheBound
 from gpupipe.engine.opening import open_backend, workers
+from gpupipe.engine.residents import ResidentKey
 from gpupipe.errors import EngineClosed
 from gpupipe.log import Log
 from gpupipe.media.limits import Limits
@@ -120,6 +121,16 @@ class Engine(EngineCore):
         found = self._tuned(loaded, model)
         self.hold(found.ordered(whole(loaded, pixel_format, found.model, masked_video=masked_video)))
         return loaded
+
+    def holds(self, character: AnyCharacter, *, pixel_format: PixelFormat = "nv12") -> bool:
+        """Whether all of a character's frames are kept, or being loaded."""
+        order = whole(self._loaded(character), pixel_format, ModelOptions())
+        return self.holdings.residents.holds(ResidentKey.of(order), order.spec.numbers)
+
+    def unload(self, character: AnyCharacter, *, pixel_format: PixelFormat = "nv12") -> bool:
+        """Release a character's frames, once nobody uses them; whether any were kept."""
+        order = whole(self._loaded(character), pixel_format, ModelOptions())
+        return self.holdings.residents.drop(ResidentKey.of(order))
 
     @documented(JobKeywords)
     def render(

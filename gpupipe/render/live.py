@@ -130,9 +130,9 @@ class Live:
             surface.release()
             yield frame
 
-    def surfaces(self) -> Iterator[Surface]:
-        """The same without copies, each with its number. Each must be released."""
-        return iter(self._session)
+    def take(self) -> Surface | None:
+        """The next finished frame without a copy, with its number; None after the last. It must be released."""
+        return self._session.next()
 
     def close(self) -> None:
         """End it, whatever is still to be drawn."""

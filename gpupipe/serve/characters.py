@@ -1,0 +1,83 @@
+"""The characters of a server: the folders in one folder, called by their names, and by nothing else."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gpupipe.character.folder import BODY, Character
+from gpupipe.errors import PackageError
+from gpupipe.media.limits import Limits
+from gpupipe.serve.refusals import NotFound
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""What a character's folder is called, to be served."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A character, as clients are told of it."""
+
+    name: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+
+
+class Characters:
+    """Characters by name, looked at when they are first asked for.
+
+    Args:
+        folder: that holds their folders, or is one itself.
+        limits: under which they are read.
+
+    Raises:
+        PackageError: there is none.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self._folder, self._limits = folder, limits
+        self._alone = (folder / BODY).is_file()
+        self._known: dict[str, tuple[int, Character]] = {}
+        self._lock = threading.Lock()
+        if not self.names():
+            raise PackageError(
+                "holds no characters", file=folder, remedy="give a folder of character folders, or a character's own"
+            )
+
+    def names(self) -> list[str]:
+        """Of all there are, sorted."""
+        if self._alone:
+            return [self._folder.resolve().name]
+        found = (each.name for each in self._folder.iterdir() if (each / BODY).is_file())
+        return sorted(name for name in found if NAME.fullmatch(name))
+
+    def get(self, name: str) -> Character:
+        """A character.
+
+        Raises:
+            NotFound: there is none of that name.
+            PackageError, MediaError: its folder is wrong.
+        """
+        path = self._folder if self._alone else self._folder / name
+        known_name = name == self._folder.resolve().name if self._alone else NAME.fullmatch(name) is not None
+        if not known_name or not (path / BODY).is_file():
+            raise NotFound("no such character", field="character", value=name[:80], remedy="see the list of characters")
+        stamp = (path / BODY).stat().st_mtime_ns
+        with self._lock:
+            known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            known = stamp, Character.load(path, self._limits)
+            with self._lock:
+                self._known[name] = known
+        return known[1]
+
+    def listed(self, name: str) -> Listed:
+        """What clients are told of a character. Raises like `get`."""
+        character = self.get(name)
+        body = character.body
+        return Listed(name, body.width, body.height, float(body.fps), character.count)

@@ -1,0 +1,126 @@
+"""Talks, without a network: the pictures of a render, in time, and who may come in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gpupipe.demo import make_demo
+from gpupipe.media.sound import read_pcm
+from gpupipe.serve.hub import Hub
+from gpupipe.serve.limits import ServeLimits
+from gpupipe.serve.order import TalkOrder
+from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("served")
+    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pcm(folder: Path) -> NDArray[np.float32]:
+    return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))
+
+
+@pytest.fixture(scope="module")
+def hub(folder: Path) -> Iterator[Hub]:
+    with Hub(folder, ["cpu"], {}, {}, limits=ServeLimits(seconds=20)) as hub:
+        yield hub
+
+
+def test_the_pictures_are_those_of_a_render(hub: Hub, folder: Path, pcm: NDArray[np.float32]) -> None:
+    wanted = list(hub.engines[0].frames(folder / "anna", audio=folder / "anna" / "aud.wav", start_frame=4))
+    with hub.open(TalkOrder("anna", "nv12", realtime=False, start_frame=4)) as talk:
+        for start in range(0, len(pcm), 700):
+            talk.push(pcm[start : start + 700])
+        talk.finish()
+        got = [(picture.index, picture.pixels.copy()) for picture in talk]
+    assert [index for index, _ in got] == list(range(len(wanted)))
+    assert all(np.array_equal(pixels, frame) for (_, pixels), frame in zip(got, wanted, strict=True))
+    assert hub.talks == []
+
+
+def test_a_picture_that_is_passed_over_is_repeated(hub: Hub, pcm: NDArray[np.float32]) -> None:
+    """Nobody takes pictures for a while: those that cannot be in time stand still, and the number stays right."""
+    with hub.open(TalkOrder("anna", "nv12")) as talk:
+        talk.push(pcm)
+        talk.finish()
+        pictures = iter(talk)
+        first = next(pictures)
+        time.sleep(1.2)
+        before, count = first.pixels.copy(), 1
+        for picture in pictures:
+            assert picture.index == count
+            if picture.repeats:
+                assert np.array_equal(picture.pixels, before)
+            before, count = picture.pixels.copy(), count + 1
+        assert talk.dropped > 0
+        assert count == 30
+
+
+def test_what_cannot_be_had(hub: Hub, pcm: NDArray[np.float32]) -> None:
+    for name in ("nobody", "../anna", "anna/..", "", "a" * 1000, "anna\0"):
+        with pytest.raises(NotFound, match="no such character"):
+            hub.open(TalkOrder(name, "nv12"))
+    with hub.open(TalkOrder("anna", "nv12")) as talk:
+        with pytest.raises(TooLarge, match="longer than 20 s"):
+            talk.push(np.zeros(16_000 * 21, np.float32))
+        with pytest.raises(BadRequest, match="NaN"):
+            talk.push(np.full(10, np.nan, np.float32))
+        talk.push(pcm)
+        talk.finish()
+        with pytest.raises(BadRequest, match="finished"):
+            talk.push(pcm)
+
+
+def test_who_would_make_others_late_is_refused(hub: Hub) -> None:
+    hub.load("anna")
+    talks = []
+
+    def fill() -> None:
+        for _ in range(1000):
+            talks.append(hub.open(TalkOrder("anna", "nv12")))
+
+    try:
+        with pytest.raises(Refused, match="late") as refused:
+            fill()
+        assert refused.value.retry_after > 0
+        assert hub.load_share() <= 0.85
+        # Who has time may come in all the same.
+        hub.open(TalkOrder("anna", "nv12", realtime=False)).close()
+    finally:
+        for talk in talks:
+            talk.close()
+    hub.open(TalkOrder("anna", "nv12")).close()
+
+
+def test_who_says_nothing_is_sent_away(hub: Hub) -> None:
+    with hub.open(TalkOrder("anna", "nv12")) as talk:
+        talk.check(time.monotonic() + 31)
+        with pytest.raises(Silent, match="no sound"):
+            talk.push(np.zeros(10, np.float32))
+        with pytest.raises(Silent, match="no sound"):
+            list(talk)
+
+
+def test_talks_end_with_the_server(folder: Path, pcm: NDArray[np.float32]) -> None:
+    hub = Hub(folder, ["cpu"], {}, {})
+    talk = hub.open(TalkOrder("anna", "nv12"))
+    talk.push(pcm)
+    closing = threading.Thread(target=hub.close, args=(0.2,))
+    closing.start()
+    with pytest.raises(Refused, match="shut down"):
+        list(talk)
+    closing.join(30)
+    assert not closing.is_alive()
+    with pytest.raises(Refused, match="shut down"):
+        hub.open(TalkOrder("anna", "nv12"))
