@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpupipe.colour import LUMA_WEIGHTS, Colour, PixelFormat
-from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
+from gpupipe.compose.device_frames import DeviceFrames, DeviceTable, bytes_wanted
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.gpu import GpuCompositor, GpuSlot
@@ -26,7 +26,7 @@ from gpupipe.gpu.device import Device, open_device
 
 pytestmark = pytest.mark.cuda
 
-CONTRACT: type[Compositor[GpuSlot, DeviceFrames, DeviceSpeech]] = GpuCompositor
+CONTRACT: type[Compositor[GpuSlot, DeviceTable, DeviceSpeech]] = GpuCompositor
 
 
 @pytest.fixture(scope="module")
