@@ -17,7 +17,8 @@ from engine_scene import Person, assert_at_rest, eventually, make_person
 from gpupipe.character.folder import Character
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine import order
-from gpupipe.engine.ahead import FramesAhead, first_within
+from gpupipe.engine.ahead import FramesAhead
+from gpupipe.engine.cache_bound import first_within
 from gpupipe.errors import MediaError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import read_frames

@@ -100,8 +100,8 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
             "argument --max-memory: out of range (got 0); give 1 or more",
         ),
         (
-            ["render", "c", "-o", "o.mp4", "--cache", "all"],
-            "argument --cache: not a number of bytes (got 'all'); give one such as 8G or 500M",
+            ["render", "c", "-o", "o.mp4", "--cache", "most"],
+            "argument --cache: not a number of bytes (got 'most'); give one such as 8G or 500M",
         ),
         (
             ["render", "c", "-o", "o.mp4", "--audio", ""],

@@ -9,18 +9,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
-from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.protocol import Coming, Ring
 from gpupipe.engine.order import SessionOrder
 from gpupipe.machine import megabytes
 from gpupipe.threads import Worker
-
-AHEAD = 2
-"""Frames decoded ahead, of a character that is too large, for each that its session may have under way or finished."""
 
 
 class FramesAhead:
@@ -178,27 +173,3 @@ class FramesAhead:
         with self._lock:
             self._where[source] = self._free.pop()
         self._changed()
-
-
-def slots_ahead(spec: FrameSpec, depth: int) -> int:
-    """How many slots a session has for what is decoded ahead, unless all frames fit.
-
-    Args:
-        spec: of all.
-        depth: the session's surfaces.
-    """
-    return min(spec.count, AHEAD * depth)
-
-
-def first_within(spec: FrameSpec, bound: int, slots: int, each: int) -> FrameSpec:
-    """All frames, or as many of the first as fit in so many bytes beside slots for others.
-
-    Args:
-        spec: of all.
-        bound: bytes.
-        slots: frames that are decoded ahead unless all fit.
-        each: bytes of a frame, where it is kept.
-    """
-    if spec.count * each <= bound:
-        return spec
-    return replace(spec, rects=spec.rects[: max(0, bound // each - slots)])

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from gpupipe.compose.protocol import Coming
 from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.cache_bound import CacheBound
 from gpupipe.engine.flight import Flight, Steps, seated
-from gpupipe.engine.holdings import CacheBound, Holdings
+from gpupipe.engine.holdings import Holdings
 from gpupipe.engine.kept_features import FeatureBudget
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.order import SessionOrder

@@ -7,14 +7,15 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.protocol import BatchKind, Coming
-from gpupipe.engine.ahead import FramesAhead, first_within, slots_ahead
+from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.cache_bound import CacheBound, first_within, slots_ahead
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
 from gpupipe.engine.kept_features import FeatureBudget, KeptFeatures
@@ -37,18 +38,6 @@ ENCODERS_KEPT = 2
 """Audio encoders that stay open when no session uses them."""
 
 _log = Log(__name__)
-
-
-class CacheBound(NamedTuple):
-    """How much of characters is kept.
-
-    Attributes:
-        unused: bytes of those that nobody uses; None: as much as there is room for.
-        each: bytes of each that is used; None: all of it, where that fits.
-    """
-
-    unused: int | None
-    each: int | None = None
 
 
 Speech = Callable[[OpenEncoder], SpeechRows]
