@@ -221,6 +221,15 @@ def test_auto_is_the_default_in_words() -> None:
         split({"runs": 0})
 
 
+def test_all_is_a_number_of_bytes_in_words() -> None:
+    assert {name for name, option in EVERY.items() if option.words} == {"cache"}
+    assert EVERY["cache"].read("all") == split({"cache": "all"})[0].cache == "all"
+    with pytest.raises(OptionError, match=r"cache: not a whole number .got 'most'.; give 0 or more, or auto or all"):
+        split({"cache": "most"})
+    error = OptionError("too small", field="--cache", remedy="use --cache all")
+    assert str(error) == 'cache: too small; use cache="all"'
+
+
 # Bytes
 
 
