@@ -160,13 +160,12 @@ class DeviceRing(DeviceTable):
         self._uploads = Uploads(self._memory, body=True, crops=True)
         self._places = self.rows[:slots].copy()
         self.rows[: kept.spec.count] = kept.rows
-        for source in range(kept.spec.count, spec.count):
-            self.forget(source)
+        self.rows["crop"][kept.spec.count :] = 0
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of what is kept, and of the slots, without what rows are padded with."""
-        return self._kept.cache_bytes + self.slots * (self.spec.cache_bytes // max(1, self.spec.count))
+        return self._kept.cache_bytes + self.slots * (self.spec.cache_bytes // self.spec.count)
 
     def write(self, slot: int, source: int, decoded: Sequence[Frame]) -> None:
         """See `protocol.Ring`."""
@@ -182,6 +181,7 @@ class DeviceRing(DeviceTable):
         """See `protocol.Ring`."""
         self._memory.close()
         self._taps = None
+        vars(self).pop("_uploads", None)
 
 
 def bytes_wanted(spec: FrameSpec) -> dict[str, int]:

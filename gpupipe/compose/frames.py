@@ -184,12 +184,12 @@ class HostRing:
     @property
     def cache_bytes(self) -> int:
         """Bytes of what is kept, and of the slots."""
-        return self._kept.cache_bytes + self._ring.cache_bytes
+        return self._kept.cache_bytes + self.slots * (self.spec.cache_bytes // self.spec.count)
 
     @property
     def ycbcr_weights(self) -> NDArray[np.float32]:
         """See `HostFrames`."""
-        return self._ring.ycbcr_weights
+        return self._kept.ycbcr_weights
 
     def at(self, source: int) -> tuple[HostFrames, int]:
         """In which arrays, and where there, a frame lies."""
@@ -205,4 +205,5 @@ class HostRing:
         del self._slot[source]
 
     def close(self) -> None:
-        """Nothing: dropping it is enough."""
+        """See `protocol.Ring`."""
+        vars(self).pop("_ring", None)
