@@ -57,7 +57,7 @@ class KernelScene:
     def drawings(self, batch: int, *, to_host: bool = False) -> list[GpuDrawing]:
         """The first frames in order, each with a surface of its own, on the host too if asked for."""
         format = self.spec.format
-        found = []
+        found: list[GpuDrawing] = []
         for place in range(batch):
             host = self.device.pinned(format.shape, np.uint8) if to_host else None
             surface = Surface(format, host, self.device.empty(device_shape(format), np.uint8))

@@ -9,7 +9,7 @@ import numpy as np
 import reference
 from numpy.typing import NDArray
 
-from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.device_frames import DeviceFrames, DeviceTable
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.gpu import GpuCompositor, GpuSlot
@@ -87,7 +87,7 @@ class Shot(NamedTuple):
     fraction: int = 0
     on_host: bool = True
 
-    def drawing(self, device: Device) -> Drawing[DeviceFrames, DeviceSpeech]:
+    def drawing(self, device: Device) -> Drawing[DeviceTable, DeviceSpeech]:
         surface = new_surface(device, self.character.spec.format, on_host=self.on_host)
         return Drawing(self.character.frames, self.source, self.speech.device, self.row, self.fraction, surface)
 

@@ -17,7 +17,8 @@ from engine_scene import Person, assert_at_rest, eventually, make_person
 from gpupipe.character.folder import Character
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine import order
-from gpupipe.engine.ahead import FramesAhead, first_within
+from gpupipe.engine.ahead import FramesAhead
+from gpupipe.engine.cache_bound import first_within
 from gpupipe.errors import MediaError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import read_frames
@@ -146,7 +147,7 @@ def test_without_a_bound_what_does_not_fit_is_decoded_ahead(
     begin = FramesAhead.begin
 
     def beginning(self: FramesAhead, *given: Any) -> None:
-        kept.append(self._kept.spec.count)
+        kept.append(self._count)
         begin(self, *given)
 
     monkeypatch.setattr(FramesAhead, "begin", beginning)
@@ -200,7 +201,7 @@ def test_a_frame_that_cannot_be_decoded_ends_the_session(
 def test_as_many_stay_as_fit_beside_the_slots(bound: int, kept: int) -> None:
     spec = FrameSpec(CropLayout(32), "bgr24", 4, 2, (Rect(0, 0, 4, 2),) * 100)
     bound = bound * (spec.cache_bytes // 100) // 100
-    assert first_within(spec, bound, 8).count == kept
+    assert first_within(spec, bound, 8, spec.cache_bytes // 100).count == kept
 
 
 def test_speech_that_still_comes(character: Character, whole: list[bytes]) -> None:

@@ -100,8 +100,8 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
             "argument --max-memory: out of range (got 0); give 1 or more",
         ),
         (
-            ["render", "c", "-o", "o.mp4", "--cache", "all"],
-            "argument --cache: not a number of bytes (got 'all'); give one such as 8G or 500M",
+            ["render", "c", "-o", "o.mp4", "--cache", "most"],
+            "argument --cache: not a number of bytes (got 'most'); give one such as 8G or 500M",
         ),
         (
             ["render", "c", "-o", "o.mp4", "--audio", ""],
@@ -455,7 +455,10 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         # 12 frames of 25 a second: 7500 times in an hour, in segments and joined.
         "disk_bytes_an_hour": 2 * 7500 * (folder / "full_body_video.mp4").stat().st_size,
         "cache_bytes": {"host": {name: size + 12 * 3 * 40 * 40 for name, size in tables.items()}},
-        "kept_frames": {name: dict.fromkeys(("256M", "1G", "4G", "16G"), 12) for name in tables},
+        "kept_frames": {
+            where: {name: dict.fromkeys(("256M", "1G", "4G", "16G"), 12) for name in tables}
+            for where in ("host", "device")
+        },
         "tunings": [],
         "faults": [],
         "notes": [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpupipe.colour import LUMA_WEIGHTS, Colour, PixelFormat
-from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
+from gpupipe.compose.device_frames import DeviceFrames, DeviceRing, DeviceTable, bytes_wanted
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.gpu import GpuCompositor, GpuSlot
@@ -26,7 +27,7 @@ from gpupipe.gpu.device import Device, open_device
 
 pytestmark = pytest.mark.cuda
 
-CONTRACT: type[Compositor[GpuSlot, DeviceFrames, DeviceSpeech]] = GpuCompositor
+CONTRACT: type[Compositor[GpuSlot, DeviceTable, DeviceSpeech]] = GpuCompositor
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,39 @@ def test_equals_the_reference(
             if not speech.rows.finished:
                 speech.grow(features(rng, int(rng.integers(0, 3))))
     compositor.close()
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
+def test_frames_in_slots(device: Device, pixel_format: PixelFormat, recorded: bool) -> None:
+    """Two frames stay and four share two slots: each is drawn with its own rectangle from whichever slot it is in."""
+    layout, rng = CropLayout(16), np.random.default_rng(7)
+    rects = tuple(Rect(k - 2, 3 - k, 20 + 3 * k, 17 + 2 * k) for k in range(6))
+    spec = FrameSpec(layout, pixel_format, 30, 26, rects, Colour(1, 1), recorded)
+    character, speech = Character(device, spec, seed=1), Speech(device, features(rng, 9))
+    decoded = (character.body, character.crops, *([] if character.recorded is None else [character.recorded]))
+    kept = DeviceFrames.load(device, replace(spec, rects=rects[:2]), *(part[:2] for part in decoded))
+    character.frames.close()
+    ring = DeviceRing(kept, spec, slots=2)
+    scene: Any = character
+    scene.frames = ring
+    compositor = compositor_for(device, kind(layout, pixel_format, 4), character)
+    slot, where = compositor.new_slot(), [-1, -1]
+    for sources in ((0, 2, 3), (4, 1, 3), (2, 5), (5, 2, 5, 0)):
+        for source in sources:
+            if source >= 2 and source not in where:
+                free = next(number for number, old in enumerate(where) if old not in sources)
+                if where[free] >= 0:
+                    ring.forget(where[free])
+                ring.write(free, source, [part[source] for part in decoded])
+                where[free] = source
+        shots = [Shot(character, source, speech, source) for source in sources]
+        check_batch(device, compositor, slot, shots, predictions(rng, len(shots), layout.model_size, np.float32))
+    with pytest.raises(IndexError, match="frame 4 is not there"):
+        compositor.prepare(slot, [Shot(character, 4, speech, 0).drawing(device)])
+    compositor.close()
+    ring.close()
+    kept.close()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

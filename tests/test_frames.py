@@ -14,12 +14,15 @@ from engine_scene import PEOPLE, assert_at_rest, eventually, finished, make_pers
 
 import gpupipe
 from gpupipe.character.folder import Character
+from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.device_memory import Uploads
 from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.surface import Surface
 from gpupipe.engine import order
 from gpupipe.engine.session import Session
 from gpupipe.errors import EngineClosed, MediaError
 from gpupipe.geometry import CropLayout, Rect
+from gpupipe.gpu.device import open_device
 from gpupipe.media.video import read_frames
 from gpupipe.options import ModelOptions, SpeechOptions
 from gpupipe.render.engine import Engine
@@ -72,6 +75,32 @@ def test_what_cannot_be_decoded_is_told_once_those_before_it_are_there(
     assert [frames.ready(number) for number in range(6)] == [number < loaded for number in range(6)]
 
 
+@pytest.mark.cuda
+def test_a_frame_is_on_a_gpu_once_its_copies_are_seen_to_have_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, arrived, queued = open_device(), threading.Semaphore(0), threading.Semaphore(0)
+    wait = Uploads._wait
+
+    def waiting(uploads: Uploads) -> None:
+        if uploads._crop.size:  # the thread of the crops
+            queued.release()
+            assert arrived.acquire(timeout=SECONDS)
+        wait(uploads)
+
+    monkeypatch.setattr(Uploads, "_wait", waiting)
+    layout = CropLayout(32)
+    frames = DeviceFrames.loading(gpu, spec(2), pictures(2, (2, 4)), pictures(2, (layout.crop_size,) * 2))
+    told: list[int] = []
+    frames.listen(lambda: told.append(frames.loaded))
+    for number in range(2):
+        assert queued.acquire(timeout=SECONDS)
+        assert not frames.ready(number)
+        arrived.release()
+        eventually(lambda number=number: frames.ready(number), "it does not come")  # type: ignore[misc]
+    frames.wait()
+    assert told[:2] == [1, 2]
+    frames.close()
+
+
 class Gate:
     """Decodes what it is told to, and says how far it is."""
 
@@ -100,6 +129,12 @@ class Gate:
             self.ended += 1
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(params=["body", "crops"])
 def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gate:
     video = getattr(ANNA.character, request.param).path
@@ -109,7 +144,7 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gat
 
 
 def opened(engine: Engine, total: int = 20) -> Session:
-    plan = planned(ANNA, "nv12", FEATURES[:total])
+    plan = planned(ANNA, "nv12", FEATURES[:total], provider="cpu")
     return engine.open_session(plan.order, lambda _: SpeechRows(FEATURES[:total]))
 
 
@@ -129,8 +164,8 @@ def eventually_stopped(session: Session) -> None:
     eventually(lambda: all(decoder.stopped for decoder in decoders), "it is decoded further")
 
 
-def test_frames_are_drawn_as_soon_as_their_own_are_decoded(gate: Gate) -> None:
-    with Engine(device="cpu") as engine:
+def test_frames_are_drawn_as_soon_as_their_own_are_decoded(gate: Gate, device: str) -> None:
+    with Engine(device=device) as engine:
         session = opened(engine)
         for frame in range(7):
             assert session.available == 0
@@ -147,8 +182,8 @@ def test_frames_are_drawn_as_soon_as_their_own_are_decoded(gate: Gate) -> None:
         assert gate.calls == 2
 
 
-def test_who_comes_while_frames_are_decoded_shares_them(gate: Gate) -> None:
-    with Engine(device="cpu") as engine:
+def test_who_comes_while_frames_are_decoded_shares_them(gate: Gate, device: str) -> None:
+    with Engine(device=device) as engine:
         first, second = opened(engine), opened(engine, 3)
         gate.allow(3)
         take(second, 0, 1, 2)
@@ -161,9 +196,9 @@ def test_who_comes_while_frames_are_decoded_shares_them(gate: Gate) -> None:
         assert gate.calls == 2
 
 
-def test_what_nobody_waits_for_is_decoded_no_further(gate: Gate) -> None:
+def test_what_nobody_waits_for_is_decoded_no_further(gate: Gate, device: str) -> None:
     threads = threading.active_count()
-    with Engine(device="cpu") as engine:
+    with Engine(device=device) as engine:
         session = opened(engine)
         gate.allow(2)
         take(session, 0, 1)
@@ -182,9 +217,9 @@ def test_what_nobody_waits_for_is_decoded_no_further(gate: Gate) -> None:
     assert threading.active_count() == threads
 
 
-def test_an_engine_is_closed_while_frames_are_decoded(gate: Gate) -> None:
+def test_an_engine_is_closed_while_frames_are_decoded(gate: Gate, device: str) -> None:
     threads = threading.active_count()
-    engine = Engine(device="cpu")
+    engine = Engine(device=device)
     session = opened(engine)
     gate.allow(2)
     take(session, 0, 1)
@@ -234,10 +269,10 @@ def test_segments_that_are_not_rendered_are_not_decoded(tmp_path: Path) -> None:
     assert stats.cache_bytes == 4 * frame  # outputs 8-11, which show frames 4, 3, 2, 1
 
 
-def test_load_waits_for_every_frame(gate: Gate) -> None:
-    with Engine(device="cpu") as engine:
+def test_load_waits_for_every_frame(gate: Gate, device: str) -> None:
+    with Engine(device=device) as engine:
         loaded: list[Character] = []
-        waiting = threading.Thread(target=lambda: loaded.append(engine.load(ANNA.character)))
+        waiting = threading.Thread(target=lambda: loaded.append(engine.load(ANNA.character, provider="cpu")))
         waiting.start()
         gate.allow(6)
         eventually(lambda: gate.decoded == 6, "nothing is decoded")
@@ -249,7 +284,7 @@ def test_load_waits_for_every_frame(gate: Gate) -> None:
 
 @pytest.mark.parametrize("video", ["full_body_video.mp4", "crops_328_video.mp4"])
 def test_a_frame_that_cannot_be_decoded_ends_who_needs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: str, device: str
 ) -> None:
     broken = True
 
@@ -264,10 +299,10 @@ def test_a_frame_that_cannot_be_decoded_ends_who_needs_it(
 
     def session(engine: Engine, total: int) -> Session:
         said = SpeechOptions(features=FEATURES[:total])
-        plan = Plan.make(character, "nv12", ModelOptions(), said, sound=False)
+        plan = Plan.make(character, "nv12", ModelOptions(provider="cpu"), said, sound=False)
         return engine.open_session(plan.order, lambda _: SpeechRows(FEATURES[:total]))
 
-    with Engine(device="cpu") as engine:
+    with Engine(device=device) as engine:
         needing, other = session(engine, 20), session(engine, 4)
         take(needing, 0, 1, 2, 3)
         for _ in range(2):
@@ -280,7 +315,7 @@ def test_a_frame_that_cannot_be_decoded_ends_who_needs_it(
         other.close()
         eventually(lambda: engine.holdings.residents.nbytes == 0, "broken frames are kept")
         with pytest.raises(MediaError, match="frame 4"):
-            engine.load(character)
+            engine.load(character, provider="cpu")
         broken = False
         take(whole := session(engine, 20), *range(20))
         whole.close()

@@ -195,7 +195,7 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: object) -> 
     option = EVERY[name]
     if kept is None:
         assert option.unset is not None
-    elif option.kind in ("number", "bytes"):
+    elif option.kind in ("number", "bytes") and kept not in option.words:
         assert type(kept) is int
         assert option.least <= kept <= (kept if option.most is None else option.most)
     elif option.kind == "choice":
@@ -219,6 +219,15 @@ def test_auto_is_the_default_in_words() -> None:
     assert str(error) == 'batch: too many; use batch="auto", or batch 4'
     with pytest.raises(OptionError, match="runs: out of range"):
         split({"runs": 0})
+
+
+def test_all_is_a_number_of_bytes_in_words() -> None:
+    assert {name for name, option in EVERY.items() if option.words} == {"cache"}
+    assert EVERY["cache"].read("all") == split({"cache": "all"})[0].cache == "all"
+    with pytest.raises(OptionError, match=r"cache: not a whole number .got 'most'.; give 0 or more, or auto or all"):
+        split({"cache": "most"})
+    error = OptionError("too small", field="--cache", remedy="use --cache all")
+    assert str(error) == 'cache: too small; use cache="all"'
 
 
 # Bytes

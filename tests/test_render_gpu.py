@@ -198,7 +198,8 @@ def test_a_model_on_the_device(demo: Path, tmp_path: Path, model_on_device: list
     stats = render(demo, tmp_path / "gpu.mp4", device="cuda", provider="cuda", batch=batch, trace=trace)
     assert (tmp_path / "cpu.mp4").read_bytes() == (tmp_path / "gpu.mp4").read_bytes()
     assert trace.times("infer").frames == stats.frames
-    assert len(model_on_device) == 2 + -(-stats.frames // batch)
+    # Batches leave while frames still come, so they need not be full.
+    assert 2 + -(-stats.frames // batch) <= len(model_on_device) <= 2 + stats.frames
     frame_bytes = 480 * 270 * 3 // 2
     assert model_on_device[1] - model_on_device[2] > 12 * frame_bytes
     assert gives_back(before, open_device().free_bytes)

@@ -3,9 +3,10 @@
 May touch arrays, on the host or on a device; knows nothing of files, sessions or models beyond their shapes.
 
     protocol       what a compositor is asked, and what a batch is          surface        where a finished frame lies
-    frames         a character's cached frames on the host                  cpu            the definition
-    device_frames  the same on a GPU          device_speech  a speech on a GPU
-    table          what the kernels are told of each frame                  gpu            the kernels' compositor
+    decoding       which cached frames are there while others come          cpu            the definition
+    frames         a character's cached frames on the host                  gpu            the kernels' compositor
+    device_frames  the same on a GPU          device_memory  where they lie, and how they get there
+    table          what the kernels are told of each frame                  device_speech  a speech on a GPU
 """
 
 from gpupipe.compose.cpu import CpuCompositor

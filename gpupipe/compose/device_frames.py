@@ -1,53 +1,68 @@
-"""A character's frames in device memory, and the rows of the kernels' table that tell of them: uploaded once."""
+"""A character's frames in device memory, and the rows of the kernels' table that tell of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gpupipe.compose.frames import Frame, FrameSpec
-from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables
-from gpupipe.errors import DeviceError
+from gpupipe.compose.decoding import Decoding, Frame, Kept
+from gpupipe.compose.device_memory import FrameMemory, Uploads, crop_bytes, place_bytes
+from gpupipe.compose.frames import FrameSpec
+from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables, taps_bytes
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import check_layout, copy_blocks, draw_blocks, draw_threads
-from gpupipe.gpu.types import DeviceArray, PitchedRows
-
-STAGING = 4
-"""Frames on their way to the device at a time: one being written by the host, the others being copied."""
+from gpupipe.gpu.types import DeviceArray
 
 
-class DeviceFrames:
-    """A character's frames in device memory; made by `load`.
+class DeviceTable:
+    """What the kernels are told of a character's frames. Uploads how each crop is resized, once.
+
+    Args:
+        device: where the frames are.
+        spec: of the frames.
+        memory: where they lie, one behind the other.
 
     Attributes:
         device: where they are.
-        spec: what is kept.
+        spec: what is told of.
         format: of body frames and finished frames.
         rows: the row of each frame in the kernels' table, `table.ROW` `[N]`, on the host.
         draw_blocks, copy_blocks: the most blocks that drawing, and copying, one of the frames takes.
+
+    Raises:
+        KernelError: the kernels cannot work on crops of this size.
+        DeviceMemoryError: the GPU's memory does not suffice.
     """
 
-    def __init__(self, device: Device, spec: FrameSpec) -> None:
-        self.device = device
-        self.spec = spec
-        self.format = spec.format
+    def __init__(self, device: Device, spec: FrameSpec, memory: FrameMemory) -> None:
+        check_layout(spec.layout)
+        self.device, self.spec, self.format = device, spec, spec.format
         taps, first_taps = resize_tables(spec)
-        self._body = device.empty((spec.count, *device_shape(spec.format)), np.uint8, "body frames")
-        self._crops = device.empty((spec.count, _crop_bytes(spec)), np.uint8, "crops")
-        self._taps = device.upload(taps)
+        self._taps: DeviceArray | None = device.upload(taps) if len(taps) else None
+        body, crop = memory.addresses
         self.rows: Rows = frame_rows(
             spec,
-            crop=self._crops.data.ptr,
-            crop_bytes=_crop_bytes(spec),
-            body=self._body.data.ptr,
-            taps=self._taps.data.ptr,
+            crop=crop,
+            crop_bytes=crop_bytes(spec),
+            body=body,
+            taps=0 if self._taps is None else self._taps.data.ptr,
             first_taps=first_taps,
         )
         threads = (draw_threads(rect, spec.width, spec.height, spec.pixel_format) for rect in spec.rects)
-        self.draw_blocks = draw_blocks(max(threads))
+        self.draw_blocks = draw_blocks(max(threads, default=0))
         self.copy_blocks = copy_blocks(*device_shape(spec.format))
+
+
+class DeviceFrames(DeviceTable, Decoding):
+    """A character's frames in device memory, all of which stay; made by `load` or `loading`."""
+
+    def __init__(self, device: Device, spec: FrameSpec) -> None:
+        self._memory = FrameMemory(device, spec, spec.count)
+        DeviceTable.__init__(self, device, spec, self._memory)
+        Decoding.__init__(self, spec.count)
+        # Kept until it is closed: to free page-locked memory may wait for all that is queued.
+        self._uploads = [Uploads(self._memory, body=body, crops=not body) for body in (True, False)]
 
     @property
     def cache_bytes(self) -> int:
@@ -65,7 +80,31 @@ class DeviceFrames:
         *,
         others: Mapping[str, int] | None = None,
     ) -> DeviceFrames:
-        """Upload decoded frames, the copy of each beside the decoding of the next.
+        """Upload decoded frames, all of which are there when it returns; see `loading`.
+
+        Raises:
+            GpupipeError: a frame cannot be decoded, or the device has failed.
+        """
+        frames = cls.loading(device, spec, body, crops, recorded, others=others)
+        try:
+            frames.wait()
+        except BaseException:
+            frames.close()
+            raise
+        return frames
+
+    @classmethod
+    def loading(
+        cls,
+        device: Device,
+        spec: FrameSpec,
+        body: Iterable[Frame],
+        crops: Iterable[Frame],
+        recorded: Iterable[Frame] | None = None,
+        *,
+        others: Mapping[str, int] | None = None,
+    ) -> DeviceFrames:
+        """Begin to upload decoded frames, the body in one thread and the rest in another; the memory is taken at once.
 
         Args:
             device: where to.
@@ -84,29 +123,65 @@ class DeviceFrames:
         check_layout(spec.layout)
         device.require(bytes_wanted(spec) | dict(others or {}))
         frames = cls(device, spec)
-        crop_bytes = int(np.prod(spec.crop_shape))
-        try:
-            _upload(device, frames._body, body, spec.format.shape, planar=False)
-            _upload(device, frames._crops[:, :crop_bytes], crops, spec.crop_shape, planar=True)
-            if recorded is not None:
-                _upload(device, frames._crops[:, crop_bytes:], recorded, spec.recorded_shape, planar=True)
-        except BaseException:
-            frames.close()
-            raise
+        bodies, rest = frames._uploads
+        sources = [crops] if recorded is None else [crops, recorded]
+        frames._begin(Kept([body], bodies.put_body), Kept(sources, rest.put_crops))
         return frames
 
     def close(self) -> None:
-        """Release the device memory, once what has been queued with it is done."""
-        # A GPU that has failed has said so where its result was waited for: that error is the one to show.
-        with suppress(DeviceError):
-            self.device.wait_for_queued(self.device.compute_stream)
-        for name in ("_body", "_crops", "_taps"):
-            vars(self).pop(name, None)
+        """Stop decoding, and release the device memory, once what has been queued with it is done."""
+        super().close()
+        self._memory.close()
+        self._uploads.clear()
+        self._taps = None
 
 
-def _crop_bytes(spec: FrameSpec) -> int:
-    """Bytes of one crop with its recorded inputs, if they are kept, right behind it; both are multiples of 16."""
-    return int(np.prod(spec.crop_shape)) + (int(np.prod(spec.recorded_shape)) if spec.recorded else 0)
+class DeviceRing(DeviceTable):
+    """Slots for cached frames that do not stay, behind the first ones, which do; a `protocol.Ring`.
+
+    The row of a frame that is in no slot has no crop: it cannot be drawn.
+
+    Args:
+        kept: the frames that stay.
+        spec: of all.
+        slots: how many.
+
+    Attributes:
+        slots: how many.
+
+    Raises:
+        DeviceMemoryError: the GPU's memory does not suffice.
+    """
+
+    def __init__(self, kept: DeviceFrames, spec: FrameSpec, slots: int) -> None:
+        self.slots, self._kept = slots, kept
+        self._memory = FrameMemory(kept.device, spec, slots)
+        super().__init__(kept.device, spec, self._memory)
+        self._uploads = Uploads(self._memory, body=True, crops=True)
+        self._places = self.rows[:slots].copy()
+        self.rows[: kept.spec.count] = kept.rows
+        self.rows["crop"][kept.spec.count :] = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of what is kept, and of the slots, without what rows are padded with."""
+        return self._kept.cache_bytes + self.slots * (self.spec.cache_bytes // self.spec.count)
+
+    def write(self, slot: int, source: int, decoded: Sequence[Frame]) -> None:
+        """See `protocol.Ring`."""
+        self._uploads.put(slot, decoded)
+        for part in ("body", "crop"):
+            self.rows[part][source] = self._places[part][slot]
+
+    def forget(self, source: int) -> None:
+        """See `protocol.Ring`."""
+        self.rows["crop"][source] = 0
+
+    def close(self) -> None:
+        """See `protocol.Ring`."""
+        self._memory.close()
+        self._taps = None
+        vars(self).pop("_uploads", None)
 
 
 def bytes_wanted(spec: FrameSpec) -> dict[str, int]:
@@ -115,28 +190,11 @@ def bytes_wanted(spec: FrameSpec) -> dict[str, int]:
     return {
         "body frames": spec.count * int(np.prod(device_shape(spec.format))),
         "crops": planes,
-        "recorded inputs": spec.count * _crop_bytes(spec) - planes,
-        "tables": resize_tables(spec)[0].nbytes,
+        "recorded inputs": spec.count * crop_bytes(spec) - planes,
+        "tables": taps_bytes(spec),
     }
 
 
-def _upload(
-    device: Device, target: DeviceArray, frames: Iterable[Frame], shape: tuple[int, ...], *, planar: bool
-) -> None:
-    """Fill `target[i]` with the i-th frame, through a ring of pinned buffers."""
-    stream = device.upload_stream
-    ring = [(device.pinned(shape, np.uint8, "uploading"), device.event()) for _ in range(min(STAGING, len(target)))]
-    rows = None
-    if not planar:
-        width = int(np.prod(shape[1:]))
-        rows = PitchedRows(rows=shape[0], width=width, source_pitch=width, target_pitch=target.shape[-1])
-    try:
-        for i, frame in zip(range(len(target)), frames, strict=True):
-            staging, copied = ring[i % len(ring)]
-            device.wait(copied)
-            np.copyto(staging, frame.transpose(2, 0, 1) if planar else frame)
-            device.copy(target[i], staging, stream, rows=rows)
-            device.record(copied, stream)
-    finally:
-        # The staging must outlive the copies from it.
-        device.wait_for_queued(stream)
+def ring_bytes_wanted(spec: FrameSpec, slots: int) -> dict[str, int]:
+    """Bytes of device memory that a `DeviceRing` takes besides the frames that stay, by name."""
+    return {"frames decoded ahead": slots * place_bytes(spec) + taps_bytes(spec)}

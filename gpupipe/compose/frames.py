@@ -6,21 +6,17 @@ not cover is copied and never converted.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import FRACTION_BITS, Colour, PixelFormat
+from gpupipe.compose.decoding import Decoding, Frame, Kept
 from gpupipe.compose.surface import SurfaceFormat
-from gpupipe.errors import Cancelled
 from gpupipe.geometry import CropLayout, Rect
-from gpupipe.threads import Worker
-
-Frame = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -84,28 +80,22 @@ class FrameSpec:
         return self.count * (each + (int(np.prod(self.recorded_shape)) if self.recorded else 0))
 
 
-class HostFrames:
-    """A character's frames in host memory, decoded in order, in threads of their own.
-
-    Frames that are there may be drawn while the others still come. Made by `load` or `loading`.
+class HostFrames(Decoding):
+    """A character's frames in host memory. Made by `load` or `loading`.
 
     Attributes:
         spec: what the arrays hold.
         body: uint8 `[N, *format.shape]`.
         crops: uint8 `[N, 3, C, C]`.
         recorded: uint8 `[N, 6, S, S]` or None.
-        loaded: frames that are there, from the first.
     """
 
     def __init__(self, spec: FrameSpec, *, recorded: bool) -> None:
+        super().__init__(spec.count)
         self.spec = spec
         self.body: Frame = np.empty((spec.count, *spec.format.shape), np.uint8)
         self.crops: Frame = np.empty((spec.count, *spec.crop_shape), np.uint8)
         self.recorded: Frame | None = np.empty((spec.count, *spec.recorded_shape), np.uint8) if recorded else None
-        self.loaded = 0
-        self._decoders: list[_Decoder] = []
-        self._listeners: dict[object, Callable[[], None]] = {}
-        self._lock = threading.Lock()
 
     @cached_property
     def ycbcr_weights(self) -> NDArray[np.float32]:
@@ -141,21 +131,9 @@ class HostFrames:
             recorded: uint8 `[S, S, 6]`: the roi, then the masked roi, both bgr24.
         """
         frames = cls(spec, recorded=recorded is not None)
-        targets, sources = [frames.crops], [crops]
-        if frames.recorded is not None and recorded is not None:
-            targets.append(frames.recorded)
-            sources.append(recorded)
-        frames._decoders = [_Decoder(), _Decoder()]
-        for decoder, filled, planar in zip(
-            frames._decoders, (([frames.body], [body]), (targets, sources)), (False, True), strict=True
-        ):
-            decoder.start(frames, *filled, planar=planar)
+        others = [crops] if recorded is None else [crops, recorded]
+        frames._begin(Kept([body], frames._put_body), Kept(others, frames._put_crops))
         return frames
-
-    @property
-    def whole(self) -> bool:
-        """Whether every frame is there."""
-        return self.loaded == self.spec.count
 
     @property
     def missing_bytes(self) -> int:
@@ -171,120 +149,61 @@ class HostFrames:
         """In which arrays, and where there, a frame lies."""
         return self, source
 
-    @property
-    def error(self) -> BaseException | None:
-        """Why no more frames come; None while more may."""
-        with self._lock:
-            failed = [decoder for decoder in self._decoders if decoder.error is not None]
-            if not failed or not all(decoder.ended for decoder in self._decoders):
-                return None
-            return min(failed, key=lambda decoder: decoder.done).error
+    def put(self, place: int, decoded: Sequence[Frame]) -> None:
+        """Keep a frame's body, its crop and, if there are any, its recorded inputs; as `loading` takes them."""
+        self._put_body(place, decoded[:1])
+        self._put_crops(place, decoded[1:])
 
-    def ready(self, source: int) -> bool:
-        """Whether a frame is there."""
-        return source < self.loaded
+    def _put_body(self, place: int, decoded: Sequence[Frame]) -> None:
+        np.copyto(self.body[place], decoded[0])
 
-    def failure(self, source: int) -> BaseException | None:
-        """Why a frame will never be there; None if it is, or may come."""
-        return None if self.ready(source) else self.error
-
-    def begun(self, source: int) -> None:
-        """Nothing: what is there stays."""
-
-    def drawn(self, source: int) -> None:
-        """Nothing, likewise."""
-
-    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Have `changed` called, in a decoding thread, when more frames are there, or no more come.
-
-        Returns:
-            What ends that.
-        """
-        key = object()
-        with self._lock:
-            self._listeners[key] = changed
-
-        def end() -> None:
-            with self._lock:
-                del self._listeners[key]
-
-        return end
-
-    def wait(self) -> None:
-        """Return once every frame is there.
-
-        Raises:
-            GpupipeError: a frame cannot be decoded.
-        """
-        for decoder in self._decoders:
-            decoder.join()
-        if (error := self.error) is not None:
-            raise error
-
-    def close(self) -> None:
-        """Stop decoding. Frames that are there stay."""
-        for decoder in self._decoders:
-            decoder.stopped = True
-        for decoder in self._decoders:
-            decoder.join()
-
-    def _decoded(self) -> None:
-        """A decoder has come further, or to its end."""
-        with self._lock:
-            loaded = min(decoder.done for decoder in self._decoders)
-            more, self.loaded = loaded > self.loaded, loaded
-            ended = all(decoder.ended for decoder in self._decoders)
-            listeners = list(self._listeners.values()) if more or ended else []
-        for changed in listeners:
-            changed()
-
-    def _useless(self, frame: int) -> bool:
-        """Whether another decoder has failed before this frame."""
-        return any(decoder.error is not None and decoder.done <= frame for decoder in self._decoders)
+    def _put_crops(self, place: int, decoded: Sequence[Frame]) -> None:
+        np.copyto(self.crops[place], decoded[0].transpose(2, 0, 1))
+        if self.recorded is not None:
+            np.copyto(self.recorded[place], decoded[1].transpose(2, 0, 1))
 
 
-class _Decoder:
-    """What fills some of the arrays, in a thread, which alone knows them: so they go when their owner does.
+class HostRing:
+    """Slots for cached frames that do not stay, behind the first ones, which do; a `protocol.Ring`.
+
+    Args:
+        kept: the frames that stay.
+        spec: of all.
+        slots: how many.
 
     Attributes:
-        done: frames that are in all of its arrays.
-        error: what has ended it early.
-        ended: whether it is at its end, good or bad.
-        stopped: set to end it.
+        spec: of all.
+        slots: how many.
     """
 
-    def __init__(self) -> None:
-        self.done, self.ended, self.stopped = 0, False, False
-        self.error: BaseException | None = None
-        self._worker: Worker | None = None
+    def __init__(self, kept: HostFrames, spec: FrameSpec, slots: int) -> None:
+        self.spec, self.slots, self._kept = spec, slots, kept
+        self._ring = HostFrames(replace(spec, rects=spec.rects[:slots]), recorded=spec.recorded)
+        self._slot: dict[int, int] = {}
 
-    def start(self, frames: HostFrames, kept: list[Frame], sources: list[Iterable[Frame]], *, planar: bool) -> None:
-        """Begin."""
-        self._worker = Worker("decode", self._run, frames, kept, sources, planar)
-        self._worker.start()
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of what is kept, and of the slots."""
+        return self._kept.cache_bytes + self.slots * (self.spec.cache_bytes // self.spec.count)
 
-    def join(self) -> None:
-        """Wait for its end."""
-        if self._worker is not None:
-            self._worker.wait()
+    @property
+    def ycbcr_weights(self) -> NDArray[np.float32]:
+        """See `HostFrames`."""
+        return self._kept.ycbcr_weights
 
-    def _run(self, frames: HostFrames, kept: list[Frame], sources: list[Iterable[Frame]], planar: bool) -> None:
-        try:
-            for places, decoded in zip(zip(*kept, strict=True), zip(*sources, strict=True), strict=True):
-                if self.stopped:
-                    raise Cancelled("the frames are wanted no more")
-                for place, frame in zip(places, decoded, strict=True):
-                    np.copyto(place, frame.transpose(2, 0, 1) if planar else frame)
-                self.done += 1
-                frames._decoded()
-                if frames._useless(self.done):
-                    break
-        except BaseException as error:
-            self.error = error
-        try:
-            for each in sources:  # which ends the processes that decode, if there are any
-                if isinstance(each, Generator):
-                    each.close()
-        finally:
-            self.ended = True
-            frames._decoded()
+    def at(self, source: int) -> tuple[HostFrames, int]:
+        """In which arrays, and where there, a frame lies."""
+        return (self._kept, source) if source < self._kept.spec.count else (self._ring, self._slot[source])
+
+    def write(self, slot: int, source: int, decoded: Sequence[Frame]) -> None:
+        """See `protocol.Ring`."""
+        self._ring.put(slot, decoded)
+        self._slot[source] = slot
+
+    def forget(self, source: int) -> None:
+        """See `protocol.Ring`."""
+        del self._slot[source]
+
+    def close(self) -> None:
+        """See `protocol.Ring`."""
+        vars(self).pop("_ring", None)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import matrices
-from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.device_frames import DeviceTable
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import SurfaceFormat
@@ -36,7 +36,7 @@ from gpupipe.model.signature import model_shapes
 from gpupipe.options import MAX_BATCH
 from gpupipe.trace import PASTE, PREPARE
 
-GpuDrawing = Drawing[DeviceFrames, DeviceSpeech]
+GpuDrawing = Drawing[DeviceTable, DeviceSpeech]
 
 KEPT_ROWS: Final = 250
 """Rows of a growing speech that stay behind its latest frame: 10 seconds. A batch that failed may be drawn again."""
@@ -76,7 +76,7 @@ class GpuSlot:
 
 
 class GpuCompositor:
-    """Draws finished frames on a GPU; a `protocol.Compositor[GpuSlot, DeviceFrames, DeviceSpeech]`.
+    """Draws finished frames on a GPU; a `protocol.Compositor[GpuSlot, DeviceTable, DeviceSpeech]`.
 
     Surfaces must have a device side, uint8 `device_shape(format)`; what has a host side too is copied there. `prepare`
     uploads the rows that the speeches of its frames have gained, and lets go of those `KEPT_ROWS` behind them.
@@ -100,7 +100,7 @@ class GpuCompositor:
         self.model_on_device = model_on_device
         self.clock = GpuClock(device)
         self._slots: list[GpuSlot] = []
-        self._admitted: WeakSet[DeviceFrames] = WeakSet()
+        self._admitted: WeakSet[DeviceTable] = WeakSet()
         self._draw_blocks = self._copy_blocks = 0
         with device.use():
             for name in ("prepare", f"paste_{kind.pixel_format}"):
@@ -117,7 +117,7 @@ class GpuCompositor:
         slot = model + kind.batch * ROW.itemsize + launch.status_words(kind.batch) * np.dtype(np.uint32).itemsize
         return {"slots": slots * slot, "matrices": matrices().nbytes}
 
-    def admit(self, frames: DeviceFrames) -> None:
+    def admit(self, frames: DeviceTable) -> None:
         """Let launches have the blocks that the frames of a character need; they never have fewer again.
 
         Raises:
@@ -168,7 +168,7 @@ class GpuCompositor:
         """Queue the upload of the table, and the filling of the model's inputs.
 
         Raises:
-            IndexError: a source is not cached, or a row of speech has been forgotten.
+            IndexError: a source is not cached, or not there, or a row of speech has been forgotten.
             ValueError: a batch of no frames or too many, frames that were not admitted, or a surface that does not fit.
         """
         device, stream, count = self.device, self.device.compute_stream, len(frames)
@@ -269,6 +269,8 @@ class GpuCompositor:
             if surface.device is None or surface.format != cached.format:
                 raise ValueError(f"a surface must be on the device, and {cached.format} (got {surface})")
             rows[place] = cached.rows[source]
+            if not rows["crop"][place]:
+                raise IndexError(f"frame {source} is not there")
             outputs.append(surface.device.data.ptr)
             speeches.append(speech.window(row))
             fractions.append(fraction)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.colour import PixelFormat
+from gpupipe.compose.decoding import Frame
 from gpupipe.compose.frames import FrameSpec, HostFrames
 from gpupipe.compose.surface import Surface
 from gpupipe.geometry import CropLayout
@@ -72,6 +73,10 @@ class Coming(Protocol):
     def whole(self) -> bool:
         """Whether every frame is there."""
 
+    @property
+    def error(self) -> BaseException | None:
+        """Why no more frames come; None while more may."""
+
     def ready(self, source: int) -> bool:
         """Whether a frame is there, and may be drawn."""
 
@@ -91,11 +96,45 @@ class Coming(Protocol):
         """Return once every frame is there; raise what stops them from coming."""
 
 
+class Ring(Protocol):
+    """Slots for cached frames that do not stay, behind the first ones, which do: what a compositor reads of both."""
+
+    @property
+    def spec(self) -> FrameSpec:
+        """Of all frames."""
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the frames that stay, and of the slots."""
+
+    def write(self, slot: int, source: int, decoded: Sequence[Frame]) -> None:
+        """Put a decoded frame in a slot, from which nobody reads: it may be drawn once this returns. By one thread.
+
+        Args:
+            slot: which.
+            source: which frame.
+            decoded: its body, its crop and, if there are any, its recorded inputs, as `HostFrames.loading` takes them.
+
+        Raises:
+            DeviceError: the device has failed.
+        """
+
+    def forget(self, source: int) -> None:
+        """A frame's slot is to be written again."""
+
+    def close(self) -> None:
+        """Release the slots, once what has been queued with them is done."""
+
+
 class Drawing(NamedTuple, Generic[FramesT, SpeechT]):
     """One frame to be drawn.
 
     Attributes:
-        frames: the character's cached frames: `HostFrames` on the CPU, `DeviceFrames` on a GPU.
+        frames: the character's cached frames: `CachedFrames` on the CPU, `DeviceTable` on a GPU.
         source: which of them, counted from the first of them.
         speech: the session's speech features: `SpeechRows` on the CPU, `DeviceSpeech` on a GPU.
         row: the row of speech at the frame's time, rounded down; see `geometry.speech_position`.

@@ -52,6 +52,8 @@ assert ROW.itemsize == ROW_BYTES
 RECORDED: Final = 1
 MATRIX_SHIFT: Final = 1
 
+_TAP_BYTES: Final = 2 * np.dtype(np.uint32).itemsize
+
 LARGEST_COORDINATE: Final = 1 << 13
 """Of a rectangle, in either direction: what a row has room for, and less than what a character may have."""
 
@@ -83,7 +85,13 @@ def resize_tables(spec: FrameSpec) -> tuple[NDArray[np.uint32], NDArray[np.int64
                 parts.append(np.stack([i0 | i1 << 16, w0 | w1 << 16], axis=1))
                 first[key], size = size, size + key[0]
             place[axis] = first[key]
-    return np.concatenate(parts), places
+    return np.concatenate(parts) if parts else np.zeros((0, 2), np.uint32), places
+
+
+def taps_bytes(spec: FrameSpec) -> int:
+    """Bytes of the taps that `resize_tables` gives."""
+    sides = {rect.width for rect in spec.rects}, {rect.height for rect in spec.rects}
+    return sum(map(sum, sides)) * _TAP_BYTES
 
 
 def frame_rows(
@@ -116,8 +124,7 @@ def frame_rows(
     rows = np.zeros(spec.count, ROW)
     rows["crop"] = crop + number * np.uint64(crop_bytes)
     rows["body"] = body + number * np.uint64(frame_bytes)
-    tap_bytes = 2 * np.dtype(np.uint32).itemsize
-    rows["x_taps"], rows["y_taps"] = taps + tap_bytes * first_taps.T
+    rows["x_taps"], rows["y_taps"] = taps + _TAP_BYTES * first_taps.T
     for field, column in zip(("x1", "y1", "x2", "y2"), rects.T, strict=True):
         rows[field] = column
     rows["width"], rows["height"] = spec.width, spec.height

@@ -62,9 +62,11 @@ def kernels(part: str) -> Callable[[Subject], Found]:
     return check
 
 
-def rendered(subject: Subject, device: str, provider: Provider, pixel_format: PixelFormat) -> list[NDArray[np.uint8]]:
-    """The frames of a render."""
-    with Engine(device=device) as engine:
+def rendered(
+    subject: Subject, device: str, provider: Provider, pixel_format: PixelFormat, cache: int | None = None
+) -> list[NDArray[np.uint8]]:
+    """The frames of a render, with a bound on the cached frames that stay or without."""
+    with Engine(device=device, cache=cache) as engine:
         return list(
             engine.frames(
                 subject.character,
@@ -78,13 +80,17 @@ def rendered(subject: Subject, device: str, provider: Provider, pixel_format: Pi
 
 
 def render_exact(subject: Subject) -> Found:
-    """A render composited on the GPU, with the model on the CPU, against one on the CPU alone."""
+    """Renders composited on the GPU, with the model on the CPU, against one on the CPU alone: with all cached frames
+    kept, and with all decoded ahead."""
     wrong = frames = 0
     for pixel_format in FORMATS:
-        pairs = [rendered(subject, device, "cpu", pixel_format) for device in ("cpu", subject.device_name)]
-        for one, other in zip(*pairs, strict=True):
-            frames += 1
-            wrong += int(np.count_nonzero(one != other))
+        wanted = rendered(subject, "cpu", "cpu", pixel_format)
+        for cache in (None, 0):
+            for one, other in zip(
+                wanted, rendered(subject, subject.device_name, "cpu", pixel_format, cache), strict=True
+            ):
+                frames += 1
+                wrong += int(np.count_nonzero(one != other))
     return Found(not wrong, f"{frames} frames: {wrong} bytes differ", {"frames": frames, "differing": wrong})
 
 

@@ -10,7 +10,9 @@ from gpupipe.character.features import read_features
 from gpupipe.character.folder import BODY, CROPS, FEATURES, MODEL, MODEL_INPUTS, ROIS, Character, check_links, examine
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
+from gpupipe.compose.device_memory import place_bytes
 from gpupipe.compose.frames import FrameSpec
+from gpupipe.engine.cache_bound import first_within
 from gpupipe.errors import GpupipeError, PackageError
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
@@ -135,23 +137,31 @@ def _disk_bytes_an_hour(character: Character) -> int:
     return round(2 * body.path.stat().st_size / (body.frames / body.fps) * 3600)
 
 
-def _kept_frames(character: Character) -> dict[str, dict[str, int]]:
-    """How many of its frames stay on the CPU with some bounds of `--cache`, less those that are decoded ahead then."""
-    sizes = _cache_bytes(character)["host"]
-    return {
-        name: {bound: min(character.count, read_bytes(bound) * character.count // size) for bound in BOUNDS}
-        for name, size in sizes.items()
-    }
+def _kept_frames(character: Character) -> dict[str, dict[str, dict[str, int]]]:
+    """How many of its frames stay on the host and on a device with some bounds of `--cache`, less those that are
+    decoded ahead if not all of them do."""
+    found: dict[str, dict[str, dict[str, int]]] = {"host": {}, "device": {}}
+    for name, spec in _specs(character).items():
+        for where, each in (("host", spec.cache_bytes // spec.count), ("device", place_bytes(spec))):
+            found[where][name] = {
+                bound: first_within(spec, read_bytes(bound), slots=0, each=each).count for bound in BOUNDS
+            }
+    return found
 
 
 def _cache_bytes(character: Character) -> dict[str, dict[str, int]]:
-    body = character.body
-    formats: tuple[PixelFormat, ...] = ("nv12", "bgr24")
-    specs = {
-        name: FrameSpec(character.layout, name, body.width, body.height, character.rects, body.colour)
-        for name in formats
-    }
+    specs = _specs(character)
     return {
         "host": {name: spec.cache_bytes for name, spec in specs.items()},
         "device": {name: sum(bytes_wanted(spec).values()) for name, spec in specs.items()},
+    }
+
+
+def _specs(character: Character) -> dict[str, FrameSpec]:
+    """What is kept of it, in each pixel format."""
+    body = character.body
+    formats: tuple[PixelFormat, ...] = ("nv12", "bgr24")
+    return {
+        name: FrameSpec(character.layout, name, body.width, body.height, character.rects, body.colour)
+        for name in formats
     }

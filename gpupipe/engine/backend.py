@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from gpupipe.compose.cpu import CpuCompositor
-from gpupipe.compose.frames import FrameSpec, HostFrames
-from gpupipe.compose.protocol import BatchKind, Coming, Compositor
+from gpupipe.compose.frames import FrameSpec, HostFrames, HostRing
+from gpupipe.compose.protocol import BatchKind, Coming, Compositor, Ring
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
@@ -71,14 +71,24 @@ class Backend(Protocol):
     def frame_bytes(self, spec: FrameSpec) -> dict[str, int]:
         """Memory that a character's frames take, by name."""
 
+    def ring_bytes(self, spec: FrameSpec, slots: int) -> dict[str, int]:
+        """Memory that slots for frames that do not stay take besides, by name."""
+
+    def place_bytes(self, spec: FrameSpec) -> int:
+        """Memory that one of a character's frames takes, of which `--cache` says how much there is."""
+
     def speech_bytes(self, speech: SpeechRows) -> dict[str, int]:
         """Memory that `place` takes, by name."""
 
     def load(self, spec: FrameSpec, readers: Readers) -> Any:
-        """A character's frames, decoded by the readers of its bodies, crops and recorded inputs, and kept."""
+        """A character's frames, decoded by the readers of its bodies, crops and recorded inputs, and kept. They come
+        one by one."""
 
-    def coming(self, frames: Any) -> Coming | None:
-        """Which of a character's frames are there, where they come one by one; None: all of them are."""
+    def coming(self, frames: Any) -> Coming:
+        """Which of a character's frames are there."""
+
+    def ring(self, kept: Any, spec: FrameSpec, slots: int) -> Ring:
+        """A character's frames, the first of which are kept, and slots for the others."""
 
     def unload(self, frames: Any) -> None:
         """Release them."""
@@ -170,6 +180,15 @@ class HostBackend:
         scratch = CpuCompositor.scratch_bytes(spec, workers=self._workers)
         return {"cached frames": spec.cache_bytes, "resizing": scratch}
 
+    def ring_bytes(self, spec: FrameSpec, slots: int) -> dict[str, int]:
+        """See `Backend`."""
+        scratch = CpuCompositor.scratch_bytes(spec, workers=self._workers)
+        return {"frames decoded ahead": slots * self.place_bytes(spec), "resizing": scratch}
+
+    def place_bytes(self, spec: FrameSpec) -> int:
+        """See `Backend`."""
+        return spec.cache_bytes // spec.count
+
     def speech_bytes(self, speech: SpeechRows) -> dict[str, int]:
         """None: it is read where it is."""
         return {}
@@ -183,6 +202,10 @@ class HostBackend:
     def coming(self, frames: HostFrames) -> Coming:
         """See `Backend`."""
         return frames
+
+    def ring(self, kept: HostFrames, spec: FrameSpec, slots: int) -> HostRing:
+        """See `Backend`."""
+        return HostRing(kept, spec, slots)
 
     def unload(self, frames: HostFrames) -> None:
         """Stop decoding them; dropping them is enough else."""
@@ -218,8 +241,8 @@ class HostBackend:
             f"the job wants {megabytes(sum(wanted.values()))} of memory ({parts}) but "
             f"{megabytes(self._available() or 0)} are available",
             field="--max-memory" if self._max_memory is not None else None,
-            remedy="use nv12 instead of bgr24, fewer --frames, fewer --workers, a larger --max-memory, or end other "
-            "programs",
+            remedy="use nv12 instead of bgr24, a smaller --cache, fewer --frames, fewer --workers, a larger "
+            "--max-memory, or end other programs",
         )
 
     def stages(self, steps: Steps, finish: Callable[[Flight], None]) -> list[Stage[Flight]]:

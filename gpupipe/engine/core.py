@@ -13,10 +13,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
+from gpupipe.compose.protocol import Coming
 from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.cache_bound import CacheBound
 from gpupipe.engine.flight import Flight, Steps, seated
-from gpupipe.engine.holdings import CacheBound, Holdings
+from gpupipe.engine.holdings import Holdings
 from gpupipe.engine.kept_features import FeatureBudget
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.order import SessionOrder
@@ -113,8 +115,7 @@ class EngineCore:
             )
             told["notes"] = session.notes
             parts.speech.listen(lambda: self._changed(session))
-            if parts.coming is not None:
-                held.callback(parts.coming.listen(session.frames_came))
+            held.callback(parts.coming.listen(lambda: self._frames_came(session, parts.coming)))
             if isinstance(parts.coming, FramesAhead):
                 parts.coming.begin(session.upcoming, session.lock)
             with self._condition:
@@ -200,12 +201,21 @@ class EngineCore:
     def _landed(self, flight: Flight) -> None:
         """A batch has gone through every step but the last."""
         self._steps.finish(flight)
-        if isinstance(flight.error, DeviceError) and not isinstance(flight.error, DeviceMemoryError):
-            self._fail(flight.error)
+        self._fail_with_device(flight.error)
         with self._condition:
             flight.lane.free.append(flight.slot)
             self._timetable.landed(time.monotonic(), counts=flight.error is None and not flight.alone)
             self._condition.notify_all()
+
+    def _frames_came(self, session: Session, coming: Coming) -> None:
+        """More of a session's cached frames are there, or no more come, in the thread that has decoded them."""
+        self._fail_with_device(coming.error)
+        session.frames_came()
+
+    def _fail_with_device(self, error: BaseException | None) -> None:
+        """If this is what a device has failed with, nobody is served any more."""
+        if isinstance(error, DeviceError) and not isinstance(error, DeviceMemoryError):
+            self._fail(error)
 
     def _on_compute_thread(self, errand: Callable[[], T]) -> T:
         """Run something in the thread that computes, between two batches, and wait for it."""

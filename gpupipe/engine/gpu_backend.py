@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from gpupipe.compose.device_frames import DeviceFrames, bytes_wanted
+from gpupipe.compose.device_frames import DeviceFrames, DeviceRing, bytes_wanted, ring_bytes_wanted
+from gpupipe.compose.device_memory import place_bytes
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.gpu import GpuCompositor
-from gpupipe.compose.protocol import BatchKind
+from gpupipe.compose.protocol import BatchKind, Coming
 from gpupipe.engine.backend import Opened
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
@@ -158,16 +159,29 @@ class GpuBackend:
         """See `Backend`."""
         return bytes_wanted(spec)
 
+    def ring_bytes(self, spec: FrameSpec, slots: int) -> dict[str, int]:
+        """See `Backend`."""
+        return ring_bytes_wanted(spec, slots)
+
+    def place_bytes(self, spec: FrameSpec) -> int:
+        """See `Backend`."""
+        return place_bytes(spec)
+
     def speech_bytes(self, speech: SpeechRows) -> dict[str, int]:
         """See `Backend`."""
         return DeviceSpeech.bytes_wanted(speech)
 
     def load(self, spec: FrameSpec, readers: Readers) -> DeviceFrames:
-        """See `Backend`."""
-        return DeviceFrames.load(self.gpu, spec, *readers)
+        """Frames that are uploaded while the first of them are drawn."""
+        return DeviceFrames.loading(self.gpu, spec, *readers)
 
-    def coming(self, frames: DeviceFrames) -> None:
-        """All are uploaded."""
+    def coming(self, frames: DeviceFrames) -> Coming:
+        """See `Backend`."""
+        return frames
+
+    def ring(self, kept: DeviceFrames, spec: FrameSpec, slots: int) -> DeviceRing:
+        """See `Backend`."""
+        return DeviceRing(kept, spec, slots)
 
     def unload(self, frames: DeviceFrames) -> None:
         """See `Backend`."""

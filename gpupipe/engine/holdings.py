@@ -7,14 +7,15 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.protocol import BatchKind, Coming
-from gpupipe.engine.ahead import FramesAhead, first_within, slots_ahead
+from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.cache_bound import CacheBound, first_within, slots_ahead
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
 from gpupipe.engine.kept_features import FeatureBudget, KeptFeatures
@@ -39,18 +40,6 @@ ENCODERS_KEPT = 2
 _log = Log(__name__)
 
 
-class CacheBound(NamedTuple):
-    """How much of characters is kept.
-
-    Attributes:
-        unused: bytes of those that nobody uses; None: as much as there is room for.
-        each: bytes of each that is used; None: all of it, where that fits.
-    """
-
-    unused: int | None
-    each: int | None = None
-
-
 Speech = Callable[[OpenEncoder], SpeechRows]
 OnComputeThread = Callable[[Callable[[], Any]], Any]
 
@@ -66,7 +55,7 @@ class Parts:
     memory: list[Memory]
     notes: tuple[str, ...]
     features: KeptFeatures | None
-    coming: Coming | None
+    coming: Coming
 
 
 class Holdings:
@@ -125,9 +114,9 @@ class Holdings:
         frames, coming = resident.frames, backend.coming(resident.frames)
         notes = (*opened.notes, *model.notes)
         if kept_spec.count < spec.count:
-            frames = coming = FramesAhead(order, resident.frames, slots_ahead(order.spec, depth))
-            held.callback(frames.close)
-            notes += (frames.note,)
+            coming = ahead = self._ahead(order, resident, slots_ahead(spec, depth))
+            held.callback(ahead.close)
+            frames, notes = ahead.frames, (*notes, ahead.note)
         placed = backend.place(rows)
         held.callback(backend.unplace, placed)
         memory = self._pool.borrow(spec.format, depth, on_host=order.on_host)
@@ -147,16 +136,13 @@ class Holdings:
         with ExitStack() as held:
             if order.model.is_file():
                 nothing = SpeechRows(np.zeros((1, SPEECH_WIDTH), np.float32))
-                coming = self.open(order, lambda _: nothing, held).coming
-                if coming is not None:
-                    coming.wait()
+                self.open(order, lambda _: nothing, held).coming.wait()
                 return
             self.residents.make_room(lambda: not self._backend.fits(self._backend.frame_bytes(order.spec)))
             self._backend.require(self._backend.frame_bytes(order.spec))
             resident = self._resident(order)
             held.callback(self.residents.give_back, resident)
-            if (coming := self._backend.coming(resident.frames)) is not None:
-                coming.wait()
+            self._backend.coming(resident.frames).wait()
 
     def _resident(self, order: SessionOrder) -> Resident[Any]:
         backend = self._backend
@@ -168,9 +154,15 @@ class Holdings:
 
         return self.residents.acquire(ResidentKey.of(order), order.spec, load)
 
+    def _ahead(self, order: SessionOrder, resident: Resident[Any], slots: int) -> FramesAhead:
+        """The frames of a session that do not all stay, from the first of those that do."""
+        first, backend = resident.numbers.start, self._backend
+        spec = replace(order.spec, first=first, rects=order.character.rects[first : order.spec.numbers.stop])
+        ring = backend.ring(resident.frames, spec, slots)
+        return FramesAhead(order, backend.coming(resident.frames), len(resident.numbers), ring)
+
     def _whole(self, frames: Any) -> bool:
-        coming = self._backend.coming(frames)
-        return coming is None or coming.whole
+        return self._backend.coming(frames).whole
 
     def _unload(self, frames: Any) -> None:
         self._backend.unload(frames)  # which waits for what is queued
@@ -242,17 +234,17 @@ class Holdings:
         Raises:
             DeviceMemoryError, HostMemoryError: it does not fit.
         """
-        backend, key, spec = self._backend, ResidentKey.of(order), order.spec
-        slots = slots_ahead(order.spec, depth)
-        if backend.gpu is None and self._cache.each is not None and not self.residents.holds(key, spec.numbers):
-            spec = first_within(spec, self._cache.each, slots)
+        backend, key, spec, bound = self._backend, ResidentKey.of(order), order.spec, self._cache.each
+        slots, each = slots_ahead(spec, depth), backend.place_bytes(spec)
+        if bound is not None and not self.residents.holds(key, spec.numbers):
+            spec = first_within(spec, bound, slots, each)
 
         def wanted() -> dict[str, int]:
             parts: dict[str, int] = {}
             if not self.residents.holds(key, spec.numbers):
-                parts |= backend.frame_bytes(order.spec)
+                parts |= backend.frame_bytes(spec)
             if spec.count < order.spec.count:
-                parts["cached frames"] = spec.cache_bytes + slots * (order.spec.cache_bytes // order.spec.count)
+                parts |= backend.ring_bytes(order.spec, slots)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
             parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
@@ -263,9 +255,9 @@ class Holdings:
             _log.event("unused lanes and surfaces released", wanted=sum(wanted().values()))
             self._pool.trim()
             self._lanes.trim()
-        for bound in (backend.cache_bytes() or 0, 0) if backend.gpu is None and self._cache.each is None else ():
+        for less in (backend.cache_bytes() or 0, 0) if bound is None else ():
             if not backend.fits(wanted()):
-                spec = first_within(order.spec, bound, slots)
+                spec = first_within(order.spec, less, slots, each)
         backend.require(wanted())
         return spec
 

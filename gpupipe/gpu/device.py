@@ -21,8 +21,8 @@ from gpupipe.gpu.types import Array, DeviceArray, Event, PitchedRows, Stream
 from gpupipe.machine import megabytes
 
 WAYS_OUT = (
-    "use nv12 instead of bgr24, a smaller --batch or --feature-cache, fewer --frames, another GPU, or --device cpu, "
-    "or end other programs that use this GPU"
+    "use nv12 instead of bgr24, a smaller --batch, --cache or --feature-cache, fewer --frames, another GPU, or "
+    "--device cpu, or end other programs that use this GPU"
 )
 # Flags of cudaHostAlloc: host memory that the GPU addresses too, in every CUDA context.
 _MAPPED, _PORTABLE = 2, 1

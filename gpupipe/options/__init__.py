@@ -4,7 +4,7 @@ The command line's arguments, the lines of a job file, the keywords of Python fu
 all made from `EngineOptions`, `ModelOptions`, `SpeechOptions` and `OutputOptions`. Touches no device and no file.
 """
 
-from gpupipe.options.declare import Option, declared, option, read_bytes
+from gpupipe.options.declare import All, Option, declared, option, read_bytes
 from gpupipe.options.groups import (
     BATCH,
     MAX_BATCH,
@@ -36,6 +36,7 @@ from gpupipe.options.keywords import (
 __all__ = [
     "BATCH",
     "MAX_BATCH",
+    "All",
     "EngineKeywords",
     "EngineOptions",
     "FramesKeywords",

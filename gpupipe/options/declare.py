@@ -24,6 +24,9 @@ DEVICES: Final = ("auto", "cpu", "cuda", "cuda:N")
 Auto = Literal["auto"]
 """Asked for what None stands for, in words."""
 
+All = Literal["all"]
+"""Asked for as much as there is, of a number of bytes."""
+
 T = TypeVar("T")
 
 _METADATA = "gpupipe"
@@ -45,6 +48,7 @@ class Option:
         choices: all values there are, of a choice.
         unset: what None stands for; None is refused where this is.
         auto: whether "auto" is None, in words.
+        words: values besides numbers, of a number.
         name: of the field: its spelling in Python and JSON.
         default: its value where none is given.
     """
@@ -58,6 +62,7 @@ class Option:
     choices: tuple[str, ...] = ()
     unset: str | None = None
     auto: bool = False
+    words: tuple[str, ...] = ()
     name: str = ""
     default: Any = None
 
@@ -74,10 +79,12 @@ class Option:
         if (value is None and self.unset is not None) or (self.auto and isinstance(value, str) and value == "auto"):
             return None
         if self.kind in ("number", "bytes"):
+            if isinstance(value, str) and value in self.words:
+                return str(value)
             number = _whole(value)
             if number is None:
                 remedy = f"give {self.least} {'or more' if self.most is None else f'to {self.most}'}"
-                remedy += ", or auto" if self.auto else ""
+                remedy += f", or {listed(self._words)}" if self._words else ""
                 raise OptionError("not a whole number", field=spelled, value=value, remedy=remedy)
             OptionError.unless_within(spelled, number, self.least, self.most)
             return number
@@ -89,6 +96,11 @@ class Option:
             array = self.kind == "features" and hasattr(value, "__array__")
             return value if array else _path(value, spelled)
         return self._named(value, spelled)
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        """What can be given instead of a number."""
+        return ("auto",) * self.auto + self.words
 
     def _named(self, value: object, spelled: str | None) -> str:
         choices = DEVICES if self.kind == "device" else self.choices
@@ -111,7 +123,7 @@ class Option:
         value: object = text
         if self.kind == "number" and re.fullmatch(r"[+-]?\d{1,30}", text.strip(), re.ASCII):
             value = int(text)
-        elif self.kind == "bytes" and not (self.auto and text == "auto"):
+        elif self.kind == "bytes" and text not in self._words:
             value = read_bytes(text)
         elif self.kind in ("path", "features") and text:
             value = Path(text)
@@ -140,7 +152,7 @@ class Option:
         """What stands for this option's flag in Python: `--no-audio` is `sound=False`."""
         if self.kind == "switch":
             return {self.flag: f"{self.name}={not self.default}"}
-        values = [choice for choice in DEVICES[:-1] if self.kind == "device"] or self.choices or ("auto",) * self.auto
+        values = [choice for choice in DEVICES[:-1] if self.kind == "device"] or self.choices or self._words
         return {self.flag: self.name} | {f"{self.flag} {value}": f'{self.name}="{value}"' for value in values}
 
 
@@ -156,6 +168,7 @@ def option(
     choices: tuple[str, ...] = (),
     unset: str | None = None,
     auto: bool = False,
+    words: tuple[str, ...] = (),
 ) -> T:
     """Declare a dataclass's field as an option; see `Option`.
 
@@ -163,7 +176,7 @@ def option(
     """
     if kind is None:
         kind = "switch" if isinstance(default, bool) else "choice" if choices else "number" if metavar else "text"
-    said = Option(kind, help, flag, metavar, least, most, choices, unset, auto, default=default)
+    said = Option(kind, help, flag, metavar, least, most, choices, unset, auto, words, default=default)
     made: T = field(default=default, metadata={_METADATA: said})
     return made
 
@@ -237,4 +250,4 @@ def _can_be_named(path: str) -> bool:
 def listed(choices: Sequence[str]) -> str:
     """Choices in a sentence: `a, b or c`."""
     *first, last = choices
-    return f"{', '.join(first)} or {last}"
+    return f"{', '.join(first)} or {last}" if first else last

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from gpupipe import errors
 from gpupipe.colour import PixelFormat
-from gpupipe.options.declare import DEVICES, Checked, declared, option
+from gpupipe.options.declare import DEVICES, All, Checked, declared, option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,14 +70,15 @@ class EngineOptions(Checked):
         least=1,
         unset="what is available",
     )
-    cache: int | None = option(
+    cache: int | All | None = option(
         None,
-        "cached frames of a character stay up to this size, such as 4G; on the CPU the others are decoded ahead, a GPU "
-        "keeps all of them; characters that nobody uses are kept up to this size too",
+        "cached frames of a character stay up to this size, such as 4G, in the memory of what composites; the others "
+        "are decoded ahead; characters that nobody uses are kept up to this size too; all: every frame, or an error",
         kind="bytes",
         metavar="SIZE",
         unset="all if they fit, else what fits in half of what is free",
         auto=True,
+        words=get_args(All),
     )
     feature_cache: str | None = option(
         None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import OptionError, in_python
-from gpupipe.options.declare import DEVICES, Auto, Option, declared, listed
+from gpupipe.options.declare import DEVICES, All, Auto, Option, declared, listed
 from gpupipe.options.groups import (
     GROUPS,
     EngineOptions,
@@ -50,7 +50,7 @@ class EngineKeywords(LimitKeywords, total=False):
     workers: int | Auto | None
     feature_cache: str | None
     max_memory: int | None
-    cache: int | Auto | None
+    cache: int | Auto | All | None
 
 
 class ModelKeywords(TypedDict, total=False):

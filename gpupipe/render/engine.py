@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
+from gpupipe.engine.cache_bound import CacheBound
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.feature_store import feature_budget
-from gpupipe.engine.holdings import CacheBound
 from gpupipe.engine.opening import open_backend, workers
 from gpupipe.engine.residents import ResidentKey
 from gpupipe.errors import EngineClosed
@@ -87,8 +87,7 @@ class Engine(EngineCore):
         self._jobs: set[Job] = set()
         self._takes_jobs = True
         self._jobs_lock = threading.Lock()
-        unused = picked.backend.cache_bytes() if chosen.cache is None else chosen.cache
-        cache = CacheBound(unused, chosen.cache)
+        cache = CacheBound.of(chosen.cache, picked.backend)
         super().__init__(picked.backend, cache=cache, features=feature_budget(chosen, picked.backend.gpu))
         _log.event("engine opened", device=self.device, workers=self._workers, cache=cache, notes=self.notes)
 

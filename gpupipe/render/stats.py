@@ -51,7 +51,7 @@ class RenderStats:
         workers: compositing threads.
         inference_threads: CPU threads for the model.
         total_seconds: the whole render, loading included.
-        load_seconds: opening and loading what was not there yet; on the CPU frames are drawn while others are decoded.
+        load_seconds: opening and loading what was not there yet; frames are drawn while others are decoded.
         first_frame_seconds: from the start of the render to its first finished frame; None if nothing was left to draw.
         fps: frames that were drawn over `total_seconds`; those that were finished before do not count.
         inference_fps: frames over the time spent in the model.
