@@ -128,6 +128,7 @@ class Delivery:
         for answer in answers:
             with self._condition:
                 while len(self._waiting) >= QUEUED and not self._closed and self.talk.open:
+                    self.talk.excused = True
                     self._condition.wait(POLL_SECONDS)
                 if self._closed:
                     return False

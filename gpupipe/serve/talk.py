@@ -69,6 +69,8 @@ class Talk:
     Attributes:
         late: pictures that were finished after they were due, so far.
         pictures_given: pictures taken so far, with those that repeat.
+        behind: of them, those that were late or passed over by the server's own fault.
+        excused: set by who takes the pictures, while his client holds him up: what is late then is the client's fault.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class Talk:
     ) -> None:
         self.character, self.order, self.number, self.engine = character, order, number, engine
         self.fps: Fraction = character.body.fps
-        self.late = self.pictures_given = 0
+        self.late = self.pictures_given = self.behind = 0
+        self.excused = False
         self._limits, self._ended = limits, ended
         self._lock, self._pushing = threading.Lock(), threading.Lock()
         self._resampler = None if order.rate == SAMPLE_RATE else Resampler(order.rate, SAMPLE_RATE)
@@ -187,10 +190,11 @@ class Talk:
         try:
             while True:
                 self._waits_for_taker = False
+                asked = time.monotonic()
                 surface = self._live.take()
                 self._taken, self._waits_for_taker = time.monotonic(), True
                 end = self._live.total if surface is None else surface.index
-                shown = before or surface
+                shown, first = before or surface, expected
                 while end is not None and expected < end and shown is not None:
                     yield self._picture(expected, shown, repeats=True)
                     expected += 1
@@ -199,7 +203,7 @@ class Talk:
                 if before is not None:
                     before.release()
                 before = surface
-                self.late += self.order.realtime and surface.finished > self.promised(surface.index)
+                self._judge(surface, expected - first, asked)
                 yield self._picture(surface.index, surface, repeats=False)
                 expected = surface.index + 1
         except Cancelled as error:
@@ -241,6 +245,16 @@ class Talk:
     def __exit__(self, *_: object) -> None:
         """End it."""
         self.close()
+
+    def _judge(self, surface: Surface, passed_over: int, asked: float) -> None:
+        """Count what is late, and whose fault it is: not the client's any more, once a picture comes in time that was
+        waited for."""
+        late = self.order.realtime and surface.finished > self.promised(surface.index)
+        self.late += late
+        if not self.excused:
+            self.behind += late + passed_over
+        elif not late and not passed_over and surface.finished > asked:
+            self.excused = False
 
     def _due(self, index: int) -> float:
         return self.promised(index) - GUARD_SECONDS
