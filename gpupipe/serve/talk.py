@@ -86,6 +86,7 @@ class Talk:
     ) -> None:
         self.character, self.order, self.number, self.engine = character, order, number, engine
         self.fps: Fraction = character.body.fps
+        self._frame_seconds = float(1 / self.fps)
         self.late = self.pictures_given = self.behind = 0
         self.excused = False
         self._limits, self._ended = limits, ended
@@ -129,13 +130,13 @@ class Talk:
     @property
     def has_room(self) -> bool:
         """Whether more sound may be pushed now; what is drawn already makes room."""
-        drawn = float(self.pictures_given / self.fps)
+        drawn = self.pictures_given * self._frame_seconds
         return self.seconds - drawn <= self._limits.ahead_seconds
 
     def promised(self, index: int) -> float:
         """When a picture is due, seconds of `time.monotonic`; infinity before the first sound."""
         start = self._start
-        return float("inf") if start is None else start + float(index / self.fps) + self.order.delay
+        return float("inf") if start is None else start + index * self._frame_seconds + self.order.delay
 
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples of the speech. Computes their features: not for the event loop.
