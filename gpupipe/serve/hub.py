@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from gpupipe.serve.costs import Costs
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.pool import Pool
-from gpupipe.serve.seats import Seats
+from gpupipe.serve.seats import Seat, Seats
 from gpupipe.serve.talk import Talk
 from gpupipe.speech.mel import SAMPLE_RATE
 from gpupipe.threads import Worker
@@ -103,8 +104,47 @@ class Hub:
         """Talks that were refused so far."""
         return self.seats.refused.total()
 
-    def open(self, order: TalkOrder) -> Talk:
+    def reserve(self, order: TalkOrder) -> Seat:
+        """Hold a place for talks that are opened one after another, as somebody speaks. It must be given back by
+        `release`.
+
+        Raises: as `open`.
+        """
+        character = self.characters.get(order.character)
+        seat = self._seated(order, character)
+        try:
+            self._load(order.character, character, seat.engine)
+        except BaseException:
+            self.seats.leave(seat)
+            raise
+        return seat
+
+    def release(self, seat: Seat) -> None:
+        """Give a place back. More than once is allowed."""
+        self.seats.leave(seat)
+
+    @contextmanager
+    def guest(self, name: str) -> Iterator[tuple[Engine, Character]]:
+        """The engine on which, in the with block, something is drawn of a character that is no talk, without deadlines;
+        one of the talks that there may be is fewer meanwhile.
+
+        Raises:
+            NotFound: there is no such character.
+            Refused: there are as many talks as may be, or the server is being shut down.
+        """
+        character = self.characters.get(name)
+        seat = self.seats.take(TalkOrder(name, "jpeg", realtime=False), character)
+        try:
+            yield seat.engine, character
+        finally:
+            self.seats.leave(seat)
+
+    def open(self, order: TalkOrder, reserved: Seat | None = None) -> Talk:
         """Open a talk.
+
+        Args:
+            order: what is asked for.
+            reserved: the place that is held for it; None: it needs one.
 
         Raises:
             NotFound: there is no such character.
@@ -112,10 +152,7 @@ class Hub:
             GpupipeError: its character cannot be loaded.
         """
         character = self.characters.get(order.character)
-        # What is not known yet is measured before anybody is let in by it.
-        if order.realtime and self.costs.drawing(order.character) is None:
-            self._load(order.character, character, self.seats.pick(character))
-        seat = self.seats.take(order, character)
+        seat = self._seated(order, character) if reserved is None else self.seats.within(reserved)
         try:
             self._load(order.character, character, seat.engine)
             talk = Talk(
@@ -133,6 +170,11 @@ class Hub:
         self.seats.give(seat, talk)
         _log.event("talk opened", talk=talk.number, character=order.character, output=order.output)
         return talk
+
+    @property
+    def model(self) -> ModelKeywords:
+        """How models are run."""
+        return self._model
 
     def load(self, name: str) -> None:
         """Load a character ahead of its first talk, on the engine that has most room.
@@ -186,6 +228,12 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    def _seated(self, order: TalkOrder, character: Character) -> Seat:
+        """A place for a talk. What its character costs is measured before anybody is let in by it."""
+        if order.realtime and self.costs.drawing(order.character) is None:
+            self._load(order.character, character, self.seats.pick(character))
+        return self.seats.take(order, character)
 
     def _load(self, name: str, character: Character, engine: Engine) -> None:
         """Have a character on an engine, and know what a frame costs."""

@@ -27,18 +27,20 @@ WATCH_SECONDS: Final = 1.0
 
 @dataclass(eq=False)
 class Seat:
-    """A talk that is under way, or being opened.
+    """A talk that is under way, or being opened; or a place that is held for talks, one after another.
 
     Attributes:
         engine: that draws it.
-        demand: what it takes each second, if it is realtime.
+        demand: what it takes each second, if it is realtime and has no place that is held for it.
         talk: once it is open.
+        holder: the place that is held for it.
         seen: its pictures, and those that were late by the server's fault, when it was last looked at.
     """
 
     engine: Engine
     demand: Demand | None
     talk: Talk | None = None
+    holder: Seat | None = None
     seen: tuple[int, int] = field(default=(0, 0))
 
 
@@ -130,7 +132,7 @@ class Seats:
         with self._condition:
             if self._closing:
                 raise self._is_closing()
-            if len(self._seats) >= self._limits.sessions:
+            if sum(seat.holder is None for seat in self._seats) >= self._limits.sessions:
                 raise self._refusal("sessions", f"{self._limits.sessions} talks are under way, as many as may be")
             engine = self.pick(character)
             demand = self._demand(order, character, engine) if order.realtime else None
@@ -141,6 +143,19 @@ class Seats:
                 ):
                     raise self._refusal("load", "one more talk would make others late")
             seat = Seat(engine, demand)
+            self._seats.add(seat)
+            return seat
+
+    def within(self, holder: Seat) -> Seat:
+        """A place for a talk, for which one is held.
+
+        Raises:
+            Refused: no more talks are taken.
+        """
+        with self._condition:
+            if self._closing:
+                raise self._is_closing()
+            seat = Seat(holder.engine, None, holder=holder)
             self._seats.add(seat)
             return seat
 
@@ -197,7 +212,7 @@ class Seats:
         for seat in seats:
             assert seat.talk is not None
             now = (seat.talk.pictures_given, seat.talk.behind)
-            if seat.demand is not None:
+            if seat.talk.order.realtime:
                 pictures += now[0] - seat.seen[0]
                 late += now[1] - seat.seen[1]
             seat.seen = now
@@ -210,6 +225,7 @@ class Seats:
         self.refuse_all()
         with self._condition:
             self._condition.wait_for(lambda: not self._seats, grace)
+            self._seats = {seat for seat in self._seats if seat.talk is not None}
         for talk in self.talks:
             talk.fail(self._is_closing())
 

@@ -53,7 +53,7 @@ class Picture:
 class Talk:
     """A speech under way. One thread pushes sound while another takes pictures. A context manager.
 
-    Made by `Hub.open`. Its clock starts with the first sound: frame k is due at start + k / fps + `order.delay`. Sound
+    Made by `Hub.open`. Its clock starts with the first sound: frame k is due at start + k / fps + `delay`. Sound
     that comes late, as from a microphone behind a slow network, moves the start: the client's own frames come later, as
     if it had begun later, and nobody else's.
 
@@ -67,6 +67,7 @@ class Talk:
         ended: told once, when it is closed.
 
     Attributes:
+        delay: the order's; another may be set before the first sound, by who has heard the speech begin earlier.
         late: pictures that were finished after they were due, so far.
         pictures_given: pictures taken so far, with those that repeat.
         behind: of them, those that were late or passed over by the server's own fault.
@@ -89,6 +90,7 @@ class Talk:
         self._frame_seconds = float(1 / self.fps)
         self.late = self.pictures_given = self.behind = 0
         self.excused = False
+        self.delay = order.delay
         self._limits, self._ended = limits, ended
         self._lock, self._pushing = threading.Lock(), threading.Lock()
         self._resampler = None if order.rate == SAMPLE_RATE else Resampler(order.rate, SAMPLE_RATE)
@@ -118,6 +120,11 @@ class Talk:
         return self._samples / self.order.rate
 
     @property
+    def total(self) -> int | None:
+        """Pictures in all; None before `finish`."""
+        return self._live.total
+
+    @property
     def dropped(self) -> int:
         """Frames that were passed over so far."""
         return self._live.dropped
@@ -136,7 +143,7 @@ class Talk:
     def promised(self, index: int) -> float:
         """When a picture is due, seconds of `time.monotonic`; infinity before the first sound."""
         start = self._start
-        return float("inf") if start is None else start + index * self._frame_seconds + self.order.delay
+        return float("inf") if start is None else start + index * self._frame_seconds + self.delay
 
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples of the speech. Computes their features: not for the event loop.
@@ -216,6 +223,8 @@ class Talk:
     def check(self, now: float) -> None:
         """End it if its client has sent, or taken, nothing for too long."""
         longest = self._limits.idle_seconds
+        if not self.has_room:  # it is the client who waits
+            self._heard = now
         if not self._finished and now - self._heard > longest:
             self.fail(Silent(f"no sound came for {longest:.0f} s", remedy="send sound, or end the speech"))
         elif self._waits_for_taker and now - self._taken > longest:
