@@ -94,12 +94,13 @@ class Histogram:
 
     Attributes:
         count: of times added.
+        total: their sum, milliseconds.
         least: of them, milliseconds; infinite while there is none.
         most: likewise.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.total = 0, 0.0
         self.least, self.most = float("inf"), float("-inf")
         self._buckets: dict[int, int] = {}
 
@@ -109,6 +110,7 @@ class Histogram:
         bucket = floor(log(within / LEAST_MS) / log(BUCKET_RATIO))
         self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
         self.count += 1
+        self.total += milliseconds
         self.least, self.most = min(self.least, milliseconds), max(self.most, milliseconds)
 
     def ranked(self, rank: int) -> float:
@@ -132,6 +134,11 @@ class Histogram:
     def percentile(self, percent: float) -> float:
         """The nearest-rank percentile."""
         return self.ranked(ceil(self.count * percent / 100))
+
+    def below(self, bounds: Sequence[float]) -> list[int]:
+        """How many times were at most as long as each of some bounds, milliseconds, within half a bucket."""
+        middles = [(LEAST_MS * float(BUCKET_RATIO ** (bucket + 0.5)), found) for bucket, found in self._buckets.items()]
+        return [sum(found for middle, found in middles if middle <= bound) for bound in bounds]
 
 
 class _Tally:
@@ -224,6 +231,13 @@ class Trace:
                 total_seconds=total,
                 frames=frames,
             )
+
+    def below(self, bounds: Sequence[float]) -> dict[Stage, tuple[list[int], int, float]]:
+        """Of each stage that has any, its runs by their milliseconds a frame: how many took at most as long as each of
+        some bounds, how many there are, and the sum of their milliseconds a frame."""
+        with self._lock:
+            found = {stage: tally.per_frame_ms for stage, tally in self._tallies.items() if tally.frames}
+            return {stage: (each.below(bounds), each.count, each.total) for stage, each in found.items()}
 
     def chrome(self) -> dict[str, Any]:
         """The spans in Chrome's trace event format: complete events ("X"), microseconds, one row a thread.

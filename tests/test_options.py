@@ -230,6 +230,35 @@ def test_all_is_a_number_of_bytes_in_words() -> None:
     assert str(error) == 'cache: too small; use cache="all"'
 
 
+# A server's
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"port": 65536}, "port: out of range (got 65536); give 0 to 65535"),
+        ({"most_load": 0.0}, "most_load: no share (got 0.0); give a number up to 1, such as 0.85"),
+        ({"most_load": True}, "most_load: no share (got True); give a number up to 1, such as 0.85"),
+        ({"most_load": float("nan")}, "most_load: no share (got nan); give a number up to 1, such as 0.85"),
+        ({"max_sessions": 0}, "max_sessions: out of range (got 0); give 1 or more"),
+        ({"token_file": ""}, "token_file: not a path (got ''); give the name of a file"),
+    ],
+)
+def test_what_a_server_cannot_have(keywords: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        options.ServeOptions(**keywords)
+    assert str(caught.value) == said
+
+
+def test_a_share_is_read() -> None:
+    share = declared(options.ServeOptions)["most_load"]
+    assert [share.read(text) for text in ("0.85", "1", ".5")] == [0.85, 1.0, 0.5]
+    for text in ("", "85%", "1.01", "-1", "1e-1", "inf"):
+        with pytest.raises(OptionError, match="no share"):
+            share.read(text)
+    assert not set(declared(options.ServeOptions)) & set(EVERY)
+
+
 # Bytes
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from gpupipe.errors import OptionError
 from gpupipe.options import EngineOptions, ModelOptions, Option, OutputOptions, SpeechOptions, declared, options_of
+
+T = TypeVar("T")
 
 TITLES: Final = {
     SpeechOptions: "the speech",
@@ -36,6 +38,18 @@ def add_options(parser: argparse.ArgumentParser, keywords: type, *, but: Collect
         for option in mine:
             assert arguments is not None
             _add(arguments, option)
+
+
+def add_group(parser: argparse.ArgumentParser, group: type, title: str) -> None:
+    """Add the options of a dataclass that is no group of keywords."""
+    arguments = parser.add_argument_group(title)
+    for option in declared(group).values():
+        _add(arguments, option)
+
+
+def group_given(options: argparse.Namespace, group: Callable[..., T]) -> T:
+    """What `add_group` added, as it was given."""
+    return group(**{name: getattr(options, name) for name in declared(cast(type, group))})
 
 
 def given(options: argparse.Namespace, keywords: type, *, but: Collection[str] = ()) -> dict[str, Any]:

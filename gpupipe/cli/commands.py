@@ -23,6 +23,7 @@ INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "render": "render a character speaking into a video or a folder of images",
     "batch": "render many jobs, listed in a file",
+    "serve": "let characters speak for clients over a network: HTTP, WebRTC and gRPC",
     "join": "join the segments of a render, made by `gpupipe render --segments`",
     "verify": "decode a finished video, or folder of images, and tell whether it is whole",
     "tune": "find the settings that render a character fastest on this machine, and remember them",

@@ -17,8 +17,8 @@ from gpupipe.cli.show import check_folders
 from gpupipe.errors import GpupipeError, OutputError, reason
 from gpupipe.log import ROOT, Log
 
-LOGGED: Final = ("render", "batch", "join", "tune", "features", "optimize", "bench")
-"""The commands that have a log: those that render, or make what renders need."""
+LOGGED: Final = ("render", "batch", "serve", "join", "tune", "features", "optimize", "bench")
+"""The commands that have a log: those that render, serve, or make what renders need."""
 
 _log = Log(__name__)
 
@@ -111,6 +111,7 @@ class _Json(logging.Formatter):
             "thread": record.threadName,
             "job": None,
             "session": None,
+            "talk": None,
         }
         return json.dumps(told | fields, default=str)
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
@@ -47,6 +47,8 @@ class EngineCore:
 
     Attributes:
         trace: times of every stage, of all sessions.
+        departed: batches so far, by how many frames they had.
+        places: that these batches had, filled or not.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class EngineCore:
         self.backend = backend
         self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
         self.holdings = Holdings(backend, cache, self._on_compute_thread, features)
+        self.departed: Counter[int] = Counter()
+        self.places = 0
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
         self._timetable = Timetable()
@@ -66,6 +70,11 @@ class EngineCore:
         self._numbers = itertools.count(1)
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
+
+    @property
+    def under_way(self) -> int:
+        """Batches that have left and are not finished."""
+        return self._timetable.under_way
 
     def open_session(
         self,
@@ -196,6 +205,8 @@ class EngineCore:
         if not tasks:  # closed since they were chosen
             return None
         self._timetable.left(choice.lane.pace, now)
+        self.departed[len(tasks)] += 1
+        self.places += choice.lane.batch
         return Flight(choice.lane, choice.lane.free.pop(), seated(choice.lane, tasks))
 
     def _landed(self, flight: Flight) -> None:

@@ -107,8 +107,7 @@ class Session:
             if self._closed or self._error is not None:
                 return 0
             count = self._decoded(self.outputs.left(len(self.memory)))
-            while count > 0 and not self.speech.ready(*speech_position(self.outputs.peek(count - 1) or 0, self.fps)):
-                count -= 1
+            count = self.speech.heard(count, self.outputs.peek, self.fps)
             # Asked last: once the speech is finished, every window is ready, those past its end too.
             end = self._end()
             return count if end is None else max(0, min(count, end - self.started))
@@ -116,14 +115,15 @@ class Session:
     @property
     def expects_more(self) -> bool:
         """Whether more than the available frames will come, before any of these is drawn."""
-        waits = not self._lent and 0 < len(self.memory) == self.available  # every surface, for a frame
+        available = self.available
+        waits = not self._lent and 0 < len(self.memory) == available  # every surface, for a frame
         if waits or self._closed or self._error is not None or self._failure() is not None:
             return False
         end = self._end()
         if end is not None:
-            return self.started + self.available < end
+            return self.started + available < end
         with self._condition:
-            return self.outputs.left(self.available + 1) > self.available
+            return self.outputs.left(available + 1) > available
 
     def deadline(self, ahead: int) -> float:
         """When the `ahead`-th frame from now must be finished; infinity for no deadline."""

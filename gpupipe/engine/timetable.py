@@ -38,6 +38,11 @@ class Timetable:
         self._free_since = 0.0
 
     @property
+    def under_way(self) -> int:
+        """Batches that have left and are not done."""
+        return len(self._under_way)
+
+    @property
     def idle(self) -> bool:
         """Whether no batch is under way."""
         return not self._under_way

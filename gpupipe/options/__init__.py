@@ -32,6 +32,7 @@ from gpupipe.options.keywords import (
     options_of,
     split,
 )
+from gpupipe.options.serving import ServeOptions
 
 __all__ = [
     "BATCH",
@@ -52,6 +53,7 @@ __all__ = [
     "Precision",
     "ProviderChoice",
     "RenderKeywords",
+    "ServeOptions",
     "SpeechOptions",
     "TuneKeywords",
     "declared",

@@ -14,9 +14,10 @@ from typing import Any, Final, Literal, TypeVar
 
 from gpupipe.errors import OptionError
 
-Kind = Literal["text", "path", "features", "device", "number", "bytes", "choice", "switch"]
-"""How an option is written. `features` is a path, or from Python an array too; `device` is "auto", "cpu", "cuda" or
-"cuda:1", or several GPUs: "cuda:0,cuda:1"; `bytes` is a number of bytes, on the command line with a unit (8G)."""
+Kind = Literal["text", "path", "features", "device", "number", "bytes", "share", "choice", "switch"]
+"""How an option is written. `share` is a number above 0, and 1 at most; `features` is a path, or from Python an array
+too; `device` is "auto", "cpu", "cuda" or "cuda:1", or several GPUs: "cuda:0,cuda:1"; `bytes` is a number of bytes, on
+the command line with a unit (8G)."""
 
 DEVICES: Final = ("auto", "cpu", "cuda", "cuda:N")
 """Every device; N is a GPU's number, as CUDA numbers the visible ones. Several GPUs are separated by commas."""
@@ -88,6 +89,10 @@ class Option:
                 raise OptionError("not a whole number", field=spelled, value=value, remedy=remedy)
             OptionError.unless_within(spelled, number, self.least, self.most)
             return number
+        if self.kind == "share":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise OptionError("no share", field=spelled, value=value, remedy="give a number up to 1, such as 0.85")
+            return float(value)
         if self.kind == "switch":
             if not isinstance(value, bool):
                 raise OptionError("neither true nor false", field=spelled, value=value)
@@ -123,6 +128,8 @@ class Option:
         value: object = text
         if self.kind == "number" and re.fullmatch(r"[+-]?\d{1,30}", text.strip(), re.ASCII):
             value = int(text)
+        elif self.kind == "share" and re.fullmatch(r"\d{0,9}\.?\d{1,9}", text.strip(), re.ASCII):
+            value = float(text)
         elif self.kind == "bytes" and text not in self._words:
             value = read_bytes(text)
         elif self.kind in ("path", "features") and text:

@@ -8,12 +8,14 @@ from typing import Final
 from gpupipe.options.declare import declared
 from gpupipe.options.groups import GROUPS
 from gpupipe.options.keywords import meaning
+from gpupipe.options.serving import ServeOptions
 
 HEAD: Final = """\
 # Options
 
 Of `gpupipe render` and of `render()`; in a line of a job file they are called as in Python. `frames()` takes those that
-say nothing of a file. Made from `gpupipe/options/groups.py`, where they are declared:
+say nothing of a file. `gpupipe serve` takes those of the engine and the model, and has its own. Made from
+`gpupipe/options/groups.py` and `serving.py`, where they are declared:
 `python -c "import pathlib, gpupipe.options.page as p; pathlib.Path('docs/options.md').write_text(p.markdown())"`.
 """
 
@@ -21,7 +23,7 @@ say nothing of a file. Made from `gpupipe/options/groups.py`, where they are dec
 def markdown() -> str:
     """The page: a table for each dataclass."""
     parts = [HEAD]
-    for group in GROUPS:
+    for group in (*GROUPS, ServeOptions):
         parts.append(f"## {cleandoc(group.__doc__ or '').rstrip('.')}\n")
         rows = ["| command line | Python | |", "|---|---|---|"]
         for said in declared(group).values():

@@ -46,6 +46,7 @@ class Costs:
     def __init__(self) -> None:
         self._drawing: dict[str, Mean] = {}
         self._encoding: dict[tuple[Output, int], Mean] = {}
+        self._seconds: dict[Output, float] = {}
         self._lock = threading.Lock()
 
     def drawn(self, character: str, seconds: float, frames: int) -> None:
@@ -58,6 +59,12 @@ class Costs:
         """Handing out a picture of so many pixels has taken so many CPU seconds."""
         with self._lock:
             self._encoding.setdefault((output, pixels), Mean(0.0)).add(seconds)
+            self._seconds[output] = self._seconds.get(output, 0.0) + seconds
+
+    def encoding_seconds(self) -> dict[Output, float]:
+        """CPU seconds that handing out has taken in all, by what the pictures became."""
+        with self._lock:
+            return dict(self._seconds)
 
     def drawing(self, character: str) -> float | None:
         """Seconds a frame of a character; None: not measured yet."""

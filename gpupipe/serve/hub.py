@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from gpupipe.character.folder import Character
-from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
 from gpupipe.machine import cpu_count
 from gpupipe.options import EngineKeywords, ModelKeywords
 from gpupipe.render.engine import Engine
-from gpupipe.serve.admission import MOST_LOAD, Demand, admits, load_of
+from gpupipe.serve.admission import MOST_LOAD
 from gpupipe.serve.characters import Characters
 from gpupipe.serve.costs import Costs
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.order import TalkOrder
-from gpupipe.serve.refusals import Refused
+from gpupipe.serve.pool import Pool
+from gpupipe.serve.seats import Seat, Seats
 from gpupipe.serve.talk import Talk
 from gpupipe.speech.mel import SAMPLE_RATE
 from gpupipe.threads import Worker
-
-LATE_SHARE: Final = 0.005
-"""Of the pictures of the last seconds that were late, or passed over: beyond it nobody comes in."""
-
-WATCH_SECONDS: Final = 1.0
 
 TRIAL_SECONDS: Final = 2.0
 """Of silence that a character speaks when it is loaded, to see what a frame costs."""
@@ -41,22 +34,6 @@ OPENING: Final = 8
 """Talks that are opened at a time, and characters loaded."""
 
 _log = Log(__name__)
-
-
-@dataclass(eq=False)
-class _Seat:
-    """A talk that is under way, or being opened.
-
-    Attributes:
-        engine: that draws it.
-        demand: what it takes each second, if it is realtime.
-        talk: once it is open.
-    """
-
-    engine: Engine
-    demand: Demand | None
-    talk: Talk | None = None
-    seen: tuple[int, int] = field(default=(0, 0))
 
 
 class Hub:
@@ -76,7 +53,7 @@ class Hub:
         characters: by name.
         costs: what has been measured.
         limits: of clients.
-        refused: talks that were refused so far.
+        seats: the talks, and who may come in.
         opening: threads in which talks are opened and characters loaded, for the event loop.
         hearing: threads in which sound becomes features, likewise.
 
@@ -96,13 +73,8 @@ class Hub:
     ) -> None:
         self.limits = limits or ServeLimits()
         self.costs = Costs()
-        self.refused = 0
-        self._model, self._most_load = model, most_load
-        self._seats: set[_Seat] = set()
+        self._model = model
         self._numbers = itertools.count(1)
-        self._condition = threading.Condition()
-        self._closing = False
-        self._late_share = 0.0
         self.engines: list[Engine] = []
         try:
             self.engines += [Engine(**engine | {"device": device}) for device in devices]
@@ -111,24 +83,68 @@ class Hub:
             for each in self.engines:
                 each.close()
             raise
-        self.opening = ThreadPoolExecutor(OPENING, "open")
-        self.hearing = ThreadPoolExecutor(cpu_count(), "hear")
+        self.seats = Seats(self.engines, self.costs, self.limits, most_load)
+        self.opening = Pool(OPENING, "open")
+        self.hearing = Pool(cpu_count(), "hear")
         self._watch = Worker("talks", self._watching)
         self._watch.start()
 
     @property
     def talks(self) -> list[Talk]:
         """Those that are under way."""
-        with self._condition:
-            return [seat.talk for seat in self._seats if seat.talk is not None]
+        return self.seats.talks
 
     @property
     def closing(self) -> bool:
         """Whether no more talks are taken."""
-        return self._closing
+        return self.seats.closing
 
-    def open(self, order: TalkOrder) -> Talk:
+    @property
+    def refused(self) -> int:
+        """Talks that were refused so far."""
+        return self.seats.refused.total()
+
+    def reserve(self, order: TalkOrder) -> Seat:
+        """Hold a place for talks that are opened one after another, as somebody speaks. It must be given back by
+        `release`.
+
+        Raises: as `open`.
+        """
+        character = self.characters.get(order.character)
+        seat = self._seated(order, character)
+        try:
+            self._load(order.character, character, seat.engine)
+        except BaseException:
+            self.seats.leave(seat)
+            raise
+        return seat
+
+    def release(self, seat: Seat) -> None:
+        """Give a place back. More than once is allowed."""
+        self.seats.leave(seat)
+
+    @contextmanager
+    def guest(self, name: str) -> Iterator[tuple[Engine, Character]]:
+        """The engine on which, in the with block, something is drawn of a character that is no talk, without deadlines;
+        one of the talks that there may be is fewer meanwhile.
+
+        Raises:
+            NotFound: there is no such character.
+            Refused: there are as many talks as may be, or the server is being shut down.
+        """
+        character = self.characters.get(name)
+        seat = self.seats.take(TalkOrder(name, "jpeg", realtime=False), character)
+        try:
+            yield seat.engine, character
+        finally:
+            self.seats.leave(seat)
+
+    def open(self, order: TalkOrder, reserved: Seat | None = None) -> Talk:
         """Open a talk.
+
+        Args:
+            order: what is asked for.
+            reserved: the place that is held for it; None: it needs one.
 
         Raises:
             NotFound: there is no such character.
@@ -136,7 +152,7 @@ class Hub:
             GpupipeError: its character cannot be loaded.
         """
         character = self.characters.get(order.character)
-        seat = self._seated(order, character)
+        seat = self._seated(order, character) if reserved is None else self.seats.within(reserved)
         try:
             self._load(order.character, character, seat.engine)
             talk = Talk(
@@ -146,19 +162,19 @@ class Hub:
                 self.limits,
                 self._model,
                 number=next(self._numbers),
-                ended=lambda _: self._leave(seat),
+                ended=lambda _: self.seats.leave(seat),
             )
         except BaseException:
-            self._leave(seat)
+            self.seats.leave(seat)
             raise
-        with self._condition:
-            seat.talk = talk
-            closing = self._closing
-        if closing:
-            talk.close()
-            raise self._is_closing()
+        self.seats.give(seat, talk)
         _log.event("talk opened", talk=talk.number, character=order.character, output=order.output)
         return talk
+
+    @property
+    def model(self) -> ModelKeywords:
+        """How models are run."""
+        return self._model
 
     def load(self, name: str) -> None:
         """Load a character ahead of its first talk, on the engine that has most room.
@@ -168,7 +184,7 @@ class Hub:
             GpupipeError: it cannot be loaded.
         """
         character = self.characters.get(name)
-        self._load(name, character, self._pick(character))
+        self._load(name, character, self.seats.pick(character))
 
     def holders(self, name: str) -> list[int]:
         """Which engines, by their places, have a character loaded."""
@@ -186,19 +202,19 @@ class Hub:
 
     def load_share(self) -> float:
         """What realtime talks take of what is scarcest, 1 for all of it."""
-        with self._condition:
-            cores = load_of((seat.demand for seat in self._seats if seat.demand), cpu_count()).cores
-            devices = [load_of(self._demands(engine), cpu_count()).device for engine in self.engines]
-        return max(cores, *devices)
+        return self.seats.load_share()
+
+    def waiting(self) -> dict[str, int]:
+        """What waits now: talks to be opened, sound to be heard, batches that are under way."""
+        return {
+            "opening": self.opening.waiting,
+            "hearing": self.hearing.waiting,
+            "batches": sum(engine.under_way for engine in self.engines),
+        }
 
     def close(self, grace: float = 0.0) -> None:
         """Take no more talks, give those that are under way so many seconds to end, and release everything."""
-        with self._condition:
-            self._closing = True
-            self._condition.notify_all()
-            self._condition.wait_for(lambda: not self._seats, grace)
-        for talk in self.talks:
-            talk.fail(self._is_closing())
+        self.seats.close(grace)
         self._watch.wait()
         self.opening.shutdown(cancel_futures=True)
         self.hearing.shutdown(cancel_futures=True)
@@ -213,52 +229,11 @@ class Hub:
         """Close."""
         self.close()
 
-    def _seated(self, order: TalkOrder, character: Character) -> _Seat:
-        """A place for a talk on one of the engines."""
-        # What is not known yet is measured before anybody is let in by it.
+    def _seated(self, order: TalkOrder, character: Character) -> Seat:
+        """A place for a talk. What its character costs is measured before anybody is let in by it."""
         if order.realtime and self.costs.drawing(order.character) is None:
-            self._load(order.character, character, self._pick(character))
-        with self._condition:
-            if self._closing:
-                raise self._is_closing()
-            if len(self._seats) >= self.limits.sessions:
-                raise self._refusal(f"{self.limits.sessions} talks are under way, as many as may be")
-            engine = self._pick(character)
-            demand = self._demand(order, character, engine) if order.realtime else None
-            if demand is not None:
-                others = [seat.demand for seat in self._seats if seat.engine is not engine and seat.demand]
-                if self._late_share > LATE_SHARE or not admits(
-                    self._demands(engine), others, demand, cpu_count(), self._most_load
-                ):
-                    raise self._refusal("one more talk would make others late")
-            seat = _Seat(engine, demand)
-            self._seats.add(seat)
-            return seat
-
-    def _pick(self, character: Character) -> Engine:
-        """The engine for a character: that has it, else any; of these the least loaded."""
-        with self._condition:
-            ready = [engine for engine in self.engines if engine.holds(character)]
-
-            def taken(engine: Engine) -> tuple[float, int]:
-                seats = [seat for seat in self._seats if seat.engine is engine]
-                return load_of(self._demands(engine), cpu_count()).worst, len(seats)
-
-            best = min(ready or self.engines, key=taken)
-            if taken(best)[0] > self._most_load / 2:
-                best = min(self.engines, key=taken)
-            return best
-
-    def _demands(self, engine: Engine) -> list[Demand]:
-        return [seat.demand for seat in self._seats if seat.engine is engine and seat.demand is not None]
-
-    def _demand(self, order: TalkOrder, character: Character, engine: Engine) -> Demand:
-        fps, pixels = float(character.body.fps), character.body.width * character.body.height
-        drawing = fps * (self.costs.drawing(order.character) or 0.0)
-        encoding = fps * self.costs.encoding(order.output, pixels)
-        if engine.backend.gpu is None:
-            return Demand(0.0, drawing + encoding)
-        return Demand(drawing, encoding)
+            self._load(order.character, character, self.seats.pick(character))
+        return self.seats.take(order, character)
 
     def _load(self, name: str, character: Character, engine: Engine) -> None:
         """Have a character on an engine, and know what a frame costs."""
@@ -282,32 +257,6 @@ class Hub:
         self.costs.drawn(name, seconds, frames)
         _log.event("character tried out", character=name, frames=frames, seconds=time.monotonic() - began)
 
-    def _leave(self, seat: _Seat) -> None:
-        with self._condition:
-            self._seats.discard(seat)
-            self._condition.notify_all()
-
     def _watching(self) -> None:
-        """End talks whose clients do nothing, and see who is late."""
-        while True:
-            with self._condition:
-                if self._condition.wait_for(lambda: self._closing and not self._seats, WATCH_SECONDS):
-                    return
-                seats = [seat for seat in self._seats if seat.talk is not None]
-            pictures = late = 0
-            for seat in seats:
-                assert seat.talk is not None
-                now = (seat.talk.pictures_given, seat.talk.late + seat.talk.dropped)
-                if seat.demand is not None:
-                    pictures += now[0] - seat.seen[0]
-                    late += now[1] - seat.seen[1]
-                seat.seen = now
-                seat.talk.check(time.monotonic())
-            self._late_share = 0.5 * self._late_share + 0.5 * (late / pictures if pictures else 0.0)
-
-    def _refusal(self, why: str) -> GpupipeError:
-        self.refused += 1
-        return Refused(why, remedy="ask again later, or another server")
-
-    def _is_closing(self) -> GpupipeError:
-        return Refused("the server is being shut down", closing=True, remedy="ask another server")
+        while self.seats.watch():
+            pass

@@ -53,7 +53,7 @@ class Picture:
 class Talk:
     """A speech under way. One thread pushes sound while another takes pictures. A context manager.
 
-    Made by `Hub.open`. Its clock starts with the first sound: frame k is due at start + k / fps + `order.delay`. Sound
+    Made by `Hub.open`. Its clock starts with the first sound: frame k is due at start + k / fps + `delay`. Sound
     that comes late, as from a microphone behind a slow network, moves the start: the client's own frames come later, as
     if it had begun later, and nobody else's.
 
@@ -67,8 +67,11 @@ class Talk:
         ended: told once, when it is closed.
 
     Attributes:
+        delay: the order's; another may be set before the first sound, by who has heard the speech begin earlier.
         late: pictures that were finished after they were due, so far.
         pictures_given: pictures taken so far, with those that repeat.
+        behind: of them, those that were late or passed over by the server's own fault.
+        excused: set by who takes the pictures, while his client holds him up: what is late then is the client's fault.
     """
 
     def __init__(
@@ -84,7 +87,10 @@ class Talk:
     ) -> None:
         self.character, self.order, self.number, self.engine = character, order, number, engine
         self.fps: Fraction = character.body.fps
-        self.late = self.pictures_given = 0
+        self._frame_seconds = float(1 / self.fps)
+        self.late = self.pictures_given = self.behind = 0
+        self.excused = False
+        self.delay = order.delay
         self._limits, self._ended = limits, ended
         self._lock, self._pushing = threading.Lock(), threading.Lock()
         self._resampler = None if order.rate == SAMPLE_RATE else Resampler(order.rate, SAMPLE_RATE)
@@ -114,6 +120,11 @@ class Talk:
         return self._samples / self.order.rate
 
     @property
+    def total(self) -> int | None:
+        """Pictures in all; None before `finish`."""
+        return self._live.total
+
+    @property
     def dropped(self) -> int:
         """Frames that were passed over so far."""
         return self._live.dropped
@@ -126,13 +137,13 @@ class Talk:
     @property
     def has_room(self) -> bool:
         """Whether more sound may be pushed now; what is drawn already makes room."""
-        drawn = float(self.pictures_given / self.fps)
+        drawn = self.pictures_given * self._frame_seconds
         return self.seconds - drawn <= self._limits.ahead_seconds
 
     def promised(self, index: int) -> float:
         """When a picture is due, seconds of `time.monotonic`; infinity before the first sound."""
         start = self._start
-        return float("inf") if start is None else start + float(index / self.fps) + self.order.delay
+        return float("inf") if start is None else start + index * self._frame_seconds + self.delay
 
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples of the speech. Computes their features: not for the event loop.
@@ -187,10 +198,11 @@ class Talk:
         try:
             while True:
                 self._waits_for_taker = False
+                asked = time.monotonic()
                 surface = self._live.take()
                 self._taken, self._waits_for_taker = time.monotonic(), True
                 end = self._live.total if surface is None else surface.index
-                shown = before or surface
+                shown, first = before or surface, expected
                 while end is not None and expected < end and shown is not None:
                     yield self._picture(expected, shown, repeats=True)
                     expected += 1
@@ -199,7 +211,7 @@ class Talk:
                 if before is not None:
                     before.release()
                 before = surface
-                self.late += self.order.realtime and surface.finished > self.promised(surface.index)
+                self._judge(surface, expected - first, asked)
                 yield self._picture(surface.index, surface, repeats=False)
                 expected = surface.index + 1
         except Cancelled as error:
@@ -211,6 +223,8 @@ class Talk:
     def check(self, now: float) -> None:
         """End it if its client has sent, or taken, nothing for too long."""
         longest = self._limits.idle_seconds
+        if not self.has_room:  # it is the client who waits
+            self._heard = now
         if not self._finished and now - self._heard > longest:
             self.fail(Silent(f"no sound came for {longest:.0f} s", remedy="send sound, or end the speech"))
         elif self._waits_for_taker and now - self._taken > longest:
@@ -241,6 +255,16 @@ class Talk:
     def __exit__(self, *_: object) -> None:
         """End it."""
         self.close()
+
+    def _judge(self, surface: Surface, passed_over: int, asked: float) -> None:
+        """Count what is late, and whose fault it is: not the client's any more, once a picture comes in time that was
+        waited for."""
+        late = self.order.realtime and surface.finished > self.promised(surface.index)
+        self.late += late
+        if not self.excused:
+            self.behind += late + passed_over
+        elif not late and not passed_over and surface.finished > asked:
+            self.excused = False
 
     def _due(self, index: int) -> float:
         return self.promised(index) - GUARD_SECONDS

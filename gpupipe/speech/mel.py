@@ -91,9 +91,7 @@ class MelStream:
         Raises:
             ValueError: `pcm` has another shape or type, or `finish` was called before.
         """
-        self._check_open()
-        if pcm.ndim != 1 or pcm.dtype != np.float32:
-            raise ValueError(f"pcm must be float32 [n] (got {pcm.dtype} {list(pcm.shape)})")
+        self.check(pcm)
         blocks = [np.empty((MEL_BANDS, 0), np.float32)]
         step = _BLOCK_COLUMNS * HOP
         for at in range(0, len(pcm), step):
@@ -102,6 +100,12 @@ class MelStream:
             self._samples += len(samples) - 1
             blocks.append(self._columns(samples[1:] - PREEMPHASIS * samples[:-1]))
         return np.concatenate(blocks, axis=1)
+
+    def check(self, pcm: NDArray[np.float32]) -> None:
+        """Raise what `push` raises."""
+        self._check_open()
+        if pcm.ndim != 1 or pcm.dtype != np.float32:
+            raise ValueError(f"pcm must be float32 [n] (got {pcm.dtype} {list(pcm.shape)})")
 
     def finish(self) -> NDArray[np.float32]:
         """End the speech and give the columns that remain.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS, SPEECH_STEPS, SPEECH_WIDTH
+from gpupipe.geometry import SPEECH_BEFORE, SPEECH_ROWS, SPEECH_STEPS, SPEECH_WIDTH, speech_position
 
 _CAPACITY = 256
 
@@ -85,6 +86,22 @@ class SpeechRows:
     def ready(self, row: int, fraction: int) -> bool:
         """Whether a window (see `window`) can be had: all its rows are there, or no more will come."""
         return self._finished or row - SPEECH_BEFORE + SPEECH_ROWS + (fraction > 0) <= self._count
+
+    def heard(self, count: int, frame: Callable[[int], int | None], fps: Fraction) -> int:
+        """How many of the next frames have all that they hear there, up to the first that has not.
+
+        Args:
+            count: frames that are asked for.
+            frame: which output frame is the n-th from now.
+            fps: output frames a second.
+        """
+
+        def ready(ahead: int) -> bool:
+            return self.ready(*speech_position(frame(ahead) or 0, fps))
+
+        if not count or self._finished or ready(count - 1):
+            return count
+        return next(ahead for ahead in range(count) if not ready(ahead))
 
     def view(self, begin: int, end: int) -> NDArray[np.float32]:
         """Rows `begin` to `end` - 1, which must be there; not a copy."""

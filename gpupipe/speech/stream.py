@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpupipe.errors import InferenceError, MediaError
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.speech.mel import HOP, MEL_BANDS, MelStream
-from gpupipe.speech.windows import WINDOW_COLUMNS, WindowStream
+from gpupipe.speech.windows import WINDOW_COLUMNS, WindowStream, samples_of_row
 
 LIVE_BATCH = 4
 """Windows that the encoder gets at a time from live speech: 0.16 s of sound, more than arrives at once."""
@@ -76,6 +76,8 @@ class FeatureStream:
         self._encode, self._rows, self._batch, self._file = encode, rows, batch, file
         self._least = batch if full_batches else 1
         self._mel, self._windows = MelStream(), WindowStream()
+        self._held: list[NDArray[np.float32]] = []  # less than completes a row
+        self._samples = self._count = 0
         self._waiting = np.empty((0, 1, MEL_BANDS, WINDOW_COLUMNS), np.float32)
         self._last: NDArray[np.float32] | None = None
 
@@ -94,7 +96,11 @@ class FeatureStream:
             samples = pcm[at : at + _STEP]
             if not np.isfinite(samples).all():
                 raise MediaError("the sound holds NaN or infinity", file=self._file, remedy="send finite samples")
-            self._take(self._windows.push(self._mel.push(samples)), self._least)
+            self._mel.check(samples)
+            self._samples += len(samples)
+            self._held.append(samples.copy() if len(samples) < _STEP else samples)
+            if self._samples >= samples_of_row(self._count):
+                self._hear()
 
     def finish(self) -> None:
         """End the speech: append the rows that remain, and finish them.
@@ -104,11 +110,18 @@ class FeatureStream:
             MediaError: the speech is shorter than one window (16 mel columns, 0.1875 s).
             InferenceError: as `push`.
         """
+        self._hear()
         self._take(self._windows.push(self._mel.finish()), self._least)
         self._take(self._windows.finish(file=self._file), 1)
         assert self._last is not None
         self._rows.append(self._last)
         self._rows.finish()
+
+    def _hear(self) -> None:
+        """Go through what is held: once for each row, as many small pieces cost far more than one."""
+        held, self._held = self._held, []
+        pcm = held[0] if len(held) == 1 else np.concatenate(held or [np.empty(0, np.float32)])
+        self._take(self._windows.push(self._mel.push(pcm)), self._least)
 
     def _take(self, windows: NDArray[np.float32], least: int) -> None:
         """Encode windows in order while at least `least` of them are waiting."""
@@ -118,6 +131,8 @@ class FeatureStream:
             waiting = waiting[self._batch :]
             if self._last is None:
                 self._rows.append(encoded[:1])
+                self._count += 1
+            self._count += len(encoded)
             self._rows.append(encoded)
             self._last = encoded[-1:].copy()
         self._waiting = waiting

@@ -1,0 +1,65 @@
+"""The options of a server: what it listens on, and what its clients may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpupipe import errors
+from gpupipe.options.declare import Checked, declared, option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_PORT = 65535
+
+
+@dataclass(frozen=True)
+class ServeOptions(Checked):
+    """What a server listens on, and what its clients may take; of `gpupipe serve`."""
+
+    host: str = option(
+        "127.0.0.1", "the address to listen on; 0.0.0.0 and :: are all there are", metavar="ADDRESS", kind="text"
+    )
+    port: int = option(8500, "of HTTP; 0 takes a free one", metavar="N", most=MAX_PORT)
+    grpc_port: int = option(8501, "of gRPC; 0 takes a free one", metavar="N", most=MAX_PORT)
+    token_file: Path | str | None = option(
+        None,
+        "who shows one of the tokens in this file, one a line, may ask",
+        kind="path",
+        metavar="FILE",
+        unset="everybody may",
+    )
+    insecure: bool = option(False, "listen beyond this machine without tokens")
+    cors: str | None = option(
+        None,
+        "the origin of web pages elsewhere that may ask, such as https://example.com, or *",
+        kind="text",
+        metavar="ORIGIN",
+        unset="none",
+    )
+    jobs: Path | str | None = option(
+        None, "take jobs, and keep them and their outputs in this folder", kind="path", metavar="FOLDER", unset="none"
+    )
+    max_jobs: int = option(1000, "the most jobs that wait or are under way", metavar="N", least=1)
+    job_hours: int = option(24, "hours for which a finished job's output is kept", metavar="H", least=1)
+    max_sessions: int = option(256, "the most talks at a time, realtime or not", metavar="N", least=1)
+    max_connections: int = option(4096, "the most HTTP connections at a time", metavar="N", least=1)
+    max_seconds: int = option(3600, "the longest speech", metavar="S", least=1)
+    max_upload: int = option(
+        256_000_000, "the largest sound that is uploaded, such as 256M", kind="bytes", metavar="SIZE", least=1
+    )
+    idle: int = option(
+        30, "seconds after which a client that sends, or takes, nothing is sent away", metavar="S", least=1
+    )
+    most_load: float = option(
+        0.85,
+        "the share of the device's and the processor's time that realtime talks may take together",
+        kind="share",
+        metavar="SHARE",
+    )
+    grace: int = option(30, "seconds that talks have to end in when the server is told to", metavar="S")
+
+
+for _said in declared(ServeOptions).values():
+    errors.PYTHON_SPELLINGS.update(_said.python_spellings)

@@ -1,0 +1,109 @@
+"""Where a server listens, and to whom it may be open."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+from typing import Any, Final
+
+import uvicorn
+
+from gpupipe.errors import OptionError, reason
+from gpupipe.options import ServeOptions
+from gpupipe.serve.http.protocol import protocol
+
+BACKLOG: Final = 1024
+
+KEEP_ALIVE_SECONDS: Final = 15
+"""For which a connection stays open between two requests."""
+
+LAST_SECONDS: Final = 2
+"""In which clients that were told that the server ends are to take that, before their connections are closed."""
+
+
+def check_exposure(options: ServeOptions) -> None:
+    """Raise unless the server is closed to strangers: by its address, or by tokens; or is said to be meant open.
+
+    Raises:
+        OptionError: it would be open to the network.
+    """
+    if options.token_file is None and not options.insecure and not is_loopback(options.host):
+        raise OptionError(
+            "other machines could use the server without a token",
+            field="--host",
+            value=options.host,
+            remedy="give --token-file, or --insecure where something else keeps strangers out",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound, and not listening yet.
+
+    Raises:
+        OptionError: the address is no address of this machine, or the port is in use.
+    """
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise OptionError(f"no such address: {reason(error)}", field="--host", value=host) from error
+    made = socket.socket(family, kind, protocol)
+    try:
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR lets two listen on one port
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise OptionError(
+            f"cannot be listened on: {reason(error)}", field="--port", value=port, remedy="use another, or 0 for any"
+        ) from error
+    return made
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn that leaves the signals to us.
+
+    Args:
+        application: an ASGI application.
+        options: of the server.
+    """
+
+    def __init__(self, application: Any, options: ServeOptions) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application,
+                http=protocol(options.idle),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=options.max_connections,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=LAST_SECONDS,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing."""
+        yield
