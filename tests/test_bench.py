@@ -308,10 +308,13 @@ def opened(scene: Scene, name: str) -> Way:
 @pytest.mark.parametrize("name", [*PLAIN, *OURS])
 def test_every_way_draws_the_reference(name: str, scene: Scene) -> None:
     assert name in {way.name for way in ways_here(scene)}
-    way = opened(scene, name)
+    way = way_named(scene, name)
+    started = Comparison(lambda output: scene.expected(output, scene.predicted(output)[0], way.pixel_format), 1)
+    assert way.start(started) > 0
     found = check(way, ("compose", "infer", "encode", "render"))
     way.close()
     pixels = small.WIDTH * small.HEIGHT * (3 if name.endswith("nv12") else 2) // 2
+    assert started.result() == Difference(pixels)
     assert found == {
         "compose": Difference(10 * pixels),
         "infer": Difference(4 * 3 * small.MODEL_SIZE**2),
@@ -604,6 +607,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert sorted(row["rank"] for row in rows.values()) == [1, 2, 3]
     assert set(result["memory"]) == ways
     assert all(row["peak_rss_bytes"] > row["cache_bytes"] > 0 for row in result["memory"].values())
+    assert all(row["first_frame_seconds"] > 0 < row["preload_seconds"] for row in result["memory"].values())
     scene = Scene(SceneOptions(folder, folder / MODEL, frame_count=8, batch_size=4, workers=2))
     assert [(row["way"], row["batch"], row["workers"]) for row in result["sweep"]] == ran(scene, [1, 4], [1, 2])
     assert result["floor"]["model_ms"].keys() == ways
