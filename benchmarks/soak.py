@@ -180,9 +180,9 @@ def page(found: dict[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
-        f"<p>{escape(found['cpu'])}, {found['cores']} cores, on {escape(found['device'])}. First long sessions, one after "
-        f"the other, then short ones, {AT_A_TIME} at a time, of {PEOPLE} characters that come and go. Every frame was "
-        "compared with the one that it must be. What is taken is to become flat.</p>\n"
+        f"<p>{escape(found['cpu'])}, {found['cores']} cores, on {escape(found['device'])}. First long sessions, one "
+        f"after the other, then short ones, {AT_A_TIME} at a time, of {PEOPLE} characters that come and go. Every "
+        "frame was compared with the one that it must be. What is taken is to become flat.</p>\n"
     ]
     for part, across in (("long", "frames"), ("short", "sessions")):
         told = found[part]
