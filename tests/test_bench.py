@@ -628,6 +628,16 @@ def test_a_single_stage(tmp_path: Path) -> None:
     assert (result["sweep"], result["memory"]) == ([], {})
 
 
+def test_a_strangers_character_is_taken_within_limits(tmp_path: Path) -> None:
+    folder = small.small_character(tmp_path / "talker")
+    (folder / "aud_ave.npy").rename(tmp_path / "aud_ave.npy")
+    (folder / "aud_ave.npy").symlink_to(tmp_path / "aud_ave.npy")
+    for limits, error in (({"isolate": True}, "leads out of"), ({"max_pixels": 6000}, "larger than max_pixels 6000")):
+        with pytest.raises(GpupipeError, match=error):
+            run(BenchOptions(folder, frames=4, **limits))
+    assert BenchOptions(folder, isolate=True).command(folder) == "gpupipe bench talker --isolate"
+
+
 def test_more_frames_than_speech(tmp_path: Path) -> None:
     """30 frames of a speech of 12: it is said three times, and every way hears the same."""
     folder = small.small_character(tmp_path / "talker")
