@@ -27,7 +27,7 @@ from typing import Any
 from long_character import FPS, KEYFRAMES, make_long
 
 from gpupipe import Character
-from gpupipe.machine import cpu_count, cpu_name
+from gpupipe.machine import cpu_count, cpu_name, load
 from gpupipe.render.engine import Engine
 from gpupipe.render.stats import Progress, RenderStats
 
@@ -166,6 +166,7 @@ def main() -> None:
         found: dict[str, Any] = {
             "cpu": cpu_name(),
             "cores": cpu_count(),
+            "load": load(),
             "size": [person.body.width, person.body.height],
             "frames": person.count,
             "keyframes": args.keyframes,

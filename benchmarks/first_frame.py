@@ -5,7 +5,8 @@
 Each render is one of a whole speech, in a process of its own that ends with the first frame: what is counted is from
 the call of `render` to where that frame is with the encoder, and apart from it, from the start of the process. The hour
 (`long_character`, 1280x720) is 3 GB of video, which the system keeps in memory once it has been read; its `render` does
-not know the files. Renders of the two take turns.
+not know the files. Renders of the two take turns. Seconds are those of the clock, and those of the processor, all
+threads together, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 from long_character import FPS, KEYFRAMES, make_long
 
-from gpupipe.machine import cpu_count, cpu_name, peak_rss_bytes
+from gpupipe.machine import cpu_count, cpu_name, load, peak_rss_bytes
 from gpupipe.render.render import render
 from gpupipe.render.stats import Progress
 
@@ -33,16 +34,16 @@ class FirstFrame(Exception):
 
 def first_frame(person: Path, output: Path) -> dict[str, float]:
     """Seconds from here to the first frame, in this process, and what it takes by then."""
-    began = time.perf_counter()
+    began, used_before = time.perf_counter(), time.process_time()
 
     def wrote(_: Progress) -> None:
-        raise FirstFrame(time.perf_counter() - began)
+        raise FirstFrame(time.perf_counter() - began, time.process_time() - used_before)
 
     try:
         render(person, output, device="cpu", sound=False, progress=wrote)
     except FirstFrame as found:
-        (seconds,) = found.args
-    return {"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+        seconds, used = found.args
+    return {"seconds": seconds, "cpu_seconds": used, "peak_rss_bytes": peak_rss_bytes()}
 
 
 def in_a_process(person: Path, output: Path) -> dict[str, float]:
@@ -53,6 +54,7 @@ def in_a_process(person: Path, output: Path) -> dict[str, float]:
     assert not output.exists(), "the render was to end with its first frame"
     return {
         "first_frame_seconds": found["seconds"],
+        "cpu_seconds": found["cpu_seconds"],
         "since_the_process_began_seconds": found["at"] - began,
         "peak_rss_mib": found["peak_rss_bytes"] / (1 << 20),
     }
@@ -81,7 +83,8 @@ def main() -> None:
             for name, person in people.items():
                 runs[name].append(in_a_process(person, work / "talk.mp4"))
                 print(name, runs[name][-1], flush=True)
-    result: dict[str, Any] = {"cpu": cpu_name(), "cores": cpu_count(), "runs": args.runs, "keyframes": KEYFRAMES}
+    machine = {"cpu": cpu_name(), "cores": cpu_count(), "load": load()}
+    result: dict[str, Any] = machine | {"runs": args.runs, "keyframes": KEYFRAMES}
     for name, each in runs.items():
         result[name] = {key: round(statistics.median(run[key] for run in each), 3) for key in each[0]} | {
             "each_first_frame_seconds": [round(run["first_frame_seconds"], 3) for run in each]

@@ -792,8 +792,8 @@ def test_reduced_precisions_have_a_class_of_their_own(unet: Path, monkeypatch: p
     monkeypatch.setattr("gpupipe.bench.compare.measure_memory", measured)
     said: list[str] = []
     options = BenchOptions(
-        unet, frames=30, runs=2, quick=True, ways=("sequential", "gpupipe-cpu"), precision=("fp32", "int8"),
-        feature_cache="1G",
+        unet, frames=18, runs=1, quick=True, ways=("sequential", "gpupipe-cpu"), precision=("fp32", "int8"),
+        feature_cache="1G", batches=(4,), workers=(2,),
     )  # fmt: skip
     result = run(options, said.append)
     assert said.index("int8: the model's file, made once and kept; not timed") < said.index("compose: warm-up")
@@ -824,10 +824,10 @@ def test_reduced_precisions_have_a_class_of_their_own(unet: Path, monkeypatch: p
     assert infer["gpupipe-cpu-nv12-features"]["floor_ms"] is None
     notes = result["ways"]["gpupipe-cpu-nv12-features"]["notes"]
     assert any(note.startswith("features of 12 of 12 frames are kept") for note in notes)
-    assert any(note.endswith("here it is shown 2.5 times") for note in notes)
+    assert any(note.endswith("here it is shown 1.5 times") for note in notes)
     assert set(result["memory"]) == exact | reduced
     assert result["memory"]["gpupipe-cpu-nv12-int8-features"]["peak_rss_bytes"] > 1 << 20
-    assert result["settings"]["command"].endswith("--precision fp32,int8 --feature-cache 1G --runs 2 --quick")
+    assert result["settings"]["command"].endswith("--precision fp32,int8 --feature-cache 1G --runs 1 --quick")
     again: list[str] = []
     one = BenchOptions(unet, frames=4, runs=1, stage="infer", ways=("gpupipe-cpu",), precision=("int8",))
     assert set(run(one, again.append)["stages"]["infer"]) == {"gpupipe-cpu-nv12-int8"}
