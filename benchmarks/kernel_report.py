@@ -1,12 +1,13 @@
 """What the CUDA kernels cost, counted: registers and spills, instructions, bytes moved, and their floors on three GPUs.
 
-    python benchmarks/kernel_report.py [--rectangles cache/crop_rectangles.json] [--output benchmarks/results]
+    python benchmarks/kernel_report.py [--rectangles cache/crop_rectangles.json] [--quick] [--output benchmarks/results]
 
 Needs no GPU. ptxas (nvidia-cuda-nvcc-cu12) gives registers and spills for each architecture, nvdisasm
 (nvidia-cuda-nvdisasm) the widths of loads and stores in the machine code; the software device of tests/softcuda runs
 the kernels with SOFTCUDA_PROFILE=1 and counts PTX instructions and 32-byte sectors. A kernel cannot take less time than
 its unique bytes over the memory's bandwidth, nor than its instructions over the issue rate. Writes `kernels.json` and
-`kernels.md`.
+`kernels.md`. With `--quick` a batch has two frames, and the machine code of the oldest and of the newest architecture
+only is looked at: a second for each.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -35,11 +39,13 @@ from gpupipe.geometry import Rect
 from gpupipe.gpu import kernels
 from gpupipe.gpu.device import open_device
 from gpupipe.gpu.limits import Limits
+from gpupipe.machine import cpu_count
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = ("float32", "float16")
 BATCH = 8
+QUICK_BATCH = 2
 GATHERED = 2
 """Frames whose features are gathered: 11 MB each."""
 
@@ -77,9 +83,9 @@ def tool(name: str, package: str, wheel: str) -> str:
     raise SystemExit(f"{name} is missing: pip install {wheel}")
 
 
-def assemble(name: str, dtype: str, architecture: int, folder: Path) -> dict[str, Any]:
-    """Registers, spilled bytes and the width of loads and stores of one kernel on one architecture."""
-    ptx, cubin = str(folder / f"{name}.ptx"), str(folder / f"{name}.cubin")
+def assemble(name: str, dtype: str, architecture: int, folder: Path, *, widths: bool = True) -> dict[str, Any]:
+    """Registers, spilled bytes and, if asked for, the width of loads and stores of a kernel on an architecture."""
+    ptx, cubin = (str(folder / f"{name}_{architecture}.{suffix}") for suffix in ("ptx", "cubin"))
     Path(ptx).write_bytes(kernels.compile_offline(name, dtype, architecture))
     ptxas = tool("ptxas", "nvidia.cuda_nvcc", "nvidia-cuda-nvcc-cu12")
     log = run(ptxas, "-v", f"-arch=sm_{architecture}", ptx, "-o", cubin).stderr
@@ -87,10 +93,11 @@ def assemble(name: str, dtype: str, architecture: int, folder: Path) -> dict[str
     registers = re.search(r"Used (\d+) registers", log)
     if spills is None or registers is None:
         raise SystemExit(f"ptxas says neither registers nor spills:\n{log}")
+    found = {"registers": int(registers[1]), "spill_bytes": int(spills[1]) + int(spills[2])}
+    if not widths:
+        return found
     code = run(tool("nvdisasm", "nvidia.cu13", "nvidia-cuda-nvdisasm"), "-c", cubin).stdout
-    return {
-        "registers": int(registers[1]),
-        "spill_bytes": int(spills[1]) + int(spills[2]),
+    return found | {
         "loads_128": len(re.findall(r"\bLDG\.E\S*\.128\b", code)),
         "stores_128": len(re.findall(r"\bSTG\.E\S*\.128\b", code)),
     }
@@ -156,8 +163,8 @@ def traffic(name: str, dtype: str, counted: dict[str, int], rects: tuple[Rect, .
     }
 
 
-def report(rects: tuple[Rect, ...], source: str) -> dict[str, Any]:
-    """Everything that the two files hold."""
+def report(rects: tuple[Rect, ...], source: str, looked_at: Collection[int]) -> dict[str, Any]:
+    """Everything that the two files hold; the machine code is that of some architectures."""
     found: dict[str, Any] = {
         "frame": {"width": WIDTH, "height": HEIGHT, "batch": len(rects), "rectangles": source},
         "versions": {
@@ -172,15 +179,21 @@ def report(rects: tuple[Rect, ...], source: str) -> dict[str, Any]:
         },
         "kernels": {},
     }
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
+        pool = stack.enter_context(ThreadPoolExecutor(cpu_count()))
         for dtype in DTYPES:
             counted: dict[str, Any] = {}
             for pixel_format in get_args(PixelFormat):
                 counted |= profile(pixel_format, dtype, rects, folder)
             for name in kernels.NAMES:
+
+                def assembled(architecture: int, name: str = name, dtype: str = dtype) -> dict[str, Any]:
+                    return assemble(name, dtype, architecture, folder, widths=architecture in looked_at)
+
+                costs = pool.map(assembled, ARCHITECTURES)
                 found["kernels"][f"{name} {dtype}"] = {
-                    "architectures": {f"sm_{a}": assemble(name, dtype, a, folder) for a in ARCHITECTURES},
+                    "architectures": {f"sm_{a}": each for a, each in zip(ARCHITECTURES, costs, strict=True)},
                     "traffic": traffic(name, dtype, counted[name], rects),
                 }
     return found
@@ -203,7 +216,7 @@ def markdown(found: dict[str, Any]) -> str:
     for name, kernel in found["kernels"].items():
         on = kernel["architectures"].values()
         cells = [f"{a['registers']}" + (f" ({a['spill_bytes']} B spilled)" if a["spill_bytes"] else "") for a in on]
-        vectors = [str(min(a[key] for a in on)) for key in ("loads_128", "stores_128")]
+        vectors = [str(min(a[key] for a in on if key in a)) for key in ("loads_128", "stores_128")]
         rows.append("| " + " | ".join([name, *cells, *vectors]) + " |")
     rows += [
         "",
@@ -237,10 +250,10 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def read_rects(path: Path) -> tuple[Rect, ...]:
+def read_rects(path: Path, count: int) -> tuple[Rect, ...]:
     """The rectangles of a character's first frames."""
     entries = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(Rect(*entries[str(i)]["rect"]) for i in range(BATCH))
+    return tuple(Rect(*entries[str(i)]["rect"]) for i in range(count))
 
 
 def main() -> None:
@@ -248,15 +261,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rectangles", type=Path, help="a character's cache/crop_rectangles.json")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder to write to")
+    parser.add_argument("--quick", action="store_true", help="two frames, and two architectures' machine code")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         pixel_format, dtype, rects = arguments.measure
         measure(pixel_format, dtype, tuple(Rect(*rect) for rect in json.loads(rects)))
         return
-    rects = read_rects(arguments.rectangles) if arguments.rectangles else face_rects(BATCH)
+    batch = QUICK_BATCH if arguments.quick else BATCH
+    rects = read_rects(arguments.rectangles, batch) if arguments.rectangles else face_rects(batch)
     source = "of a filmed character" if arguments.rectangles else "of 182 x 182 pixels"
-    found = report(rects, source)
+    looked_at = (ARCHITECTURES[0], ARCHITECTURES[-1]) if arguments.quick else ARCHITECTURES
+    found = report(rects, source, looked_at)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "kernels.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (arguments.output / "kernels.md").write_text(markdown(found), encoding="utf-8")

@@ -22,6 +22,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ OPTIONS: dict[str, Any] = {"provider": "cpu"}
 AT_A_TIME = 4
 LEVELS = 20
 """How often everything is counted, in each part."""
+DRAWN = {
+    "rss_bytes": ("Resident memory of the process", "Megabytes", 1e6),
+    "threads": ("Threads of the process", "Number of threads", 1),
+    "open_files": ("Open files of the process", "Number of open files", 1),
+    "free_device_bytes": ("Free memory of the GPU", "Megabytes", 1e6),
+}
+"""What the page draws of what is counted: its name, its unit, and how many go into one."""
 WARM_UP = 0.25
 """The share of each part after which it must be flat."""
 
@@ -167,18 +175,30 @@ def short(engine: Engine, people: Sequence[Path], sessions: int) -> dict[str, An
 
 def page(found: dict[str, Any]) -> str:
     """The curves."""
-    out = [f"<!doctype html><meta charset=utf-8><title>Soak</title><style>{STYLE}</style><h1>Soak</h1>"]
+    title = "Soak: one engine that lives long"
+    out = [
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+        f"<p>{escape(found['cpu'])}, {found['cores']} cores, on {escape(found['device'])}. First long sessions, one "
+        f"after the other, then short ones, {AT_A_TIME} at a time, of {PEOPLE} characters that come and go. Every "
+        "frame was compared with the one that it must be. What is taken is to become flat.</p>\n"
+    ]
     for part, across in (("long", "frames"), ("short", "sessions")):
         told = found[part]
-        out.append(f"<h2>{told[across]:,} {across}, {told['wrong']} frames wrong</h2>")
-        for name in told["levels"][0]:
-            if name == "done":
+        out.append(f"<h2>{told[across]:,} {across} in {told['seconds']:.0f} s: {told['wrong']} frames wrong</h2>\n")
+        for name, (what, unit, scale) in DRAWN.items():
+            if name not in told["levels"][0]:
                 continue
-            scale, unit = (1e6, "MB") if name.endswith("_bytes") else (1, "number")
-            what = name.removesuffix("_bytes").replace("_", " ")
-            points = [(f"{each['done'] / 1000:g}k", each[name] / scale) for each in told["levels"][1::2]]
-            out.append(f"<h3>{what}</h3>" + lines({what: points}, across=across, unit=unit, title=what))
-    return "".join(out) + "\n"
+            points = [(_number(each["done"]), each[name] / scale) for each in told["levels"][1::2]]
+            drawn = lines({what: points}, across=f"{across} done", unit=unit, title=f"{what}, over {across} done")
+            out.append(f"<h3>{what}</h3>\n{drawn}\n")
+    return "".join(out) + "</body></html>\n"
+
+
+def _number(done: int) -> str:
+    """How much was done, short enough for an axis."""
+    return f"{done // 1000}k" if done >= 10_000 and done % 1000 == 0 else f"{done:,}"
 
 
 def main() -> None:

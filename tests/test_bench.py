@@ -308,10 +308,13 @@ def opened(scene: Scene, name: str) -> Way:
 @pytest.mark.parametrize("name", [*PLAIN, *OURS])
 def test_every_way_draws_the_reference(name: str, scene: Scene) -> None:
     assert name in {way.name for way in ways_here(scene)}
-    way = opened(scene, name)
+    way = way_named(scene, name)
+    started = Comparison(lambda output: scene.expected(output, scene.predicted(output)[0], way.pixel_format), 1)
+    assert way.start(started) > 0
     found = check(way, ("compose", "infer", "encode", "render"))
     way.close()
     pixels = small.WIDTH * small.HEIGHT * (3 if name.endswith("nv12") else 2) // 2
+    assert started.result() == Difference(pixels)
     assert found == {
         "compose": Difference(10 * pixels),
         "infer": Difference(4 * 3 * small.MODEL_SIZE**2),
@@ -604,6 +607,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert sorted(row["rank"] for row in rows.values()) == [1, 2, 3]
     assert set(result["memory"]) == ways
     assert all(row["peak_rss_bytes"] > row["cache_bytes"] > 0 for row in result["memory"].values())
+    assert all(row["first_frame_seconds"] > 0 < row["preload_seconds"] for row in result["memory"].values())
     scene = Scene(SceneOptions(folder, folder / MODEL, frame_count=8, batch_size=4, workers=2))
     assert [(row["way"], row["batch"], row["workers"]) for row in result["sweep"]] == ran(scene, [1, 4], [1, 2])
     assert result["floor"]["model_ms"].keys() == ways
@@ -622,6 +626,16 @@ def test_a_single_stage(tmp_path: Path) -> None:
     result = run(BenchOptions(folder, frames=8, runs=1, stage="compose", ways=("sequential", "parallel")))
     assert list(result["stages"]) == ["compose"]
     assert (result["sweep"], result["memory"]) == ([], {})
+
+
+def test_a_strangers_character_is_taken_within_limits(tmp_path: Path) -> None:
+    folder = small.small_character(tmp_path / "talker")
+    (folder / "aud_ave.npy").rename(tmp_path / "aud_ave.npy")
+    (folder / "aud_ave.npy").symlink_to(tmp_path / "aud_ave.npy")
+    for limits, error in (({"isolate": True}, "leads out of"), ({"max_pixels": 6000}, "larger than max_pixels 6000")):
+        with pytest.raises(GpupipeError, match=error):
+            run(BenchOptions(folder, frames=4, **limits))
+    assert BenchOptions(folder, isolate=True).command(folder) == "gpupipe bench talker --isolate"
 
 
 def test_more_frames_than_speech(tmp_path: Path) -> None:
@@ -778,8 +792,8 @@ def test_reduced_precisions_have_a_class_of_their_own(unet: Path, monkeypatch: p
     monkeypatch.setattr("gpupipe.bench.compare.measure_memory", measured)
     said: list[str] = []
     options = BenchOptions(
-        unet, frames=30, runs=2, quick=True, ways=("sequential", "gpupipe-cpu"), precision=("fp32", "int8"),
-        feature_cache="1G",
+        unet, frames=18, runs=1, quick=True, ways=("sequential", "gpupipe-cpu"), precision=("fp32", "int8"),
+        feature_cache="1G", batches=(4,), workers=(2,),
     )  # fmt: skip
     result = run(options, said.append)
     assert said.index("int8: the model's file, made once and kept; not timed") < said.index("compose: warm-up")
@@ -810,10 +824,10 @@ def test_reduced_precisions_have_a_class_of_their_own(unet: Path, monkeypatch: p
     assert infer["gpupipe-cpu-nv12-features"]["floor_ms"] is None
     notes = result["ways"]["gpupipe-cpu-nv12-features"]["notes"]
     assert any(note.startswith("features of 12 of 12 frames are kept") for note in notes)
-    assert any(note.endswith("here it is shown 2.5 times") for note in notes)
+    assert any(note.endswith("here it is shown 1.5 times") for note in notes)
     assert set(result["memory"]) == exact | reduced
     assert result["memory"]["gpupipe-cpu-nv12-int8-features"]["peak_rss_bytes"] > 1 << 20
-    assert result["settings"]["command"].endswith("--precision fp32,int8 --feature-cache 1G --runs 2 --quick")
+    assert result["settings"]["command"].endswith("--precision fp32,int8 --feature-cache 1G --runs 1 --quick")
     again: list[str] = []
     one = BenchOptions(unet, frames=4, runs=1, stage="infer", ways=("gpupipe-cpu",), precision=("int8",))
     assert set(run(one, again.append)["stages"]["infer"]) == {"gpupipe-cpu-nv12-int8"}

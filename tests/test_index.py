@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ import small
 from gpupipe.errors import MediaError
 from gpupipe.media.index import FrameIndex, Start, index_frames
 from gpupipe.media.limits import DEFAULT
-from gpupipe.media.video import read_frames
+from gpupipe.media.video import probe, read_frames
 
 FRAMES = 23
 ENCODED = {
@@ -42,6 +43,7 @@ def video(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_frames_are_the_same_from_wherever_they_are_read(video: Path) -> None:
     whole, index = list(read_frames(video, "nv12")), index_frames(video)
     assert len(index.pts) == FRAMES
+    assert probe(video).index == index
     for first in range(FRAMES):
         for end in {first + 1, min(FRAMES, first + 7), FRAMES}:
             start = index.start(first, end)
@@ -101,3 +103,20 @@ def test_a_process_of_its_own_reads_the_same(tmp_path: Path) -> None:
     found = list(read_frames(path, "nv12", 15, limits, index.start(12, 15)))
     whole = list(read_frames(path, "nv12", 15))
     assert all(np.array_equal(*pair) for pair in zip(found, whole[12:], strict=True))
+
+
+def test_the_index_of_a_long_film_comes_from_another_process(tmp_path: Path) -> None:
+    """30 000 keyframes, whose times have up to 13 digits: 1.2 MB of JSON."""
+    short = write(tmp_path / "short.mp4", ENCODED["all-intra"])
+    path, count, step = tmp_path / "long.mp4", 30_000, 40_000_000
+    with av.open(str(short)) as source, av.open(str(path), "w", options={"video_track_timescale": str(10**9)}) as out:
+        packet = next(source.demux(source.streams.video[0]))
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for number in range(count):
+            packet.time_base = Fraction(1, 10**9)
+            packet.pts = packet.dts = number * step
+            packet.duration, packet.stream = step, stream
+            out.mux(packet)
+    index = index_frames(path, replace(DEFAULT, isolate=True))
+    assert index.pts == tuple(range(0, count * step, step))
+    assert index.keyframes == tuple(enumerate(index.pts))

@@ -13,6 +13,7 @@ import small
 
 import gpupipe
 from gpupipe.character.folder import Character
+from gpupipe.cli import main
 from gpupipe.doctor.inspect import inspect
 from gpupipe.errors import MediaError, PackageError
 from gpupipe.media import isolate
@@ -65,6 +66,12 @@ def test_the_same_render(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(here, there)
     seconds = [probe_sound(path).duration_seconds for path in paths]
     assert seconds == pytest.approx([0.6, 0.6], abs=0.03)
+    # Sound is copied here and encoded there, whether one process renders it all or segments are joined.
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+    joined = tmp_path / "joined.mp4"
+    gpupipe.render(folder, joined, device="cpu", audio=sound, features=folder / "aud_ave.npy", segments="0")
+    assert main(["join", str(joined), "--isolate"]) == 0
+    assert joined.read_bytes() == paths[1].read_bytes()
 
 
 def test_the_same_errors(video: Path) -> None:

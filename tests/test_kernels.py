@@ -316,7 +316,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, talker: Path) -> dict[str, 
         pytest.skip("counts with softcuda, which needs g++")
     folder = tmp_path_factory.mktemp("report")
     rectangles = talker / "cache" / "crop_rectangles.json"
-    command = [sys.executable, str(REPORT), "--rectangles", str(rectangles), "--output", str(folder)]
+    command = [sys.executable, str(REPORT), "--quick", "--rectangles", str(rectangles), "--output", str(folder)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads((folder / "kernels.json").read_text(encoding="utf-8"))["kernels"]
@@ -335,7 +335,7 @@ def test_registers_spills_and_vectors(report: dict[str, Any], kernel: str) -> No
     for architecture, costs in on.items():
         assert costs["registers"] <= 64, architecture
         assert costs["spill_bytes"] == 0, architecture
-        if not kernel.startswith("prepare"):
+        if not kernel.startswith("prepare") and architecture in ("sm_75", "sm_120"):
             assert costs["loads_128"] >= kernels.CHUNKS_A_THREAD, architecture
             assert costs["stores_128"] >= kernels.CHUNKS_A_THREAD, architecture
 

@@ -21,7 +21,7 @@ from gpupipe.report.circumstances import circumstances
 from gpupipe.report.page import html_page
 from gpupipe.report.plots import Bar, bars, lines, nice_ticks
 from gpupipe.report.results import Change, Result, compare, differences_in_kind, failures, load, load_all, wrong
-from gpupipe.report.tables import aligned, mark, stage_table, tables, text
+from gpupipe.report.tables import DASH, aligned, mark, stage_table, tables, text
 from gpupipe.trace import PARTS
 
 
@@ -81,7 +81,8 @@ def measurement() -> Result:
             for batch in (1, 4) for workers in (1, 2)
         ],
         "memory": {
-            "sequential": {"preload_seconds": 1.5, "peak_rss_bytes": 3e8, "cache_bytes": 1e8, "device_bytes": 0}
+            "sequential": {"preload_seconds": 1.5, "first_frame_seconds": 0.25, "peak_rss_bytes": 3e8,
+                           "cache_bytes": 1e8, "device_bytes": 0}
         },
     }  # fmt: skip
 
@@ -376,8 +377,8 @@ def test_the_page_needs_nothing_from_outside(count: int) -> None:
     for reference in ("http:", "https:", "url(", "@import", "//"):
         assert reference not in content
     assert "viewport" in {value for _, value in found.attributes}
-    # Three stages, the parts of a render, a sweep and memory; with several, their stages side by side too.
-    assert found.tags.count("svg") == 6 * count + (3 if count > 1 else 0)
+    # Three stages, the parts of a render, a sweep, the first frame and memory; with several, stages side by side too.
+    assert found.tags.count("svg") == 7 * count + (3 if count > 1 else 0)
 
 
 def test_the_page_holds_the_tables() -> None:
@@ -385,6 +386,19 @@ def test_the_page_holds_the_tables() -> None:
     for words in ("differing pixels", "Compositing", "Whole render", "batch 4", "a note", "How to reproduce",
                   "gpupipe bench talker", "not installed", "Megabytes"):  # fmt: skip
         assert words in shown, words
+
+
+def test_the_first_frame_is_told_where_it_was_measured() -> None:
+    result = measurement()
+    starting = next(table for title, table in tables(result) if title.startswith("Starting"))
+    assert starting == [
+        ["way", "first frame", "loading", "peak resident", "of it cached frames", "on the device"],
+        ["sequential", "0.25 s", "1.50 s", "300 MB", "100 MB", "0 MB"],
+    ]
+    assert "The first frame" in Page(html_page([("run", result)])).text
+    del result["memory"]["sequential"]["first_frame_seconds"]  # as in older files
+    assert next(table for title, table in tables(result) if title.startswith("Starting"))[1][1] == DASH
+    assert "The first frame" not in Page(html_page([("run", result)])).text
 
 
 def test_names_are_text_in_the_page() -> None:

@@ -81,7 +81,12 @@ def test_pytest_starts_itself_again_and_reports_as_ever(capture: str) -> None:
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("test session starts") == 1
     assert "1 passed in" in done.stdout.splitlines()[-1]
-    none = pytest_elsewhere(ONE_CUDA_TEST, f"--capture={capture}", "-k", "nothing")
+
+
+@cuda
+@softcuda_only
+def test_pytest_starts_itself_again_and_tells_its_exit_status() -> None:
+    none = pytest_elsewhere(ONE_CUDA_TEST, "-k", "nothing")
     assert none.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
     assert "1 deselected" in none.stdout.splitlines()[-1]
 

@@ -74,6 +74,7 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
             workers=max(fitting, default=min(worker_counts)),
             precisions=options.precision,
             feature_cache=options.feature_cache,
+            limits=options.limits,
         )
     )
     if scene.speech_repeats > 1:

@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gpupipe.bench.predictions import fill_predictions, place_predictions, prediction_in
 from gpupipe.bench.scene import Scene
-from gpupipe.bench.way import SWSCALE, Floats, Pixels, Save, Way
+from gpupipe.bench.way import SWSCALE, Floats, NoTrace, Pixels, Save, Way
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.cpu import CpuCompositor, CpuSlot
 from gpupipe.compose.protocol import Drawing
 from gpupipe.compose.surface import Surface
 from gpupipe.engine.holdings import Parts
 from gpupipe.engine.lane import LaneSlot
+from gpupipe.engine.session import Session
 from gpupipe.errors import GpupipeError
 from gpupipe.geometry import speech_position
 from gpupipe.options import ModelOptions, Precision, SpeechOptions
@@ -61,8 +63,25 @@ class GpupipeWay(Way):
 
     def open(self) -> None:
         """Open an engine, and have it load what a session needs: the character's frames, the model, slots."""
+        self._open_engine()
+        self._describe(self._hold())
+
+    def start(self, save: Save) -> float:
+        """See `Way`: on the CPU the frames are drawn while others are decoded."""
+        began = time.perf_counter()
+        self._open_engine()
+        order = replace(self._order, total=min(self.batch_size, self.scene.frame_count))
+        with self._engine.open_session(order, lambda _: self._speech, trace=NoTrace()) as session:
+            self._drawn(session, save, NoTrace())
+            if session.coming is not None:
+                session.coming.wait()
+            loading = time.perf_counter() - began
+        self._describe(self._hold())
+        return loading
+
+    def _open_engine(self) -> None:
         scene = self.scene
-        free = _free_bytes() if self.device == "cuda" else 0
+        self._free_before = _free_bytes() if self.device == "cuda" else 0
         features = scene.options.feature_cache if self.keeps_features else "off"
         self._engine = engine = self.closing.enter_context(
             Engine(device=self.device, workers=scene.workers, feature_cache=features, cache=ALL)
@@ -82,19 +101,23 @@ class GpupipeWay(Way):
         )
         self._order = plan.order
         self._gpu: Any = engine.backend.gpu
-        parts = self._hold()
+        self._said = (*engine.notes, *plan.notes)
+
+    def _describe(self, parts: Parts) -> None:
+        """Tell what is run, once it is open."""
+        scene = self.scene
         self.batch_size, self.cache_bytes = parts.lane.batch, self._order.spec.cache_bytes
         converted = (
             "no frame converted" if self.pixel_format == "nv12" else f"frames converted for the encoder by {SWSCALE}"
         )
         self.dtype, self.frames_a_run = parts.lane.kind.dtype, parts.lane.model.chunk
-        self.notes = (converted, *engine.notes, *plan.notes, *parts.notes, *self._break_even(parts))
+        self.notes = (converted, *self._said, *parts.notes, *self._break_even(parts))
         if self._gpu is None:
             # One thread against one thread; `parallel` and the sweep show what more of them do.
             self.threads = {"compose": 1, "render": min(scene.workers, self.batch_size)}
         else:
             self.gpu_provider = parts.lane.model.provider
-            self.device_bytes = free - self._gpu.free_bytes
+            self.device_bytes = self._free_before - self._gpu.free_bytes
             if "softcuda" in self._gpu.name:
                 self.meaningless = f"{self._gpu.name} is a GPU in software, for tests of correctness"
 
@@ -104,11 +127,11 @@ class GpupipeWay(Way):
         compositor, slot = self._alone(parts) if gpu is None else (parts.lane.compositor, parts.lane.free[-1].buffers)
         begin, end = (None, None) if gpu is None else (gpu.event(timing=True), gpu.event(timing=True))
         if gpu is not None:
-            self._fill_predictions(slot)
+            fill_predictions(slot, self.scene.predictions, gpu)
         seconds = 0.0
         for drawings in self._batches(parts):
             if gpu is None:
-                self._place_predictions(slot, drawings)
+                place_predictions(slot, self.scene.predictions, drawings)
             else:
                 gpu.record(begin, gpu.compute_stream)
             compositor.prepare(slot, drawings)
@@ -152,7 +175,7 @@ class GpupipeWay(Way):
             lane.compositor.prepare(slot.buffers, drawings)
             lane.compositor.ready(slot.buffers)
             self._predict(parts, slot, drawings)
-            predictions.append(self._prediction(slot)[: len(drawings)])
+            predictions.append(prediction_in(slot, self._gpu)[: len(drawings)])
             found += len(drawings)
             if found >= wanted:
                 break
@@ -163,10 +186,13 @@ class GpupipeWay(Way):
         self._let_go()  # the session takes the same, and finds it all open
         order = replace(self._order, total=frame_count)
         with self._engine.open_session(order, lambda _: self._speech, trace=trace) as session:
-            for surface in session:
-                with trace.span(SAVE, 1):
-                    save(_on_host(surface))
-                surface.release()
+            self._drawn(session, save, trace)
+
+    def _drawn(self, session: Session, save: Save, trace: Trace) -> None:
+        for surface in session:
+            with trace.span(SAVE, 1):
+                save(_on_host(surface))
+            surface.release()
 
     def renew(self) -> None:
         """See `Way`: features are what is made."""
@@ -254,36 +280,6 @@ class GpupipeWay(Way):
                 )
                 for output, memory in zip(outputs, parts.memory, strict=False)
             ]  # fmt: skip
-
-    def _prediction(self, slot: LaneSlot[Any]) -> Floats:
-        """What the model has put into a slot, on the host."""
-        prediction = slot.buffers.prediction
-        if isinstance(prediction, np.ndarray):
-            return np.asarray(prediction, np.float32).copy()
-        host: np.ndarray[Any, Any] = self._gpu.pinned(prediction.shape, prediction.dtype)
-        self._gpu.copy(host, prediction, self._gpu.compute_stream)
-        self._gpu.synchronize()
-        return host.astype(np.float32)
-
-    def _place_predictions(self, slot: Any, drawings: list[Drawing[Any, Any]]) -> None:
-        """Let a slot on the host have the predictions of a batch, without a copy where they lie together."""
-        given, count = self.scene.predictions, len(drawings)
-        first = drawings[0].surface.index % len(given)
-        part = given[first : first + count]
-        if len(part) < count:
-            part = given[(first + np.arange(count)) % len(given)]
-        slot.prediction = part.astype(slot.prediction.dtype, copy=False)
-
-    def _fill_predictions(self, slot: Any) -> None:
-        """Put the predictions of the first batch into a slot on the device: of every batch, as it is as large."""
-        gpu, given, prediction = self._gpu, self.scene.predictions, slot.prediction
-        if isinstance(prediction, np.ndarray):
-            prediction[: len(given)] = given
-            return
-        host = gpu.pinned(prediction.shape, prediction.dtype)
-        host[: len(given)] = given
-        gpu.copy(prediction, host, gpu.compute_stream)
-        gpu.synchronize()
 
 
 def _on_host(surface: Surface) -> Pixels:

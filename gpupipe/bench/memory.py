@@ -1,4 +1,4 @@
-"""What each way needs: seconds to load, resident memory, device memory. Each in a process of its own."""
+"""What each way needs, in a process of its own: seconds to load and to the first frame, resident and device memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from gpupipe.machine import peak_rss_bytes
 
 
 def measure_memory(options: SceneOptions, name: str) -> dict[str, Any]:
-    """Open one way in a new process, and render a few batches to a video.
+    """Open one way in a new process, draw its first frame, and render a few batches to a video.
 
     Returns:
-        `preload_seconds`: decoding, caching and opening the model; `peak_rss_bytes` of the whole process;
+        `preload_seconds`: decoding, caching and opening the model; `first_frame_seconds`: from the same beginning to
+        the first finished frame, which need not wait for all of it; `peak_rss_bytes` of the whole process;
         `cache_bytes`: the character's frames; `device_bytes`: what the way holds of a GPU's memory.
     """
     # Not forked: a fork would inherit what this process holds.
@@ -32,14 +33,15 @@ def _measure(options: SceneOptions, name: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")  # the parent has shown what is odd about the character
     scene = Scene(options)
     way = way_named(scene, name)
+    drawn: list[float] = []
     began = time.perf_counter()
-    way.open()
-    preload = time.perf_counter() - began
+    preload = way.start(lambda frame: drawn.append(time.perf_counter()))
     frame_count = min(scene.frame_count, 3 * scene.batch_size)
     with tempfile.TemporaryDirectory() as folder, way.encoder(Path(folder) / "out.mp4") as save:
         way.render(save, NoTrace(), frame_count)
     found = {
         "preload_seconds": round(preload, 3),
+        "first_frame_seconds": round(drawn[0] - began, 3),
         "peak_rss_bytes": peak_rss_bytes(),
         "cache_bytes": way.cache_bytes,
         "device_bytes": way.device_bytes,

@@ -10,6 +10,7 @@ from typing import NamedTuple, get_args
 from gpupipe.bench.registry import FAMILIES
 from gpupipe.bench.way import BENCH_STAGES, BenchStage
 from gpupipe.errors import OptionError
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.options import Precision, read_bytes
 
 
@@ -25,6 +26,8 @@ class Effort(NamedTuple):
 
 FULL = Effort(frame_count=100, batch_sizes=(1, 4, 8), worker_counts=(1, 2, 4, 8), runs=5, sweep_runs=3)
 QUICK = Effort(frame_count=24, batch_sizes=(1, 4), worker_counts=(1, 2), runs=3, sweep_runs=1)
+
+SWITCHES = ("quick", "isolate")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class BenchOptions:
         feature_cache: as `EngineOptions.feature_cache`: other than "off", gpupipe is compared with and without.
         runs: timed passes of each way and stage.
         quick: do less where nothing is asked for.
+        max_pixels, max_frames, isolate: what is taken of the character's files, as `EngineOptions` has it.
     """
 
     character: Path | None = None
@@ -56,6 +60,14 @@ class BenchOptions:
     feature_cache: str = "off"
     runs: int | None = None
     quick: bool = False
+    max_pixels: int = DEFAULT.max_pixels
+    max_frames: int = DEFAULT.max_frames
+    isolate: bool = DEFAULT.isolate
+
+    @property
+    def limits(self) -> Limits:
+        """What is taken of the character's files."""
+        return Limits(self.max_pixels, self.max_frames, isolate=self.isolate)
 
     @property
     def effort(self) -> Effort:
@@ -76,11 +88,11 @@ class BenchOptions:
         words = ["gpupipe bench", *([folder.name] if self.character else [])]
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if value != entry.default and entry.name not in ("character", "quick"):
+            if value != entry.default and entry.name not in ("character", *SWITCHES):
                 shown = value.name if isinstance(value, Path) else value
                 flag = entry.name.replace("_", "-")
                 words.append(f"--{flag} {','.join(map(str, shown)) if isinstance(shown, tuple) else shown}")
-        return " ".join([*words, *(["--quick"] if self.quick else [])])
+        return " ".join([*words, *(f"--{name}" for name in SWITCHES if getattr(self, name))])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

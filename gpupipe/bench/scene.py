@@ -18,6 +18,7 @@ from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.geometry import Rect, frame_order, speech_position
 from gpupipe.machine import cpu_count
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import read_frames
 from gpupipe.model.cache import Cached
 from gpupipe.model.quality import mouth_region
@@ -46,6 +47,7 @@ class SceneOptions:
         workers: compositing threads, for the ways that have them.
         precisions: of the model, for the ways that have several.
         feature_cache: `EngineOptions.feature_cache`, for the ways that keep features.
+        limits: what is taken of the character's files.
     """
 
     character: Path
@@ -55,6 +57,7 @@ class SceneOptions:
     workers: int
     precisions: tuple[Precision, ...] = ("fp32",)
     feature_cache: str = "off"
+    limits: Limits = DEFAULT
 
 
 class Scene:
@@ -77,7 +80,7 @@ class Scene:
         self.options = options
         self.frame_count, self.batch_size = options.frame_count, options.batch_size
         self.workers = options.workers
-        self.character = Character.load(options.character)
+        self.character = Character.load(options.character, options.limits)
         self.layout, self.body_info = self.character.layout, self.character.body
         rows, fps = read_features(self.character.features_path), self.body_info.fps
         self.speech_frames = frames_of_rows(len(rows), fps)
@@ -114,17 +117,17 @@ class Scene:
     @cached_property
     def body(self) -> list[Pixels]:
         """Body frames, uint8 `[H, W, 3]`."""
-        return list(read_frames(self.body_info.path, "bgr24", self._sources))
+        return list(read_frames(self.body_info.path, "bgr24", self._sources, self.options.limits))
 
     @cached_property
     def body_nv12(self) -> list[Pixels]:
         """Body frames, uint8 `[H * 3 // 2, W]`."""
-        return list(read_frames(self.body_info.path, "nv12", self._sources))
+        return list(read_frames(self.body_info.path, "nv12", self._sources, self.options.limits))
 
     @cached_property
     def crops(self) -> list[Pixels]:
         """Crops, uint8 `[C, C, 3]`."""
-        return list(read_frames(self.character.crops.path, "bgr24", self._sources))
+        return list(read_frames(self.character.crops.path, "bgr24", self._sources, self.options.limits))
 
     @cached_property
     def rects(self) -> tuple[Rect, ...]:

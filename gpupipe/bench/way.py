@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -98,6 +99,18 @@ class Way(ABC):
     @abstractmethod
     def open(self) -> None:
         """Decode, cache, open the model: what is done once, before the first frame."""
+
+    def start(self, save: Save) -> float:
+        """Open, and draw the first batch as soon as it can be, as a render does that finds nothing open.
+
+        Returns:
+            Seconds until everything was open, decoded and cached.
+        """
+        began = time.perf_counter()
+        self.open()
+        loading = time.perf_counter() - began
+        self.render(save, NoTrace(), self.batch_size)
+        return loading
 
     @abstractmethod
     def compose(self, save: Save) -> float | None:

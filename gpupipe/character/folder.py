@@ -193,7 +193,8 @@ def examine(path: Path | str, limits: Limits = DEFAULT) -> tuple[Character | Non
         )
     # Bounded, for one wild frame number would otherwise be reported as a million missing frames.
     listed_frames = range(min(count, 2 * len(entries) + 1))
-    rects = [_rectangle(path / RECTANGLES, frame, entries, body, faults) for frame in listed_frames]
+    rectangles = path / RECTANGLES
+    rects = [_rectangle(rectangles, frame, entries, body, faults) for frame in listed_frames]
     if faults or body is None or crops is None or layout is None:
         return None, faults, notes
     both = (recorded[0], recorded[1]) if len(recorded) == 2 and recorded[0] and recorded[1] else None

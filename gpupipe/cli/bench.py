@@ -7,12 +7,15 @@ import sys
 from dataclasses import fields
 
 from gpupipe import bench, report
+from gpupipe.cli.arguments import add_options
 from gpupipe.cli.show import check_folders, write_json, write_text
+from gpupipe.options import LimitKeywords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The parameters of `bench.run`, and where what was measured goes."""
     bench.add_arguments(parser)
+    add_options(parser, LimitKeywords)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,17 +7,20 @@ import sys
 from pathlib import Path
 
 from gpupipe.character.folder import Character
+from gpupipe.cli.arguments import add_options, given
 from gpupipe.cli.show import check_folders, write_json, write_text
 from gpupipe.doctor.optimised import report
 from gpupipe.errors import OptionError, OutputError
 from gpupipe.geometry import CropLayout
 from gpupipe.log import Log
+from gpupipe.media.limits import Limits
 from gpupipe.model.fold import OPEN_SIZES
 from gpupipe.model.graph import load_onnx, write_graph
 from gpupipe.model.optimise import PRECISIONS, below_floor, optimise
 from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.model.samples import SampleSet, noise_set
 from gpupipe.model.signature import Signature
+from gpupipe.options import LimitKeywords
 from gpupipe.render.samples import FRAMES, sample_set
 from gpupipe.report.optimised import html_page, lines
 
@@ -35,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="write the model even if it draws too badly")
     add("--overwrite", action="store_true", help="replace an existing file")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
+    add_options(parser, LimitKeywords)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,7 +85,7 @@ def _check(options: argparse.Namespace) -> None:
 def _source(options: argparse.Namespace) -> tuple[Character | None, Path, SampleSet]:
     """The character, if there is one, the model's file, and what it is judged by."""
     if options.source.is_dir():
-        character = Character.load(options.source)
+        character = Character.load(options.source, Limits(**given(options, LimitKeywords)))
         return character, options.model or character.model_path, sample_set(character)
     if options.model is not None:
         raise OptionError(

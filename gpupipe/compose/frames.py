@@ -68,7 +68,7 @@ class FrameSpec:
         """The recorded inputs of one frame: `[6, S, S]`, planes B, G, R of the roi, then of the masked roi."""
         return (6, self.layout.model_size, self.layout.model_size)
 
-    @property
+    @cached_property
     def largest_rect(self) -> int:
         """Pixels of the largest rectangle."""
         return max((rect.width * rect.height for rect in self.rects), default=0)

@@ -127,7 +127,7 @@ class RandomReader:
 
     @cached_property
     def _index(self) -> FrameIndex:
-        return index_frames(self._info.path, self._info.limits)
+        return _index(self._info)
 
     @property
     def path(self) -> Path:
@@ -170,6 +170,10 @@ class RandomReader:
         self._frames = None
 
 
+def _index(info: VideoInfo) -> FrameIndex:
+    return index_frames(info.path, info.limits) if info.index is None else info.index
+
+
 def _frames(
     info: VideoInfo, pixel_format: PixelFormat, numbers: range, index: FrameIndex | None = None
 ) -> Generator[Any]:
@@ -182,7 +186,7 @@ def _frames(
         return
     start: tuple[Start, ...] = ()
     if numbers.start:
-        index = index or index_frames(info.path, info.limits)
+        index = index or _index(info)
         start = (index.start(numbers.start, numbers.stop),)
     for frame in read_frames(info.path, pixel_format, numbers.stop, info.limits, *start):
         if frame.shape != shape:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from gpupipe.model.digest import Digest, digest
+from gpupipe.model.digest import Digest, digest, sha256
 
 
 class Closable(Protocol):
@@ -95,28 +95,49 @@ class Digests:
     file that many jobs have is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Path, int, int], Digest] = {}
+        self._models: dict[_Seen, Digest] = {}
+        self._files: dict[_Seen, str] = {}
 
     def of(self, path: Path) -> Hashable:
-        """A key of the file's content; of its path too where it may keep its weights in files beside it."""
+        """A key of a model file's content; of its path too where it may keep its weights in files beside it."""
         try:
-            return self._digest(path)
+            return self._of_model(path)
         except OSError:
             return path.resolve()  # opening it will say what is wrong
 
-    def sha256(self, path: Path) -> str:
-        """The SHA-256 of the file, in hexadecimal digits.
+    def sha256(self, path: Path, *, is_model: bool = False) -> str:
+        """The SHA-256 of any file, in hexadecimal digits.
+
+        Args:
+            path: the file.
+            is_model: whether `of` will be asked too; both read it once then.
 
         Raises:
             OSError: it cannot be read.
         """
-        return self._digest(path).sha256
+        if is_model:
+            return self._of_model(path).sha256
+        seen = _seen(path)
+        if seen not in self._files:
+            self._files[seen] = sha256(seen.path)
+        return self._files[seen]
 
-    def _digest(self, path: Path) -> Digest:
-        """Read again only if the file's size or time has changed."""
-        path = path.resolve()
-        stat = path.stat()
-        seen = (path, stat.st_size, stat.st_mtime_ns)
-        if seen not in self._known:
-            self._known[seen] = digest(path)
-        return self._known[seen]
+    def _of_model(self, path: Path) -> Digest:
+        seen = _seen(path)
+        if seen not in self._models:
+            self._models[seen] = digest(seen.path)
+        return self._models[seen]
+
+
+class _Seen(NamedTuple):
+    """A file as it is now: it is read again only if its size or time has changed."""
+
+    path: Path
+    nbytes: int
+    mtime_ns: int
+
+
+def _seen(path: Path) -> _Seen:
+    path = path.resolve()
+    stat = path.stat()
+    return _Seen(path, stat.st_size, stat.st_mtime_ns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +42,7 @@ def main(question: dict[str, Any], out: BinaryIO) -> None:
 
 def _answers(call: str, path: Path, limits: Limits, arguments: dict[str, Any]) -> Iterator[Any]:
     if call == "probe":
-        yield asdict(probe(path, limits))
+        yield asdict(replace(probe(path, limits), index=None))  # which `index_frames` is asked for where it is needed
     elif call == "read_frames":
         start = Start(**arguments["start"])
         yield from read_frames(path, arguments["pixel_format"], arguments["count"], limits, start)

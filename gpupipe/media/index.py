@@ -6,7 +6,7 @@ One of the few rooms that use PyAV; `tests/test_layering.py` names them.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,14 @@ class Start(NamedTuple):
 
 
 BEGINNING = Start()
+
+
+class Timing(NamedTuple):
+    """When a frame is shown and decoded, in the stream's time base, and whether it is a keyframe."""
+
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
 
 
 class NotThereError(Exception):
@@ -87,23 +95,35 @@ def index_frames(path: Path | str, limits: Limits = DEFAULT) -> FrameIndex:
             limits,
             lambda told: FrameIndex(tuple(told["pts"]), tuple((number, dts) for number, dts in told["keyframes"])),
         )
-    shown: list[int] = []
-    keys: list[tuple[int, int]] = []
     with opened(path, limits) as (container, stream):
-        if "mov" not in container.format.name.split(","):
+        if not can_seek(container):
             return FrameIndex()
+        timings = []
         try:
             for packet in container.demux(stream):
-                if not packet.size or packet.is_discard:
-                    continue
-                if packet.pts is None or packet.dts is None:
-                    return FrameIndex()
-                shown.append(packet.pts)
-                limits.check_frames(path, len(shown))
-                if packet.is_keyframe:
-                    keys.append((packet.pts, packet.dts))
+                if packet.size and not packet.is_discard:
+                    timings.append(Timing(packet.pts, packet.dts, packet.is_keyframe))
+                    limits.check_frames(path, len(timings))
         except av.FFmpegError as error:
             raise MediaError(f"cannot be read: {reason(error)}", file=path, remedy="write it again") from error
+    return index_of(timings)
+
+
+def can_seek(container: av.container.InputContainer) -> bool:
+    """Whether a file's table of samples says which are keyframes."""
+    return "mov" in container.format.name.split(",")
+
+
+def index_of(timings: Iterable[Timing]) -> FrameIndex:
+    """The index of frames that come in the order of decoding."""
+    shown: list[int] = []
+    keys: list[tuple[int, int]] = []
+    for pts, dts, is_keyframe in timings:
+        if pts is None or dts is None:
+            return FrameIndex()
+        shown.append(pts)
+        if is_keyframe:
+            keys.append((pts, dts))
     shown.sort()
     numbers = {pts: number for number, pts in enumerate(shown)}
     if len(numbers) < len(shown):  # two frames at one time: which is which cannot be told

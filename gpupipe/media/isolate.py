@@ -33,7 +33,8 @@ MEMORY: Final = 4 << 30
 SECONDS = 60.0
 """How long the first answer may take, of a whole file's packets; each more gives SECONDS_AN_ANSWER."""
 SECONDS_AN_ANSWER: Final = 1.0
-LONGEST_HEADER: Final = 1 << 20
+LONGEST_HEADER: Final = 1 << 26
+"""Bytes of JSON: the times of a million frames, each a keyframe, take 50 MB."""
 COMMAND: Final = (sys.executable, "-P", "-m", "gpupipe.media.decoder")
 
 _DTYPES: Final = {name: np.dtype(name) for name in ("|u1", "<f4")}

@@ -6,7 +6,7 @@ One of the few rooms that use PyAV; `tests/test_layering.py` names them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import DEFAULT_MATRIX, Colour, PixelFormat
 from gpupipe.errors import GpupipeError, MediaError, reason
-from gpupipe.media.index import BEGINNING, NotThereError, Start, frames_from
+from gpupipe.media.index import BEGINNING, FrameIndex, NotThereError, Start, Timing, can_seek, frames_from, index_of
 from gpupipe.media.isolate import isolated, isolated_facts
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.matroska import is_matroska, shortfall
@@ -34,7 +34,7 @@ FASTEST_FPS: Final = Fraction(1000)
 class _Packet(NamedTuple):
     """What counting frames needs of a packet; its data is let go of, or a whole file would be held."""
 
-    seconds: float | None
+    timing: Timing
     is_corrupt: bool
     is_discard: bool
 
@@ -55,6 +55,7 @@ class VideoInfo:
         timing_error_seconds: the furthest that a frame's own time is from its number over `fps`, both counted from the
             first frame: 0, or the rounding of timestamps, at a constant rate.
         limits: under which it is read.
+        index: where its frames are, for reading that does not begin at the first; None: to be asked for.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class VideoInfo:
     sample_aspect_ratio: Fraction
     timing_error_seconds: float = 0.0
     limits: Limits = DEFAULT
+    index: FrameIndex | None = field(default=None, compare=False, repr=False)
 
 
 def require_even(
@@ -98,9 +100,8 @@ def _packets(
     try:
         for packet in container.demux(stream):
             if packet.size:
-                timed = packet.pts is not None and packet.time_base is not None
-                seconds = float(packet.pts * packet.time_base) if timed else None  # type: ignore[operator]
-                found.append(_Packet(seconds, packet.is_corrupt, packet.is_discard))
+                timing = Timing(packet.pts, packet.dts, packet.is_keyframe)
+                found.append(_Packet(timing, packet.is_corrupt, packet.is_discard))
                 limits.check_frames(path, len(found))
     except av.FFmpegError as error:
         raise MediaError(f"cannot be read: {reason(error)}", file=path, remedy="write it again") from error
@@ -152,13 +153,14 @@ def probe(path: Path | str, limits: Limits = DEFAULT) -> VideoInfo:
                 short = shortfall(path, again, float(1 / fps))
             if short is not None:
                 raise MediaError(f"is truncated: {short}", file=path, remedy="write it again")
+        shown = [packet.timing for packet in packets if not packet.is_discard]
         return VideoInfo(
             path=path,
             codec=context.name,
             width=context.width,
             height=context.height,
             fps=Fraction(fps),
-            frames=sum(not packet.is_discard for packet in packets),
+            frames=len(shown),
             colour=Colour(
                 # 0 is RGB, whose frames are converted.
                 matrix=int(context.colorspace) or DEFAULT_MATRIX,
@@ -167,8 +169,9 @@ def probe(path: Path | str, limits: Limits = DEFAULT) -> VideoInfo:
                 transfer=int(context.color_trc),
             ),
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
-            timing_error_seconds=_timing_error(packets, float(fps)),
+            timing_error_seconds=_timing_error(shown, stream.time_base, float(fps)),
             limits=limits,
+            index=index_of(shown) if can_seek(container) else FrameIndex(),
         )
 
 
@@ -178,8 +181,11 @@ def _info(path: Path, limits: Limits, told: dict[str, Any]) -> VideoInfo:
     return VideoInfo(**told | ratios | {"path": path, "colour": Colour(**told["colour"]), "limits": limits})
 
 
-def _timing_error(packets: list[_Packet], fps: float) -> float:
-    times = sorted(packet.seconds for packet in packets if packet.seconds is not None and not packet.is_discard)
+def _timing_error(timings: list[Timing], time_base: Fraction | None, fps: float) -> float:
+    if time_base is None:
+        return 0.0
+    up, down = time_base.as_integer_ratio()
+    times = sorted(timing.pts * up / down for timing in timings if timing.pts is not None)
     return max((abs(time - times[0] - number / fps) for number, time in enumerate(times)), default=0.0)
 
 

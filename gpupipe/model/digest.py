@@ -1,4 +1,4 @@
-"""What a model file holds, told by its SHA-256."""
+"""What a file holds, a model above all, told by its SHA-256."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def digest(path: Path) -> Digest:
             external = external or b"location" in tail + chunk
             tail = chunk[-8:]
     return Digest(found.hexdigest(), path.parent if external else None)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of any file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

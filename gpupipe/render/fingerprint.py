@@ -47,16 +47,17 @@ def fingerprint(
     on_gpu = any(gpu is not None for gpu in gpus)
     digests = engines[0].holdings.digests  # which knows what an earlier job has read: a body of an hour takes seconds
 
-    def hash_of(path: Path) -> str:
+    def hash_of(path: Path, *, is_model: bool = False) -> str:
         try:
-            return digests.sha256(path)
+            return digests.sha256(path, is_model=is_model)
         except OSError as error:
             raise OutputError(f"cannot be read: {reason(error)}", file=path, remedy="check its rights") from error
 
     found = {path.name: hash_of(path) for path in order.files()}
     if order.model.is_file():  # else opening it says that it is missing
         files = [file for file in weight_files(order.model, "model") if file.is_file()]
-        found |= {"model": hash_of(order.model)} | {f"model: {file.name}": hash_of(file) for file in files}
+        found["model"] = hash_of(order.model, is_model=True)
+        found |= {f"model: {file.name}": hash_of(file) for file in files}
     found |= _speech(plan, said, hash_of)
     found |= {
         "--frames": str(plan.total),
@@ -84,7 +85,7 @@ def fingerprint(
     return found | {name: version for name in packages if (version := package_version(name)) is not None}
 
 
-def _speech(plan: Plan, said: SpeechOptions, hash_of: Callable[[Path], str]) -> dict[str, str]:
+def _speech(plan: Plan, said: SpeechOptions, hash_of: Callable[..., str]) -> dict[str, str]:
     """Of the files and arrays that the features and the sound come from."""
     found = {"sound": "none" if plan.speech.sound is None else hash_of(plan.speech.sound)}
     if isinstance(said.features, np.ndarray):
@@ -93,7 +94,7 @@ def _speech(plan: Plan, said: SpeechOptions, hash_of: Callable[[Path], str]) -> 
         found["features"] = hash_of(Path(said.features))
     elif said.audio is not None:
         encoder = plan.character.audio_encoder_path if said.audio_encoder is None else Path(said.audio_encoder)
-        found |= {"--audio": hash_of(Path(said.audio)), "audio encoder": hash_of(encoder)}
+        found |= {"--audio": hash_of(Path(said.audio)), "audio encoder": hash_of(encoder, is_model=True)}
     else:
         found["features"] = hash_of(plan.character.features_path)
     return found

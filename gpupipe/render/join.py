@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpupipe.errors import OutputError
 from gpupipe.log import Log
+from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.render.durable import hash_of
 from gpupipe.render.image_output import join_images, parts_beside
 from gpupipe.render.manifest import Manifest, read_manifest
@@ -22,17 +23,20 @@ SHOWN = 8
 """The most segments that an error lists."""
 
 
-def join_parts(output: Path | str, *, overwrite: bool = False) -> Manifest:
+def join_parts(output: Path | str, *, overwrite: bool = False, limits: Limits = DEFAULT) -> Manifest:
     """Join the segments beside an output, which `render --segments` has left there, and give it its name.
 
     Args:
         output: the video, or the folder of images, as the renders were given it.
         overwrite: replace what has that name.
+        limits: what is taken of the sound. Where a process of its own decodes it, as `isolate` has it, it is encoded
+            and not copied, as such a render does.
 
     Returns:
         What was joined.
 
     Raises:
+        MediaError: the sound cannot be read, or goes beyond the limits.
         OutputError: segments are missing, or not what was written; others still render some; the sound has changed; or
             it cannot be written.
     """
@@ -63,7 +67,7 @@ def join_parts(output: Path | str, *, overwrite: bool = False) -> Manifest:
         with naming(path), _log.timed("segments joined", output=path, segments=manifest.count):
             if video:
                 assert manifest.fps is not None
-                join_segments(parts, manifest.suffix, Fraction(manifest.fps), sound)
+                join_segments(parts, manifest.suffix, Fraction(manifest.fps), sound, limits)
             else:
                 join_images(parts, path)
     except BaseException:

@@ -101,6 +101,7 @@ def _one(result: Result) -> Iterator[str]:
         yield "<h2>Frames a second over batches and workers</h2>"
         yield from _sweep(result)
     if result["memory"]:
+        yield from _starting(result["memory"])
         yield "<h2>Memory</h2>"
         yield legend(["cached frames", "everything else"])
         yield bars(
@@ -122,6 +123,18 @@ def _one(result: Result) -> Iterator[str]:
         [[way, "; ".join([entry["about"], *entry["notes"]])] for way, entry in result["ways"].items()], "facts"
     )
     yield f"<h2>How to reproduce</h2><p><code>{escape(settings['command'])} --json FILE --html FILE</code></p>"
+
+
+def _starting(rows: dict[str, Any]) -> Iterator[str]:
+    """How long the first frame takes where nothing is loaded; nothing of measurements that do not tell."""
+    if any("first_frame_seconds" not in row for row in rows.values()):
+        return
+    yield "<h2>The first frame</h2>"
+    yield bars(
+        [Bar(way, [row["first_frame_seconds"]], row["preload_seconds"]) for way, row in rows.items()],
+        unit="Seconds from where nothing is open to the first finished frame. Thick stroke: all frames are loaded.",
+        title="Seconds to the first frame by way",
+    )
 
 
 def _several(results: Sequence[tuple[str, Result]]) -> Iterator[str]:

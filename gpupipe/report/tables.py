@@ -35,7 +35,7 @@ def tables(result: Result) -> Iterator[tuple[str, Table]]:
     if result["sweep"]:
         yield "Whole renders over batches and workers", _sweep_table(result["sweep"])
     if result["memory"]:
-        yield "Memory, each way in a process of its own", _memory_table(result["memory"])
+        yield "Starting and memory, each way in a process of its own", _memory_table(result["memory"])
     if len(qualities := _quality_table(result)) > 1:
         yield QUALITY, qualities
     if result["floor"]["model_ms"]:
@@ -159,10 +159,12 @@ def _sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _memory_table(rows: Mapping[str, Any]) -> Table:
-    table = [["way", "loading", "peak resident", "of it cached frames", "on the device"]]
+    table = [["way", "first frame", "loading", "peak resident", "of it cached frames", "on the device"]]
     for way, row in rows.items():
         sizes = [f"{row[name] / 1e6:.0f} MB" for name in ("peak_rss_bytes", "cache_bytes", "device_bytes")]
-        table.append([way, f"{row['preload_seconds']:.2f} s", *sizes])
+        first = row.get("first_frame_seconds")  # older measurements have none
+        seconds = DASH if first is None else f"{first:.2f} s", f"{row['preload_seconds']:.2f} s"
+        table.append([way, *seconds, *sizes])
     return table
 
 
