@@ -54,8 +54,8 @@ def sound_rate(rate: int) -> int:
 class FragmentWriter:
     """Encodes frames, and the sound that belongs to them, into a fragmented MP4.
 
-    Both are H.264 and AAC; the sound keeps step with the picture, however long its encoder's delay is: its first packets
-    have negative times, which the index tells as an edit list.
+    They become H.264 and AAC. The sound keeps step with the picture, however long its encoder's delay is: its first
+    packets have negative times, which the index tells as an edit list.
 
     Args:
         width: pixels, even.

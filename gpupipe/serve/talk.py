@@ -211,6 +211,8 @@ class Talk:
     def check(self, now: float) -> None:
         """End it if its client has sent, or taken, nothing for too long."""
         longest = self._limits.idle_seconds
+        if not self.has_room:  # it is the client who waits
+            self._heard = now
         if not self._finished and now - self._heard > longest:
             self.fail(Silent(f"no sound came for {longest:.0f} s", remedy="send sound, or end the speech"))
         elif self._waits_for_taker and now - self._taken > longest:
