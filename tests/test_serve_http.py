@@ -236,7 +236,7 @@ def test_who_is_too_slow_is_sent_away(port: int) -> None:
         "trickle": trickle,
     }
     threads = [
-        threading.Thread(target=lambda name=name, case=case: results.update({name: case()}))  # type: ignore[misc]
+        threading.Thread(target=lambda name=name, case=case: results.update({name: case()}))
         for name, case in cases.items()
     ]
     for thread in threads:
