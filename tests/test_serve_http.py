@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -308,6 +309,14 @@ def test_the_page(client: httpx.Client) -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
+    assert not re.search(r"<script>|<style>|style=| on\w+=", page.text)  # which the policy would leave out
+    assert not re.search(r"https?://", page.text)
+    for name in set(re.findall(r'(?:src|href)="(/[^"]+)"', page.text)) - {"/webrtc.js"}:
+        assert client.get(name).status_code == 200
+    for script in ("/page.js", "/player.js", "/api.js"):
+        answer = client.get(script)
+        assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
+        assert all(client.get(name).status_code == 200 for name in re.findall(r'from "(/[^"]+)"', answer.text))
     for asked in ("/index.html", "/../gpupipe/serve/hub.py", "/%2e%2e/hub.py", "/page/"):
         assert client.get(asked).status_code == 404
 

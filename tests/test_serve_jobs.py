@@ -44,11 +44,11 @@ def wav(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def long_wav(wav: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 s of speech: 300 frames, in two segments."""
+    """17 s of speech: 420 frames, in two segments."""
     data = wav.read_bytes()
     path = tmp_path_factory.mktemp("sound") / "long.wav"
-    path.write_bytes(data[:40] + (10 * (len(data) - 44)).to_bytes(4, "little") + 10 * data[44:])
-    assert sum(map(len, read_pcm(path))) > 11.5 * 16_000
+    path.write_bytes(data[:40] + (14 * (len(data) - 44)).to_bytes(4, "little") + 14 * data[44:])
+    assert sum(map(len, read_pcm(path))) > 16.5 * 16_000
     return path
 
 
