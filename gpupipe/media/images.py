@@ -50,3 +50,21 @@ def png(frame: NDArray[np.uint8]) -> bytes:
     done, data = cv2.imencode(".png", frame)
     assert done, "a picture of bytes can be encoded"
     return bytes(data.tobytes())
+
+
+def jpeg(frame: NDArray[np.uint8], quality: int, *, longest_side: int | None = None) -> bytes:
+    """A picture as the bytes of a JPEG file.
+
+    Args:
+        frame: uint8 `[H, W, 3]`, bgr24.
+        quality: 1 to 100, libjpeg's scale.
+        longest_side: pixels to which a larger picture is made smaller.
+    """
+    height, width = frame.shape[:2]
+    if longest_side is not None and max(height, width) > longest_side:
+        scale = longest_side / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+    done, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, "a picture of bytes can be encoded"
+    return bytes(data.tobytes())

@@ -1,0 +1,90 @@
+"""The routes of a server, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gpupipe.errors import GpupipeError
+from gpupipe.serve.http.characters import Characters
+from gpupipe.serve.http.errors import error_response, on_error, on_http_exception
+from gpupipe.serve.http.guard import Counts, Guard
+from gpupipe.serve.http.jobs import JobRoutes
+from gpupipe.serve.http.openapi import document
+from gpupipe.serve.http.page import page_routes
+from gpupipe.serve.http.uploads import Uploads
+from gpupipe.serve.http.video import Video
+from gpupipe.serve.hub import Hub
+from gpupipe.serve.jobs import Jobs
+from gpupipe.serve.tokens import Tokens
+
+API: Final = "/v1"
+
+
+def application(
+    hub: Hub,
+    tokens: Tokens,
+    jobs: Jobs | None,
+    *,
+    metrics: Counts,
+    extra: Sequence[Route] = (),
+    cors: Sequence[str] = (),
+) -> Starlette:
+    """The application that uvicorn serves, with `protocol.protocol` for its connections.
+
+    Args:
+        hub: of the server.
+        tokens: wanted for all below `/v1`, and for `/metrics`.
+        jobs: renders to files; None: there are none.
+        metrics: told of each request, and told by `/metrics`.
+        extra: more routes, such as WebRTC's.
+        cors: origins of other servers' pages that may ask, such as `https://example.org`; "*": all.
+    """
+    characters, uploads = Characters(hub), Uploads(hub.limits)
+    routes = [
+        Route(f"{API}/characters", characters.every),
+        Route(f"{API}/characters/{{id}}", characters.one),
+        Route(f"{API}/characters/{{id}}/picture", characters.picture),
+        Route(f"{API}/characters/{{id}}/video", Video(hub, uploads), methods=["POST"]),
+        Route(f"{API}/status", characters.status),
+        *(JobRoutes(hub, jobs, uploads).routes(API) if jobs is not None else ()),
+        *extra,
+        Route("/healthz", _healthz),
+        Route("/readyz", partial(_readyz, hub)),
+        Route("/metrics", partial(_metrics, metrics)),
+        *page_routes(),
+    ]
+    text = document([*routes, Route("/openapi.json", _healthz)], tokens_wanted=tokens.wanted)
+    routes.append(Route("/openapi.json", partial(_openapi, text)))
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, tokens, metrics, cors)],
+        exception_handlers={GpupipeError: on_error, HTTPException: on_http_exception},
+    )
+
+
+async def _healthz(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _readyz(hub: Hub, _: Request) -> Response:
+    if hub.closing:
+        return error_response(503, "the server is being shut down")
+    return JSONResponse({"status": "ready"})
+
+
+async def _metrics(metrics: Counts, _: Request) -> Response:
+    text, kind = metrics.text()
+    return Response(text, headers={"content-type": kind})
+
+
+async def _openapi(text: dict[str, object], _: Request) -> Response:
+    return JSONResponse(text)

@@ -1,0 +1,83 @@
+"""uvicorn's HTTP protocol, with the limits that it has not: of a request's head, and of a client that does not read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES: Final = 65_536
+"""Of a request line and its headers."""
+
+
+def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
+    """The protocol for `uvicorn.Config(http=…)`.
+
+    A connection ends whose request's head takes longer than `idle_seconds`, or is longer than `HEAD_BYTES`, or whose
+    client has taken nothing of what is sent for `idle_seconds`.
+
+    Args:
+        idle_seconds: as in `ServeLimits`.
+    """
+
+    class Limited(HttpToolsProtocol):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self._head_bytes = 0
+            self._in_head = True
+            self._head_timer: asyncio.TimerHandle | None = None
+            self._write_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._begin_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end_head()
+            self._write_again()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._head_timer is None:
+                    self._head_timer = self.loop.call_later(idle_seconds, self.transport.abort)
+            super().data_received(data)
+            # What came with the end of a head was its body.
+            if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The request's head is too large.")
+
+        def on_headers_complete(self) -> None:
+            self._end_head()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._in_head, self._head_bytes = True, 0
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._write_timer is None:
+                self._write_timer = self.loop.call_later(idle_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._write_again()
+            super().resume_writing()
+
+        def _begin_head(self) -> None:
+            self._in_head, self._head_bytes = True, 0
+            self._head_timer = self.loop.call_later(idle_seconds, self.transport.abort)
+
+        def _end_head(self) -> None:
+            self._in_head = False
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _write_again(self) -> None:
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
+
+    return Limited

@@ -1,0 +1,86 @@
+"""What answers in JSON look like: JSON Schema, for `openapi`."""
+
+from __future__ import annotations
+
+from typing import Any, Final, get_args
+
+from gpupipe.serve.jobrecord import Status
+from gpupipe.serve.order import Output
+
+Schema = dict[str, Any]
+
+_TEXT: Final[Schema] = {"type": "string"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_NUMBER: Final[Schema] = {"type": "number"}
+_FLAG: Final[Schema] = {"type": "boolean"}
+
+
+def _object(**properties: Schema) -> Schema:
+    """An object with these properties, and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _or_null(schema: Schema, what: str) -> Schema:
+    return schema | {"type": [schema["type"], "null"], "description": what}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_SECONDS: Final = {"type": "number", "description": "seconds since 1970"}
+
+SCHEMAS: Final[dict[str, Schema]] = {
+    "Error": _object(error=_TEXT),
+    "State": _object(status=_TEXT),
+    "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
+    "Description": _object(sdp=_TEXT, type={"type": "string", "enum": ["offer", "answer"]}),
+    "Character": _object(id=_TEXT, width=_COUNT, height=_COUNT, fps=_NUMBER, frames=_COUNT),
+    "Characters": _object(characters=_list(_ref("Character")), broken=_list(_object(id=_TEXT, error=_TEXT))),
+    "Status": _object(
+        version=_TEXT,
+        closing=_FLAG,
+        devices=_list(_TEXT),
+        load={"type": "number", "description": "what realtime talks take of what is scarcest, 1 for all of it"},
+        sessions=_COUNT,
+        most_sessions=_COUNT,
+        refused=_COUNT,
+        talks=_list(_ref("Talk")),
+    ),
+    "Talk": _object(
+        number=_COUNT,
+        character=_TEXT,
+        output={"type": "string", "enum": list(get_args(Output))},
+        realtime=_FLAG,
+        seconds={"type": "number", "description": "of speech that have come"},
+        frames={"type": "integer", "description": "given out so far"},
+        late={"type": "integer", "description": "frames that were late, or passed over"},
+    ),
+    "Jobs": _object(jobs=_list(_ref("Job"))),
+    "Job": _object(
+        id=_TEXT,
+        character=_TEXT,
+        options=_object(
+            start_frame=_COUNT,
+            frames=_or_null(_COUNT, "the most frames"),
+            sound=_FLAG,
+            crf=_or_null(_COUNT, "constant quality"),
+        ),
+        status={"type": "string", "enum": list(get_args(Status))},
+        created=_SECONDS,
+        started=_or_null(_NUMBER, "when it was last begun"),
+        ended=_or_null(_NUMBER, "when it was finished, well or not"),
+        done=_COUNT | {"description": "frames that are written"},
+        total=_COUNT | {"description": "frames in all; 0: not known yet"},
+        error=_or_null(_TEXT, "why it failed"),
+    ),
+}
