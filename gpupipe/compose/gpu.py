@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import matrices
 from gpupipe.compose.device_frames import DeviceFrames
+from gpupipe.compose.device_given import GivenInputs
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import SurfaceFormat
@@ -70,6 +71,7 @@ class GpuSlot:
     _host_status: NDArray[np.uint32]
     _prepared: Event
     _copied: Event
+    _given: GivenInputs
     _frames: tuple[GpuDrawing, ...] = ()
     _filled: int = 0
     _under_way: bool = False
@@ -160,6 +162,7 @@ class GpuCompositor:
             _host_status=device.pinned(status.shape, np.uint32, "a slot"),
             _prepared=device.event(),
             _copied=device.event(),
+            _given=GivenInputs(device, visual.shape, self.kind.dtype),
         )
         self._slots.append(slot)
         return slot
@@ -184,6 +187,7 @@ class GpuCompositor:
             if count < filled:  # places that the last batch had and this one has not become empty
                 device.clear(slot._table[count:filled], stream)
             self.launch_prepare(slot)
+            slot._given.copy(slot._visual, frames)
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)
 
@@ -260,7 +264,7 @@ class GpuCompositor:
             raise ValueError(f"a batch has 1 to {self.kind.batch} frames (got {len(frames)})")
         outputs, speeches, fractions = [], [], []
         behind: dict[DeviceSpeech, int] = {}
-        for place, (cached, source, speech, row, fraction, surface) in enumerate(frames):
+        for place, (cached, source, speech, row, fraction, surface, _) in enumerate(frames):
             if cached not in self._admitted:
                 raise ValueError("a character's frames must be admitted before they are drawn")
             # The kernels read, and write, where these say.

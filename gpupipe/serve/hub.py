@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -169,6 +170,27 @@ class Hub:
         """
         character = self.characters.get(name)
         self._load(name, character, self._pick(character))
+
+    @contextmanager
+    def guest(self, name: str) -> Iterator[tuple[Engine, Character]]:
+        """The engine on which, in the with block, something is drawn of a character that is no talk, without deadlines;
+        one of the talks that there may be is fewer meanwhile.
+
+        Raises:
+            NotFound: there is no such character.
+            Refused: there are as many talks as may be, or the server is being shut down.
+        """
+        character = self.characters.get(name)
+        seat = self._seated(TalkOrder(name, "jpeg", realtime=False), character)
+        try:
+            yield seat.engine, character
+        finally:
+            self._leave(seat)
+
+    @property
+    def model(self) -> ModelKeywords:
+        """How models are run."""
+        return self._model
 
     def holders(self, name: str) -> list[int]:
         """Which engines, by their places, have a character loaded."""
