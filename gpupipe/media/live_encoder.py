@@ -24,14 +24,17 @@ KEYFRAME_SECONDS: Final = 2.0
 
 _OPTIONS: Final[dict[LiveCodec, tuple[str, dict[str, str]]]] = {
     # One thread: of many streams each takes a core at a time, and x264's slices of a frame would cost quality.
-    "h264": ("libx264", {"preset": "veryfast", "tune": "zerolatency", "crf": "21", "x264-params": "mbtree=0"}),
+    "h264": (
+        "libx264",
+        {"preset": "veryfast", "tune": "zerolatency", "crf": "21", "x264-params": "mbtree=0:scenecut=0"},
+    ),
     "hevc": (
         "libx265",
         {
             "preset": "ultrafast",
             "tune": "zerolatency",
             "crf": "24",
-            "x265-params": "log-level=error:pools=none:frame-threads=1:repeat-headers=1",
+            "x265-params": "log-level=error:pools=none:frame-threads=1:scenecut=0:repeat-headers=1",
         },
     ),
 }
