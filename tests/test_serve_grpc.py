@@ -30,6 +30,7 @@ from gpupipe.serve.grpc import monolithic_pb2
 from gpupipe.serve.grpc.server import AVATAR
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
+from gpupipe.serve.refusals import Refused
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -284,12 +285,15 @@ def test_who_says_nothing_is_sent_away(channel: grpc.Channel, hub: Hub, monkeypa
 
 
 def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "limits", replace(hub.limits, sessions=0))
+    def full(_: object) -> None:
+        raise Refused("one more talk would make others late", retry_after=7)
+
+    monkeypatch.setattr(hub, "open", full)
     with pytest.raises(grpc.RpcError) as told:
         list(method(channel, AVATAR, "Speak")(iter([config()]), timeout=60))
     assert told.value.code() == StatusCode.RESOURCE_EXHAUSTED
-    assert "as many as may be" in told.value.details()
-    assert ("retry-after", "5") in [(key, value) for key, value in told.value.trailing_metadata()]
+    assert "would make others late" in told.value.details()
+    assert ("retry-after", "7") in [(key, value) for key, value in told.value.trailing_metadata()]
 
 
 def test_an_error_of_the_server_tells_nothing_of_it(

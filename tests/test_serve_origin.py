@@ -161,7 +161,7 @@ def test_a_piece_of_sound_is_heard_alone(stub: Stub, anna: Character, images: li
     assert len(stub.frames(model_id="anna", raw_audio=slow, batch_size=16, sample_rate=48_000)) == 16
 
 
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "batch_size": {"batch_size": 33},
     "batch_size:": {"batch_size": 0},
     "start_frame_idx": {"start_frame_idx": -1},

@@ -48,18 +48,6 @@ def write_image(path: Path, frame: NDArray[np.uint8], *, jpeg_quality: int) -> N
         ) from error
 
 
-def jpeg(frame: NDArray[np.uint8], *, quality: int) -> bytes:
-    """A picture as the bytes of a JPEG file, the same as `write_image` writes.
-
-    Args:
-        frame: uint8 `[H, W, 3]`, bgr24.
-        quality: 1 to 100, libjpeg's scale.
-    """
-    done, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done, "a picture of bytes can be encoded"
-    return bytes(data.tobytes())
-
-
 class FromNv12:
     """Frames in nv12 as bgr24, by libswscale, as `video.read_frames` gives those of a file.
 
@@ -80,5 +68,23 @@ class FromNv12:
 def png(frame: NDArray[np.uint8]) -> bytes:
     """A picture, uint8 `[H, W, 3]` in bgr24, as the bytes of a PNG file."""
     done, data = cv2.imencode(".png", frame)
+    assert done, "a picture of bytes can be encoded"
+    return bytes(data.tobytes())
+
+
+def jpeg(frame: NDArray[np.uint8], quality: int, *, longest_side: int | None = None) -> bytes:
+    """A picture as the bytes of a JPEG file.
+
+    Args:
+        frame: uint8 `[H, W, 3]`, bgr24.
+        quality: 1 to 100, libjpeg's scale.
+        longest_side: pixels to which a larger picture is made smaller.
+    """
+    height, width = frame.shape[:2]
+    if longest_side is not None and max(height, width) > longest_side:
+        scale = longest_side / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        frame = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+    done, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "a picture of bytes can be encoded"
     return bytes(data.tobytes())

@@ -156,7 +156,7 @@ class Batches:
                 for surface in session:
                     assert surface.host is not None
                     began = time.perf_counter()
-                    images.append(jpeg(surface.host, quality=JPEG_QUALITY))
+                    images.append(jpeg(surface.host, JPEG_QUALITY))
                     surface.release()
                     encoding += _since(began)
         infer_ms = trace.times(INFER).total_seconds * 1e3

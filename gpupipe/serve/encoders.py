@@ -66,7 +66,7 @@ class JpegEncoder:
     def encode(self, picture: Picture) -> Sequence[Answer]:
         """See `delivery.Encoder`."""
         again, self._shown = self._shown and picture.repeats, True
-        data = b"" if again else jpeg(self._to_bgr(picture.pixels), quality=self._quality)
+        data = b"" if again else jpeg(self._to_bgr(picture.pixels), self._quality)
         return [Answer(data, picture.index, keyframe=not again, repeats=picture.repeats)]
 
     def finish(self) -> Sequence[Answer]:

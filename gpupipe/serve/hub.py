@@ -161,6 +161,11 @@ class Hub:
         _log.event("talk opened", talk=talk.number, character=order.character, output=order.output)
         return talk
 
+    @property
+    def model(self) -> ModelKeywords:
+        """How models are run."""
+        return self._model
+
     def load(self, name: str) -> None:
         """Load a character ahead of its first talk, on the engine that has most room.
 
@@ -186,11 +191,6 @@ class Hub:
             yield seat.engine, character
         finally:
             self._leave(seat)
-
-    @property
-    def model(self) -> ModelKeywords:
-        """How models are run."""
-        return self._model
 
     def holders(self, name: str) -> list[int]:
         """Which engines, by their places, have a character loaded."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gpupipe import __version__
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import GpupipeError, MediaError
 from gpupipe.serve.conversation import Conversation
 from gpupipe.serve.delivery import Answer
 from gpupipe.serve.encoders import encoder_of
@@ -123,10 +123,15 @@ async def _hear(requests: AsyncIterator[Any], conversation: Conversation, wish: 
         samples.finish()
         await conversation.finish()
     except GpupipeError as error:
-        await asyncio.to_thread(conversation.talk.fail, error)
+        await asyncio.to_thread(conversation.talk.fail, _of_the_sound(error))
     except Exception:
         await asyncio.to_thread(conversation.talk.fail, GpupipeError(INTERNAL))
         raise
+
+
+def _of_the_sound(error: GpupipeError) -> GpupipeError:
+    """What is wrong with a client's sound, as a client's error: that it is too short is told by who hears it."""
+    return BadRequest(**error.parts | {"field": "audio"}) if isinstance(error, MediaError) else error
 
 
 def _header(conversation: Conversation, wish: Wish) -> Any:

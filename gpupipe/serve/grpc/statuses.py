@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from gpupipe.errors import Cancelled, EngineClosed, GpupipeError, MediaError, OptionError
+from gpupipe.errors import Cancelled, DeviceMemoryError, EngineClosed, GpupipeError, HostMemoryError, OptionError
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
 
 _STATUSES: tuple[tuple[type[GpupipeError], StatusCode], ...] = (
@@ -14,7 +14,8 @@ _STATUSES: tuple[tuple[type[GpupipeError], StatusCode], ...] = (
     (Silent, StatusCode.DEADLINE_EXCEEDED),
     (Refused, StatusCode.RESOURCE_EXHAUSTED),
     (OptionError, StatusCode.INVALID_ARGUMENT),
-    (MediaError, StatusCode.INVALID_ARGUMENT),
+    (HostMemoryError, StatusCode.RESOURCE_EXHAUSTED),
+    (DeviceMemoryError, StatusCode.RESOURCE_EXHAUSTED),
     (EngineClosed, StatusCode.UNAVAILABLE),
     (Cancelled, StatusCode.CANCELLED),
 )
