@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
@@ -23,14 +24,16 @@ from grpc_tools import protoc
 from numpy.typing import NDArray
 
 from gpupipe.demo import make_demo
+from gpupipe.errors import OptionError
 from gpupipe.media.images import FromNv12
 from gpupipe.media.sound import read_pcm
 from gpupipe.serve.grpc import avatar_pb2 as pb
 from gpupipe.serve.grpc import monolithic_pb2
-from gpupipe.serve.grpc.server import AVATAR
+from gpupipe.serve.grpc.server import AVATAR, grpc_server
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.refusals import Refused
+from gpupipe.serve.tokens import Tokens
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -350,6 +353,15 @@ def test_only_who_has_a_token_may_ask(hub: Hub) -> None:
             "grpc.reflection.v1alpha.ServerReflection",
         }
         method(channel, HEALTH, "Check")(health_pb2.HealthCheckRequest(), timeout=60)
+
+
+def test_a_port_that_another_has_is_an_error(hub: Hub) -> None:
+    async def twice() -> None:
+        _, port = await grpc_server(hub, Tokens(), "127.0.0.1:0", metrics=Counted())
+        with pytest.raises(OptionError, match=r"cannot be had.*use another"):
+            await grpc_server(hub, Tokens(), f"127.0.0.1:{port}", metrics=Counted())
+
+    asyncio.run(twice())
 
 
 @pytest.mark.parametrize("module", [pb, monolithic_pb2])

@@ -24,6 +24,7 @@ from gpupipe.character.folder import Character
 from gpupipe.demo import make_demo
 from gpupipe.media.sound import read_pcm
 from gpupipe.media.video import read_frames
+from gpupipe.serve.batches import Batch, Batches
 from gpupipe.serve.hub import Hub
 
 FRAMES, SIZE = 30, 160
@@ -147,6 +148,18 @@ def test_given_inputs_that_are_the_crops_change_nothing(
     plain = Plain(anna)
     visual = np.stack([plain.seen(source) for source in range(5)]).astype("<f4").tobytes()
     assert stub.frames(model_id="anna", raw_audio=sound, batch_size=5, visual_frames=visual) == images[:5]
+
+
+def test_given_inputs_where_features_are_kept(folder: Path, anna: Character) -> None:
+    """What is kept of the cached crops is not used for what is given."""
+    plain, rng = Plain(anna), np.random.default_rng(0)
+    window, visual = rng.random((16, 512), np.float32), rng.random((2, 6, SIZE, SIZE), np.float32)
+    with Hub(folder, ["cpu"], {"feature_cache": "1G"}, {}) as hub:
+        batches = Batches(hub)
+        crops = batches.draw("anna", Batch(2, 0, window=window)).images
+        given = batches.draw("anna", Batch(2, 0, window=window, visual=visual)).images
+    assert crops == [encoded(plain.image(number, window, plain.seen(number))) for number in range(2)]
+    assert given == [encoded(plain.image(number, window, visual[number])) for number in range(2)]
 
 
 def test_a_piece_of_sound_is_heard_alone(stub: Stub, anna: Character, images: list[bytes], sound: bytes) -> None:
