@@ -2,6 +2,7 @@
 # make test   everything the tests need, then the tests
 # make check  ruff and mypy --strict
 # make faults 20 times as many faults as make test puts in
+# make protos gpupipe/serve/grpc/*_pb2.py of the .proto files beside them
 # make fuzz   10 000 spoiled inputs, other ones each time (make test tries 500, always the same)
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check fuzz faults clean
+.PHONY: demo test check fuzz faults protos clean
 demo: $(VENV)/installed-demo
 	$(BIN)/gpupipe demo build/demo --overwrite
 	$(BIN)/gpupipe render build/demo -o build/demo.mp4 --overwrite
@@ -27,6 +28,9 @@ check: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	GPUPIPE_FUZZ=20 $(BIN)/python -X faulthandler -m pytest tests/test_fuzz.py -p no:cacheprovider --timeout 7200
+
+protos: $(VENV)/installed-dev
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpupipe/serve/grpc/avatar.proto gpupipe/serve/grpc/monolithic.proto
 
 faults: $(VENV)/installed-dev
 	GPUPIPE_FAULTS=20 $(BIN)/python -X faulthandler -m pytest tests/test_faults.py tests/test_faults_gpu.py -rP --timeout 7200

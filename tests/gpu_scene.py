@@ -86,10 +86,15 @@ class Shot(NamedTuple):
     row: int
     fraction: int = 0
     on_host: bool = True
+    given: NDArray[np.float32] | None = None
 
     def drawing(self, device: Device) -> Drawing[DeviceTable, DeviceSpeech]:
         surface = new_surface(device, self.character.spec.format, on_host=self.on_host)
-        return Drawing(self.character.frames, self.source, self.speech.device, self.row, self.fraction, surface)
+        place = self.speech.device, self.row, self.fraction
+        return Drawing(self.character.frames, self.source, *place, surface, self.given)
+
+    def seen(self) -> NDArray[np.float32]:
+        return self.character.visual(self.source) if self.given is None else self.given
 
 
 def new_surface(device: Device, format: SurfaceFormat, *, on_host: bool = True) -> Surface:
@@ -155,7 +160,7 @@ def check_batch(
     compositor.ready(slot)
     visual, audio = on_host(device, slot.visual), on_host(device, slot.audio)
     for i, shot in enumerate(shots):
-        want = shot.character.visual(shot.source).astype(dtype)
+        want = shot.seen().astype(dtype)
         assert visual[i].tobytes() == want.tobytes(), f"visual {i}"
         window = reference.speech_window(shot.speech.features, shot.row, shot.fraction).astype(dtype)
         assert audio[i].tobytes() == window.tobytes(), f"audio {i}"

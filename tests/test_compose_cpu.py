@@ -53,14 +53,22 @@ class Person:
         self.features = rng.random((speech_rows, 512), dtype=np.float32)
         self.speech = SpeechRows(self.features)
 
-    def drawing(self, source: int, row: int, fraction: int = 0) -> HostDrawing:
+    def drawing(self, source: int, row: int, fraction: int = 0, given: np.ndarray | None = None) -> HostDrawing:
         """A frame to be drawn on a surface of its own, which holds noise."""
         format = self.spec.format
         surface = Surface(format, np.full(format.shape, 77, np.uint8))
-        return Drawing(self.frames, source, self.speech, row, fraction, surface)
+        return Drawing(self.frames, source, self.speech, row, fraction, surface, given)
 
-    def inputs(self, source: int, dtype: Any) -> np.ndarray:
+    def given(self, rng: np.random.Generator) -> np.ndarray | None:
+        """Now and then, what the model is to see instead of a crop."""
+        size = self.spec.layout.model_size
+        return rng.random((6, size, size), np.float32) if rng.random() < 0.3 else None
+
+    def inputs(self, drawing: HostDrawing, dtype: Any) -> np.ndarray:
         """What the model must see of a frame."""
+        if drawing.visual is not None:
+            return drawing.visual.astype(dtype)
+        source = drawing.source
         if self.spec.recorded:
             planes = self.recorded[source].transpose(2, 0, 1)
             return np.asarray(np.divide(planes, np.float32(255), dtype=np.float32), dtype)
@@ -135,7 +143,10 @@ def check(specs: list[FrameSpec], batch: int, dtype: Any, seed: int) -> None:
             who = [people[number] for number in rng.integers(0, len(people), int(rng.integers(1, batch + 1)))]
             drawings = [
                 person.drawing(
-                    int(rng.integers(person.spec.count)), int(rng.integers(-9, 15)), int(rng.choice(FRACTIONS))
+                    int(rng.integers(person.spec.count)),
+                    int(rng.integers(-9, 15)),
+                    int(rng.choice(FRACTIONS)),
+                    person.given(rng),
                 )
                 for person in who
             ]
@@ -145,7 +156,7 @@ def check(specs: list[FrameSpec], batch: int, dtype: Any, seed: int) -> None:
             compositor.paste(slot)
             assert compositor.finish(slot).tolist() == [False] * len(drawings)
             for b, (person, drawing) in enumerate(zip(who, drawings, strict=True)):
-                assert np.array_equal(slot.visual[b], person.inputs(drawing.source, dtype))
+                assert np.array_equal(slot.visual[b], person.inputs(drawing, dtype))
                 heard = reference.speech_window(person.features, drawing.row, drawing.fraction)
                 assert np.array_equal(slot.audio[b], heard.astype(dtype))
                 assert np.array_equal(pixels(drawing), person.finished(slot.prediction[b], drawing.source))

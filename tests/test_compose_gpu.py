@@ -106,7 +106,8 @@ def test_equals_the_reference(
             fraction = int(rng.integers(1, 65536) * rng.integers(2))
             row = int(rng.integers(-30, 40))
             source = int(rng.integers(character.spec.count))
-            shots.append(Shot(character, source, speech, row, fraction, on_host=rng.random() < 0.8))
+            seen = rng.random((6, layout.model_size, layout.model_size), np.float32) if rng.random() < 0.2 else None
+            shots.append(Shot(character, source, speech, row, fraction, rng.random() < 0.8, seen))
         check_batch(device, compositor, slot, shots, predictions(rng, count, layout.model_size, dtype))
         for speech in speeches:
             if not speech.rows.finished:

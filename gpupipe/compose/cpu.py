@@ -102,7 +102,7 @@ class CpuCompositor:
 
         def one(place: int, _: _Scratch) -> None:
             drawing = frames[place]
-            self._visual(slot, place, drawing.frames, drawing.source)
+            self._visual(slot, place, drawing)
             drawing.speech.window(drawing.row, drawing.fraction, slot.audio[place].reshape(SPEECH_ROWS, SPEECH_WIDTH))
 
         self._each(len(frames), one)
@@ -162,9 +162,13 @@ class CpuCompositor:
         else:
             list(self._pool.map(share, range(self._workers)))
 
-    def _visual(self, slot: CpuSlot, place: int, cached: CachedFrames, source: int) -> None:
+    def _visual(self, slot: CpuSlot, place: int, drawing: HostDrawing) -> None:
         out = slot.visual[place]
-        held, row = cached.at(source)
+        if drawing.visual is not None:
+            np.copyto(out, drawing.visual, casting="same_kind")
+            slot.masked[place] = False
+            return
+        held, row = drawing.frames.at(drawing.source)
         if held.recorded is not None:
             np.divide(held.recorded[row], FULL, out=out, dtype=np.float32, casting="same_kind")
             slot.masked[place] = False

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gpupipe.colour import matrices
 from gpupipe.compose.device_frames import DeviceTable
+from gpupipe.compose.device_given import GivenInputs
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.protocol import BatchKind, Drawing
 from gpupipe.compose.surface import SurfaceFormat
@@ -70,6 +71,7 @@ class GpuSlot:
     _host_status: NDArray[np.uint32]
     _prepared: Event
     _copied: Event
+    _given: GivenInputs
     _frames: tuple[GpuDrawing, ...] = ()
     _filled: int = 0
     _under_way: bool = False
@@ -160,6 +162,7 @@ class GpuCompositor:
             _host_status=device.pinned(status.shape, np.uint32, "a slot"),
             _prepared=device.event(),
             _copied=device.event(),
+            _given=GivenInputs(device, visual.shape, self.kind.dtype),
         )
         self._slots.append(slot)
         return slot
@@ -184,6 +187,7 @@ class GpuCompositor:
             if count < filled:  # places that the last batch had and this one has not become empty
                 device.clear(slot._table[count:filled], stream)
             self.launch_prepare(slot)
+            slot._given.copy(slot._visual, frames)
             slot.marks.end(PREPARE)
             device.record(slot._prepared, stream)
 
@@ -258,9 +262,8 @@ class GpuCompositor:
         """Write the first rows of a slot's table."""
         if not 1 <= len(frames) <= self.kind.batch:
             raise ValueError(f"a batch has 1 to {self.kind.batch} frames (got {len(frames)})")
-        outputs, speeches, fractions = [], [], []
-        behind: dict[DeviceSpeech, int] = {}
-        for place, (cached, source, speech, row, fraction, surface) in enumerate(frames):
+        outputs, speeches, fractions, behind = [], [], [], dict[DeviceSpeech, int]()
+        for place, (cached, source, speech, row, fraction, surface, _) in enumerate(frames):
             if cached not in self._admitted:
                 raise ValueError("a character's frames must be admitted before they are drawn")
             # The kernels read, and write, where these say.
@@ -275,8 +278,8 @@ class GpuCompositor:
             speeches.append(speech.window(row))
             fractions.append(fraction)
             behind[speech] = min(row, behind.get(speech, row))
-        count = len(frames)
-        rows["output"][:count], rows["speech"][:count], rows["fraction"][:count] = outputs, speeches, fractions
+        for name, told in ("output", outputs), ("speech", speeches), ("fraction", fractions):
+            rows[name][: len(frames)] = told
         for speech, row in behind.items():
             speech.forget(row - KEPT_ROWS)
 

@@ -140,6 +140,8 @@ class Drawing(NamedTuple, Generic[FramesT, SpeechT]):
         row: the row of speech at the frame's time, rounded down; see `geometry.speech_position`.
         fraction: how far the frame's time lies past that row, in 1/65536 of a row.
         surface: where to draw.
+        visual: what the model sees instead of the cached crop, float32 `[6, S, S]`; None: the crop. It must stay until
+            the batch is finished.
     """
 
     frames: FramesT
@@ -148,6 +150,7 @@ class Drawing(NamedTuple, Generic[FramesT, SpeechT]):
     row: int
     fraction: int
     surface: Surface
+    visual: NDArray[np.float32] | None = None
 
 
 class Slot(Protocol):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpupipe.character.folder import RECTANGLES, Character
 from gpupipe.colour import PixelFormat
@@ -45,6 +46,8 @@ class SessionOrder:
         on_host: whether its taker wants finished frames on the host; else a GPU leaves them where it has drawn them.
         kept: finished frames that its taker keeps at a time, at most, besides those that he is given meanwhile.
         depth: surfaces that it has besides; None: enough for every batch under way to be its own.
+        visual: gives what the model sees for an output frame instead of the cached crop, float32 `[6, S, S]`; the same
+            array each time, for a frame may be drawn again.
     """
 
     character: Character
@@ -60,6 +63,7 @@ class SessionOrder:
     on_host: bool = True
     kept: int = 0
     depth: int | None = None
+    visual: Callable[[int], NDArray[np.float32]] | None = None
 
     @property
     def shown(self) -> float:

@@ -57,6 +57,7 @@ class Session:
         ended: told once, when it is closed and nothing of it is under way any more.
         notes: what was picked on its own, and why.
         features: what is kept of the model's work on the cached frames.
+        visual: what the model sees for an output frame instead of the cached crop, if anything; see `SessionOrder`.
         coming: which of the cached frames are there; None: all.
         due: when an output frame must be finished, seconds of `time.monotonic`; None: no deadlines.
         drop_late: whether frames that would be late whatever is done are passed over instead of drawn.
@@ -78,6 +79,7 @@ class Session:
     ended: Callable[[Session], None]
     notes: tuple[str, ...] = ()
     features: KeptFeatures | None = None
+    visual: Callable[[int], Any] = lambda _: None
     coming: Coming | None = None
     due: Callable[[int], float] | None = None
     drop_late: bool = False
@@ -170,8 +172,9 @@ class Session:
                 self.coming.begun(source)
             self.started, self._lent = self.started + 1, self._lent + 1
         surface = Surface(self.format, memory.host, memory.device, index, lambda surface: self._given_back(memory))
-        row, fraction = speech_position(index, self.fps)
-        return FrameTask(self, index, Drawing(self.frames, source, self.placed, row, fraction, surface))
+        place = speech_position(index, self.fps)
+        drawing = Drawing(self.frames, source, self.placed, *place, surface, self.visual(index))
+        return FrameTask(self, index, drawing)
 
     def _pass_over_late(self) -> None:
         """Pass over frames that could be drawn, but not in time."""
@@ -203,13 +206,11 @@ class Session:
         with self._condition:
             if not self._closed and self._error is None:
                 self._error = error
-        self._tell()
+            self._condition.notify_all()
+        self.changed(self)
 
     def frames_came(self) -> None:
         """More of the cached frames are there, or no more will be."""
-        self._tell()
-
-    def _tell(self) -> None:
         with self._condition:
             self._condition.notify_all()
         self.changed(self)
@@ -268,8 +269,7 @@ class Session:
         """End the session, whatever is still to be drawn, and give everything back. More than once is allowed."""
         with self._condition:
             self._closed = True
-            waiting = list(self._ready)
-            self._ready.clear()
+            waiting, self._ready = self._ready, deque()
             self._condition.notify_all()
         for surface in waiting:
             surface.release()

@@ -11,6 +11,7 @@ or models. Gives frames and sound as NumPy arrays, and takes finished frames:
     sound       sound as float32 samples from time 0                soundtrack  sound → AAC packets beside the picture
     images      frames as JPEG and PNG files                        join        parts → the finished file
     fragments   frames and sound → a file that plays while it is made
+    live_encoder: frames → packets of a stream, each at once
     index       where in a video its frames are, to begin elsewhere than at the first
     device_handover: like handover, for a frame in GPU memory, which is all that is known of GPUs here
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from gpupipe.colour import Colour
 from gpupipe.errors import OutputError, reason
 from gpupipe.options import ImageFormat
 
@@ -43,6 +46,23 @@ def write_image(path: Path, frame: NDArray[np.uint8], *, jpeg_quality: int) -> N
         raise OutputError(
             f"cannot be written: {reason(error)}", file=path, remedy="check the folder, its rights and its free space"
         ) from error
+
+
+class FromNv12:
+    """Frames in nv12 as bgr24, by libswscale, as `video.read_frames` gives those of a file.
+
+    Args:
+        colour: of the frames.
+    """
+
+    def __init__(self, colour: Colour) -> None:
+        self._colour, self._reformatter = colour, VideoReformatter()
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A frame, uint8 `[H * 3 // 2, W]`, as uint8 `[H, W, 3]`."""
+        picture = av.VideoFrame.from_ndarray(frame, format="nv12")
+        picture.colorspace, picture.color_range = self._colour.matrix, self._colour.range
+        return np.asarray(self._reformatter.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
 
 
 def png(frame: NDArray[np.uint8]) -> bytes:

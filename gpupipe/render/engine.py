@@ -19,6 +19,7 @@ from gpupipe.engine.cache_bound import CacheBound
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.feature_store import feature_budget
 from gpupipe.engine.opening import open_backend, workers
+from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import ResidentKey
 from gpupipe.errors import EngineClosed
 from gpupipe.log import Log
@@ -38,6 +39,7 @@ from gpupipe.render.job import Job
 from gpupipe.render.live import Live
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan, whole
+from gpupipe.render.sink import copied
 from gpupipe.render.stats import OnProgress, RenderStats
 from gpupipe.render.tuned import Tuned, tuned
 from gpupipe.render.write import opened_session, write
@@ -81,8 +83,7 @@ class Engine(EngineCore):
         picked = open_backend(chosen)
         self.limits = Limits.of(chosen)
         self.notes = picked.notes + self.limits.notes
-        self._asked = chosen
-        self._workers = workers(chosen)
+        self._asked, self._workers = chosen, workers(chosen)
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
         self._jobs: set[Job] = set()
         self._takes_jobs = True
@@ -105,21 +106,30 @@ class Engine(EngineCore):
         masked_video: bool = False,
         **options: Unpack[ModelKeywords],
     ) -> Character:
-        """Load a character ahead of its first render: decode and keep all its frames, and open its model if it has one.
+        """Load a character ahead of its first render, and give it: decode all its frames, open its model if it has one.
 
         Args:
             character: the character, or its folder.
             pixel_format: "nv12" as videos need them, "bgr24" as images do.
             masked_video: take the model's inputs from the recorded videos.
-
-        Returns:
-            The character, for `render`, `submit` and `frames`.
         """
+        order = self.order(character, pixel_format=pixel_format, masked_video=masked_video, **options)
+        self.hold(order)
+        return order.character
+
+    def order(
+        self,
+        character: AnyCharacter,
+        *,
+        pixel_format: PixelFormat = "nv12",
+        masked_video: bool = False,
+        **options: Unpack[ModelKeywords],
+    ) -> SessionOrder:
+        """What draws all frames of a character, with what is tuned for it, for `open_session`; see `load`."""
         _, model, *_ = split(options, ModelKeywords, by="Engine.load()")
         loaded = self._loaded(character)
         found = self._tuned(loaded, model)
-        self.hold(found.ordered(whole(loaded, pixel_format, found.model, masked_video=masked_video)))
-        return loaded
+        return found.ordered(whole(loaded, pixel_format, found.model, masked_video=masked_video))
 
     def holds(self, character: AnyCharacter, *, pixel_format: PixelFormat = "nv12") -> bool:
         """Whether all of a character's frames are kept, or being loaded."""
@@ -252,11 +262,7 @@ class Engine(EngineCore):
         found = self._tuned(loaded, model)
         plan = Plan.make(loaded, pixel_format, found.model, said, sound=False)
         with opened_session(self, replace(plan, order=found.ordered(plan.order)), trace or Trace()) as session:
-            for surface in session:
-                assert surface.host is not None
-                frame = surface.host.copy()
-                surface.release()
-                yield frame
+            yield from copied(session)
 
     def _write(
         self,
@@ -267,19 +273,20 @@ class Engine(EngineCore):
         beside: Sequence[EngineCore] = (),
         **more: Any,
     ) -> RenderStats:
-        loaded, (model, said, writing) = self._loaded(character), options
-        found = self._tuned(loaded, model, writing if is_video(output) else None)
-        chosen = (found, said, writing)
-        return write([self, *beside], loaded, output, chosen, workers=self._workers, notes=self.notes, **more)
+        loaded, (model, said, form) = self._loaded(character), options
+        found = self._tuned(loaded, model, form if is_video(output) else None)
+        return write(
+            [self, *beside], loaded, output, (found, said, form), workers=self._workers, notes=self.notes, **more
+        )
 
     def _tuned(self, character: Character, model: ModelOptions, video: OutputOptions | None = None) -> Tuned:
         self.backend.check(model)
         return tuned(self, self._asked, character, model, video)
 
     def _loaded(self, character: AnyCharacter) -> Character:
-        if isinstance(character, Character):
-            return character.under(self.limits)
-        return Character.load(character, self.limits)
+        return (
+            character.under(self.limits) if isinstance(character, Character) else Character.load(character, self.limits)
+        )
 
     def _last_jobs(self) -> list[Job]:
         """The jobs that are not done; no more are taken."""

@@ -15,6 +15,7 @@ from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.session import Session
+from gpupipe.render.sink import copied
 from gpupipe.speech.mel import SAMPLE_RATE
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.speech import OpenEncoder
@@ -125,11 +126,7 @@ class Live:
         Raises:
             GpupipeError: what ended the speech early.
         """
-        for surface in self._session:
-            assert surface.host is not None
-            frame = surface.host.copy()
-            surface.release()
-            yield frame
+        yield from copied(self._session)
 
     def take(self) -> Surface | None:
         """The next finished frame without a copy, with its number; None after the last. It must be released."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -57,3 +58,11 @@ def on_host(surface: Surface) -> NDArray[np.uint8]:
     """The pixels of a surface that has them on the host."""
     assert surface.host is not None, "outputs are given frames on the host"
     return surface.host
+
+
+def copied(surfaces: Iterable[Surface]) -> Iterator[NDArray[np.uint8]]:
+    """The pixels of surfaces, each the caller's to keep; the surfaces are released."""
+    for surface in surfaces:
+        frame = on_host(surface).copy()
+        surface.release()
+        yield frame

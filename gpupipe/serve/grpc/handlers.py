@@ -1,0 +1,148 @@
+"""The methods of a service, as gRPC takes them: by the service's descriptor, with what all methods have in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from gpupipe.errors import GpupipeError
+from gpupipe.log import Log
+from gpupipe.serve.grpc.statuses import INTERNAL, retry_after, status_of, told
+from gpupipe.serve.refusals import BadRequest
+
+_log = Log(__name__)
+
+
+class Counter(Protocol):
+    """What counts requests; `metrics.Metrics`."""
+
+    def requests(self, protocol: str, method: str, status: str) -> None:
+        """Count one that has ended."""
+
+
+class Malformed:
+    """Stands for a message that is none."""
+
+
+def handler_of(service: Any, descriptor: Any, counter: Counter) -> grpc.GenericRpcHandler:
+    """All methods of a service.
+
+    Args:
+        service: has a coroutine function of each method's name, or for a stream of answers an async generator function;
+            it is given the request, or an async iterator of them, and raises `GpupipeError`s.
+        descriptor: of the service.
+        counter: of requests.
+
+    Raises:
+        AttributeError: a method is missing.
+    """
+    methods = {method.name: _method(getattr(service, method.name), method, counter) for method in descriptor.methods}
+    return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+
+def _method(behaviour: Callable[..., Any], method: Any, counter: Counter) -> grpc.RpcMethodHandler:
+    calls = _Calls(behaviour, method.name, counter)
+    # Every method is served as if requests were a stream, which is the same on the wire: so none is read, nor has
+    # memory, before the method asks for it.
+    make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
+    run = calls.stream if method.server_streaming else calls.unary
+    return make(run, parsed(GetMessageClass(method.input_type)), _bytes_of)
+
+
+def parsed(message: type[Any]) -> Callable[[bytes], Any]:
+    """Makes a message of bytes, or a `Malformed`: gRPC itself would tell the client of the server's fault."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return Malformed()
+
+    return parse
+
+
+async def checked(requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:
+    """Requests as they come.
+
+    Raises:
+        BadRequest: one is malformed.
+    """
+    async for request in requests:
+        yield _formed(request)
+
+
+async def only(requests: AsyncIterator[Any]) -> Any:
+    """The one request of a method that takes one.
+
+    Raises:
+        BadRequest: there is none, or it is malformed.
+    """
+    async for request in requests:
+        return _formed(request)
+    raise BadRequest("no message came", remedy="send one")
+
+
+def _formed(request: Any) -> Any:
+    if isinstance(request, Malformed):
+        raise BadRequest("a message is malformed", remedy="use the service's own .proto file")
+    return request
+
+
+class _Calls:
+    """Runs a method, counts its requests, and tells what went wrong."""
+
+    def __init__(self, behaviour: Callable[..., Any], name: str, counter: Counter) -> None:
+        self._behaviour, self._name, self._counter = behaviour, name, counter
+
+    async def unary(self, requests: AsyncIterator[Any], context: Any) -> Any:
+        async with _Told(context, self._name, self._counter):
+            return await self._behaviour(requests)
+
+    async def stream(self, requests: AsyncIterator[Any], context: Any) -> None:
+        # Not a generator itself: one whose answer cannot be sent any more would be closed when it is collected.
+        async with (
+            _Told(context, self._name, self._counter),
+            aclosing(checked(requests)) as told,
+            aclosing(self._behaviour(told)) as answers,
+        ):
+            async for answer in answers:
+                await context.write(answer)
+
+
+class _Told:
+    """An async with block whose errors the client is told."""
+
+    def __init__(self, context: Any, name: str, counter: Counter) -> None:
+        self._context, self._name, self._counter = context, name, counter
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            self._count(grpc.StatusCode.OK)
+        elif isinstance(error, GpupipeError):
+            status = status_of(error)
+            self._count(status)
+            _log.event("request failed", method=self._name, status=status.name, error=str(error))
+            await self._context.abort(status, told(error), retry_after(error))
+        elif isinstance(error, Exception):
+            self._count(grpc.StatusCode.INTERNAL)
+            _log.event("request failed", logging.ERROR, method=self._name, error=repr(error))
+            await self._context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
+        else:  # cancelled: the client has gone, or its deadline has passed
+            self._count(grpc.StatusCode.CANCELLED)
+
+    def _count(self, status: grpc.StatusCode) -> None:
+        self._counter.requests("grpc", self._name, status.name)
+
+
+def _bytes_of(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

@@ -1,0 +1,92 @@
+"""What listens for gRPC: the services, whoever may ask for them, and how large a message may be."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from gpupipe.errors import OptionError, reason
+from gpupipe.serve.grpc import avatar_pb2, health, monolithic_pb2
+from gpupipe.serve.grpc.avatar import AvatarService
+from gpupipe.serve.grpc.handlers import Counter, handler_of
+from gpupipe.serve.grpc.monolithic import MonolithicService
+from gpupipe.serve.hub import Hub
+from gpupipe.serve.tokens import Tokens
+
+AVATAR: Final = avatar_pb2.DESCRIPTOR.services_by_name["Avatar"]
+MONOLITHIC: Final = monolithic_pb2.DESCRIPTOR.services_by_name["MonolithicService"]
+
+IDLE_MS: Final = 300_000
+"""After which a connection without requests is closed."""
+
+OPEN_TO_ALL: Final = f"/{health.DESCRIPTOR.full_name}/"
+"""Health checking, which who looks after servers asks for without a token; it tells nothing else."""
+
+
+async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counter) -> tuple[grpc.aio.Server, int]:
+    """A server, which listens once it is started.
+
+    Args:
+        hub: of the server.
+        tokens: who may ask.
+        address: "host:port"; port 0 takes a free one.
+        metrics: counts requests.
+
+    Returns:
+        The server, and its port.
+
+    Raises:
+        OptionError: the address cannot be had.
+    """
+    size = hub.limits.message_bytes
+    server = grpc.aio.server(
+        interceptors=[_Tokens(tokens, metrics)],
+        options=[
+            ("grpc.max_receive_message_length", size),
+            ("grpc.max_send_message_length", size),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.so_reuseport", 0),  # another server's port is an error, not shared
+        ],
+        maximum_concurrent_rpcs=hub.limits.connections,
+    )
+    names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
+    server.add_generic_rpc_handlers(
+        (
+            handler_of(AvatarService(hub), AVATAR, metrics),
+            handler_of(MonolithicService(hub), MONOLITHIC, metrics),
+            handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics),
+        )
+    )
+    reflection.enable_server_reflection(names, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OptionError(
+            f"cannot be had: {reason(error)}", field="--grpc-port", value=address, remedy="use another"
+        ) from error
+    return server, port
+
+
+class _Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Lets in who shows one of the server's tokens."""
+
+    def __init__(self, tokens: Tokens, counter: Counter) -> None:
+        self._tokens, self._counter = tokens, counter
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        if handler_call_details.method.startswith(OPEN_TO_ALL):
+            return await continuation(handler_call_details)
+        shown = [value for key, value in handler_call_details.invocation_metadata if key == "authorization"]
+        if self._tokens.allows(shown[0] if len(shown) == 1 else None):
+            return await continuation(handler_call_details)
+
+        async def refuse(_: Any, context: Any) -> None:
+            self._counter.requests("grpc", "", grpc.StatusCode.UNAUTHENTICATED.name)
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "authorization: a token is needed; send `Bearer TOKEN` as metadata"
+            )
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
