@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpupipe.compose.frames import Frame, FrameSpec
 from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables
 from gpupipe.errors import DeviceError
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import check_layout, copy_blocks, draw_blocks, draw_threads
-from gpupipe.gpu.types import DeviceArray, PitchedRows
+from gpupipe.gpu.types import DeviceArray, PitchedRows, Stream
 
 STAGING = 4
 """Frames on their way to the device at a time: one being written by the host, the others being copied."""
@@ -94,6 +95,20 @@ class DeviceFrames:
             frames.close()
             raise
         return frames
+
+    def download(self, source: int, target: NDArray[np.uint8], stream: Stream) -> None:
+        """Copy a body frame to the host, and wait for it.
+
+        Args:
+            source: which.
+            target: uint8 `[*format.shape]`, made by `Device.pinned`.
+            stream: on which it is copied.
+        """
+        rows, pitch = device_shape(self.format)
+        width = self.format.row_bytes
+        shape = PitchedRows(rows=rows, width=width, source_pitch=pitch, target_pitch=width)
+        self.device.copy(target, self._body[source], stream, rows=shape)
+        self.device.wait_for_queued(stream)
 
     def close(self) -> None:
         """Release the device memory, once what has been queued with it is done."""
