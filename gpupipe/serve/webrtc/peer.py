@@ -19,6 +19,7 @@ from gpupipe.errors import Cancelled
 from gpupipe.log import Log
 from gpupipe.media.rtc import SOUND_RATE
 from gpupipe.serve.conversation import Conversation
+from gpupipe.serve.costs import FIRST_ENCODING
 from gpupipe.serve.hub import Hub, Seat
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.webrtc.ear import Ear
@@ -67,6 +68,8 @@ class Peer:
         self._hub, self._seat, self._filmed, self.order, self.connection = hub, seat, filmed, order, connection
         spec, fps = filmed.order.spec, filmed.order.fps
         pixels = spec.width * spec.height
+        # By the clock, as the encoder has threads of its own: so what other programs hold up is left out.
+        most = pixels * FIRST_ENCODING["webrtc"]
         self.number = number
         self.stage = Stage(fps)
         self.show = Show(
@@ -75,7 +78,7 @@ class Peer:
             spec.format.shape,
             threads,
             full_range=spec.colour.full_range,
-            encoded=lambda seconds: hub.costs.encoded("webrtc", pixels, seconds),
+            encoded=lambda seconds: hub.costs.encoded("webrtc", pixels, min(seconds, most)),
         )
         self.active = time.monotonic()
         self.closed = False
@@ -145,7 +148,9 @@ class Peer:
             return str(self.show.error)
         if self._hub.closing and not self.stage.busy:
             return "the server is being shut down"
-        if not self.stage.busy and now - self.active > idle_seconds:
+        if self.stage.busy:  # a talk sees to itself whether its client still sends
+            self.active = now
+        if now - self.active > idle_seconds:
             return f"nothing came for {idle_seconds:.0f} s"
         return None
 
