@@ -163,7 +163,7 @@ def eventually(true: Callable[[], bool], what: str) -> None:
 def assert_at_rest(engine: Engine, surfaces_made: int) -> None:
     """Nothing of any session is left: every slot and every surface is back, and nobody uses what is kept."""
     eventually(
-        lambda: engine._timetable.idle and not engine._sessions and not engine._handling,
+        lambda: engine.timetable.idle and not engine._sessions and not engine._handling,
         "batches or sessions are under way",
     )
     holdings = engine.holdings
@@ -184,6 +184,6 @@ def let_draw(engine: Engine, sessions: Sequence[Session], frames: int) -> None:
             surface = session.next()
             assert surface is not None
             surface.release()
-    eventually(lambda: engine._timetable.idle, "the device has no rest")
+    eventually(lambda: engine.timetable.idle, "the device has no rest")
     eventually(lambda: not any(session.available for session in sessions), "frames are left")
-    eventually(lambda: engine._timetable.idle, "the device has no rest")
+    eventually(lambda: engine.timetable.idle, "the device has no rest")

@@ -306,7 +306,7 @@ class Scene:
         def quiet() -> bool:
             lanes = [entry.opened.result() for entry in engine.holdings._lanes._entries.values()]
             return (
-                engine._timetable.idle
+                engine.timetable.idle
                 and not engine._sessions
                 and not engine._handling
                 and all(len(lane.free) == lane.slots for lane in lanes)

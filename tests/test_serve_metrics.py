@@ -51,7 +51,7 @@ def test_what_was_done_is_told(tmp_path: Path) -> None:
     cpu = ("device", "cpu")
     engine = hub.engines[0]
     assert told["gpupipe_batch_frames_sum", (cpu,)] == engine.trace.times("infer").frames >= 30
-    assert told["gpupipe_batch_places_total", (cpu,)] == engine.places
+    assert told["gpupipe_batch_places_total", (cpu,)] == engine.timetable.places
     for stage in ("prepare", "infer", "paste"):
         kind = (cpu, ("stage", stage))
         runs = told["gpupipe_stage_seconds_count", kind]

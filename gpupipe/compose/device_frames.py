@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpupipe.compose.decoding import Decoding, Frame, Kept
 from gpupipe.compose.device_memory import FrameMemory, Uploads, crop_bytes, place_bytes
@@ -12,7 +13,7 @@ from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.table import Rows, device_shape, frame_rows, resize_tables, taps_bytes
 from gpupipe.gpu.device import Device
 from gpupipe.gpu.launch import check_layout, copy_blocks, draw_blocks, draw_threads
-from gpupipe.gpu.types import DeviceArray
+from gpupipe.gpu.types import DeviceArray, PitchedRows, Stream
 
 
 class DeviceTable:
@@ -127,6 +128,20 @@ class DeviceFrames(DeviceTable, Decoding):
         sources = [crops] if recorded is None else [crops, recorded]
         frames._begin(Kept([body], bodies.put_body), Kept(sources, rest.put_crops))
         return frames
+
+    def download(self, source: int, target: NDArray[np.uint8], stream: Stream) -> None:
+        """Copy a body frame to the host, and wait for it.
+
+        Args:
+            source: which.
+            target: uint8 `[*format.shape]`, made by `Device.pinned`.
+            stream: on which it is copied.
+        """
+        rows, pitch = device_shape(self.format)
+        width = self.format.row_bytes
+        shape = PitchedRows(rows=rows, width=width, source_pitch=pitch, target_pitch=width)
+        self.device.copy(target, self._memory.body[source], stream, rows=shape)
+        self.device.wait_for_queued(stream)
 
     def close(self) -> None:
         """Stop decoding, and release the device memory, once what has been queued with it is done."""

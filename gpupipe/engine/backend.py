@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpupipe.compose.cpu import CpuCompositor
 from gpupipe.compose.frames import FrameSpec, HostFrames, HostRing
-from gpupipe.compose.protocol import BatchKind, Coming, Compositor, Ring
+from gpupipe.compose.protocol import BatchKind, CachedFrames, Coming, Compositor, Ring
+from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
 from gpupipe.engine.pipeline import Stage
@@ -92,6 +96,12 @@ class Backend(Protocol):
 
     def unload(self, frames: Any) -> None:
         """Release them."""
+
+    def host_buffer(self, format: SurfaceFormat) -> NDArray[np.uint8]:
+        """Host memory for a body frame, uint8 `[*format.shape]`."""
+
+    def copy_filmed(self, frames: Any, source: int, target: NDArray[np.uint8]) -> None:
+        """Copy a body frame that is there, as it was filmed, to what `host_buffer` gave."""
 
     def place(self, speech: SpeechRows) -> Any:
         """A speech, where the compositor reads it."""
@@ -211,6 +221,14 @@ class HostBackend:
         """Stop decoding them; dropping them is enough else."""
         frames.close()
 
+    def host_buffer(self, format: SurfaceFormat) -> NDArray[np.uint8]:
+        """See `Backend`."""
+        return np.empty(format.shape, np.uint8)
+
+    def copy_filmed(self, frames: CachedFrames, source: int, target: NDArray[np.uint8]) -> None:
+        """See `Backend`."""
+        copy_body(frames, source, target)
+
     def place(self, speech: SpeechRows) -> SpeechRows:
         """The CPU reads it where it is."""
         return speech
@@ -265,3 +283,9 @@ class HostBackend:
         # The system counts a page as taken when it is first written to.
         promised = sum(frames.missing_bytes for frames in tuple(self._loading))
         return None if available is None else max(0, available - promised)
+
+
+def copy_body(frames: CachedFrames, source: int, target: NDArray[np.uint8]) -> None:
+    """Copy a body frame that is there in host memory, as it was filmed, to uint8 `[*format.shape]`."""
+    held, row = frames.at(source)
+    np.copyto(target, held.body[row])

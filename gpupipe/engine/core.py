@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +17,7 @@ from gpupipe.compose.protocol import Coming
 from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.cache_bound import CacheBound
+from gpupipe.engine.filmed import Filmed, OpenFilmed
 from gpupipe.engine.flight import Flight, Steps, seated
 from gpupipe.engine.holdings import Holdings
 from gpupipe.engine.kept_features import FeatureBudget
@@ -47,8 +48,7 @@ class EngineCore:
 
     Attributes:
         trace: times of every stage, of all sessions.
-        departed: batches so far, by how many frames they had.
-        places: that these batches had, filled or not.
+        timetable: the batches under way, and how many there were.
     """
 
     def __init__(
@@ -57,24 +57,18 @@ class EngineCore:
         self.backend = backend
         self.trace = Trace(None if backend.gpu is None else backend.gpu.marker)
         self.holdings = Holdings(backend, cache, self._on_compute_thread, features)
-        self.departed: Counter[int] = Counter()
-        self.places = 0
         self._condition = threading.Condition()
         self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
-        self._timetable = Timetable()
+        self.timetable = Timetable()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._handling = 0
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
+        self._filmed = OpenFilmed(backend, self.holdings.residents)
         self._numbers = itertools.count(1)
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
-
-    @property
-    def under_way(self) -> int:
-        """Batches that have left and are not finished."""
-        return self._timetable.under_way
 
     def open_session(
         self,
@@ -145,6 +139,15 @@ class EngineCore:
         with self._while_open():
             self.holdings.load(order)
 
+    def filmed(self, order: SessionOrder) -> Filmed:
+        """A character's body frames, held until they, or the engine, are closed.
+
+        Raises:
+            GpupipeError: the character cannot be read.
+        """
+        with self._while_open():
+            return self._filmed.open(order)
+
     def close(self) -> None:
         """End every session, and release everything. More than once is allowed."""
         with self._condition:
@@ -164,6 +167,7 @@ class EngineCore:
             self._sessions.clear()
         for each in held:
             each.close()
+        self._filmed.close()
         self.holdings.close()
         with suppress(DeviceError):  # one that has failed has told it to its sessions
             self.backend.close()
@@ -197,7 +201,7 @@ class EngineCore:
         """A batch that leaves now; or None, after waiting until something may have changed."""
         now = time.monotonic()
         choice = self._scheduler.choose(
-            now, free=lambda lane: bool(lane.free), idle=self._timetable.idle, busy=self._timetable.busy(now)
+            now, free=lambda lane: bool(lane.free), idle=self.timetable.idle, busy=self.timetable.busy(now)
         )
         if not isinstance(choice, Choice):
             self._condition.wait(None if choice.until == float("inf") else max(0.0, choice.until - now))
@@ -205,9 +209,7 @@ class EngineCore:
         tasks = [task for session in choice.frames if (task := session.start()) is not None]
         if not tasks:  # closed since they were chosen
             return None
-        self._timetable.left(choice.lane.pace, now)
-        self.departed[len(tasks)] += 1
-        self.places += choice.lane.batch
+        self.timetable.left(choice.lane.pace, now, len(tasks), choice.lane.batch)
         return Flight(choice.lane, choice.lane.free.pop(), seated(choice.lane, tasks))
 
     def _landed(self, flight: Flight) -> None:
@@ -216,7 +218,7 @@ class EngineCore:
         self._fail_with_device(flight.error)
         with self._condition:
             flight.lane.free.append(flight.slot)
-            self._timetable.landed(time.monotonic(), counts=flight.error is None and not flight.alone)
+            self.timetable.landed(time.monotonic(), counts=flight.error is None and not flight.alone)
             self._condition.notify_all()
 
     def _frames_came(self, session: Session, coming: Coming) -> None:

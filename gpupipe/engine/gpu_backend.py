@@ -9,12 +9,16 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpupipe.compose.device_frames import DeviceFrames, DeviceRing, bytes_wanted, ring_bytes_wanted
 from gpupipe.compose.device_memory import place_bytes
 from gpupipe.compose.device_speech import DeviceSpeech
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.gpu import GpuCompositor
 from gpupipe.compose.protocol import BatchKind, Coming
+from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.engine.backend import Opened
 from gpupipe.engine.flight import Flight, Steps
 from gpupipe.engine.order import Readers
@@ -186,6 +190,15 @@ class GpuBackend:
     def unload(self, frames: DeviceFrames) -> None:
         """See `Backend`."""
         frames.close()
+
+    def host_buffer(self, format: SurfaceFormat) -> NDArray[np.uint8]:
+        """Page-locked."""
+        buffer: NDArray[np.uint8] = self.gpu.pinned(format.shape, np.uint8, "filmed frames")
+        return buffer
+
+    def copy_filmed(self, frames: DeviceFrames, source: int, target: NDArray[np.uint8]) -> None:
+        """See `Backend`; on the copy stream, and waited for."""
+        frames.download(source, target, self.gpu.copy_stream)
 
     def place(self, speech: SpeechRows) -> DeviceSpeech:
         """A speech in device memory."""

@@ -127,6 +127,21 @@ class Residents(Generic[FramesT]):
         self._keep_to_budget()
         return found
 
+    def use(self, key: ResidentKey, numbers: range) -> Resident[FramesT] | None:
+        """Frames for a user, if they are kept or being loaded, which is waited for; else None."""
+        with self._lock:
+            found = self._find(key, numbers)
+            if found is None:
+                return None
+            found.users += 1
+            found.used = time.monotonic()
+        try:
+            found.loaded.result()
+        except BaseException:
+            self.give_back(found)
+            raise
+        return found
+
     def drop(self, key: ResidentKey) -> bool:
         """Release what is kept of a character, or let it leave with its last user.
 

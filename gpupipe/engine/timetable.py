@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 RECENT = 9
 """Batches from which the time of the next one is told."""
@@ -31,9 +31,16 @@ class Pace:
 
 
 class Timetable:
-    """The batches under way, which the device does one after the other, in the order in which they leave."""
+    """The batches under way, which the device does one after the other, in the order in which they leave.
+
+    Attributes:
+        departed: batches so far, by how many frames they had.
+        places: that these batches had, filled or not.
+    """
 
     def __init__(self) -> None:
+        self.departed: Counter[int] = Counter()
+        self.places = 0
         self._under_way: deque[tuple[Pace, float]] = deque()
         self._free_since = 0.0
 
@@ -47,9 +54,11 @@ class Timetable:
         """Whether no batch is under way."""
         return not self._under_way
 
-    def left(self, pace: Pace, now: float) -> None:
-        """A batch leaves."""
+    def left(self, pace: Pace, now: float, frames: int = 1, places: int = 1) -> None:
+        """A batch leaves, with so many frames of those that it has places for."""
         self._under_way.append((pace, now))
+        self.departed[frames] += 1
+        self.places += places
 
     def landed(self, now: float, *, counts: bool = True) -> None:
         """The first of those under way is done; it tells how long the next take unless it failed."""

@@ -13,6 +13,7 @@ or models. Gives frames and sound as NumPy arrays, and takes finished frames:
     fragments   frames and sound → a file that plays while it is made
     live_encoder: frames → packets of a stream, each at once
     index       where in a video its frames are, to begin elsewhere than at the first
+    rtc         single pictures and sound, as WebRTC's own encoders take and give them
     device_handover: like handover, for a frame in GPU memory, which is all that is known of GPUs here
 
 Errors are `MediaError` (cannot be read), `OutputError` (cannot be written) and `OptionError` (an encoder's options).

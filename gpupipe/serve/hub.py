@@ -209,7 +209,7 @@ class Hub:
         return {
             "opening": self.opening.waiting,
             "hearing": self.hearing.waiting,
-            "batches": sum(engine.under_way for engine in self.engines),
+            "batches": sum(engine.timetable.under_way for engine in self.engines),
         }
 
     def close(self, grace: float = 0.0) -> None:

@@ -135,14 +135,14 @@ class _Reader(Collector):
             name = "cpu" if gpu is None else f"cuda:{gpu.index}"
             if name == "cpu" and place:
                 name = f"cpu:{place}"
-            departed = dict(engine.departed)
+            departed = dict(engine.timetable.departed)
             below = [sum(number for size, number in departed.items() if size <= most) for most in BATCH_FRAMES]
             frames.add_metric(
                 [name],
                 _buckets(BATCH_FRAMES, below, sum(departed.values())),
                 sum(size * number for size, number in departed.items()),
             )
-            places.add_metric([name], engine.places)
+            places.add_metric([name], engine.timetable.places)
             cache.add_metric([name], engine.holdings.residents.nbytes)
             if gpu is not None:
                 free.add_metric([name], gpu.free_bytes)

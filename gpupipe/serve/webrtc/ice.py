@@ -1,0 +1,84 @@
+"""Where a peer is looked for, and where the server may be found by it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import partial
+from typing import Any, Final
+
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.sdp import SessionDescription
+
+from gpupipe.serve.refusals import BadRequest
+
+MOST_MEDIA: Final = 8
+"""Tracks and channels of an offer."""
+
+_HIDDEN: Final = re.compile(r"^(a=candidate:\S+ \d+ \S+ \d+ )\S+\.local( .*\r?\n)", re.MULTILINE)
+
+
+def parsed_offer(sdp: str, client: str | None) -> tuple[RTCSessionDescription, SessionDescription]:
+    """An offer as it is taken, and what it says.
+
+    A browser whose page may not use the microphone hides its own addresses behind names that only its own network
+    resolves; the address that the request came from is put in their place. No name is ever resolved.
+
+    Args:
+        sdp: as the client has sent it.
+        client: the address that the request came from.
+
+    Raises:
+        BadRequest: it is no offer that can be answered.
+    """
+    known = client if client is not None and _is_address(client) else None
+    sdp = _HIDDEN.sub(lambda found: "" if known is None else found[1] + known + found[2], sdp)
+    try:
+        said = SessionDescription.parse(sdp)
+    except Exception as error:  # whatever a stranger's text brings about
+        raise BadRequest("is no session description", field="sdp", remedy="send what createOffer gives") from error
+    if not 0 < len(said.media) <= MOST_MEDIA:
+        raise BadRequest(f"must have 1 to {MOST_MEDIA} media", field="sdp", value=len(said.media))
+    return RTCSessionDescription(sdp=sdp, type="offer"), said
+
+
+def be_found_at(connection: RTCPeerConnection, addresses: list[str] | None) -> None:
+    """Let a connection be had at these addresses of this machine alone. Call it before the answer is made.
+
+    aiortc takes those of every interface, but never the loopback's.
+
+    Args:
+        connection: with all its transceivers.
+        addresses: IPv4 or IPv6; None: as aiortc does, and the loopback's too.
+    """
+    transports: set[Any] = {each.receiver.transport.transport for each in connection.getTransceivers()}
+    if connection.sctp is not None:
+        transports.add(connection.sctp.transport.transport)
+    for transport in transports:
+        agent = transport.iceGatherer._connection
+        agent.get_component_candidates = partial(_candidates, agent.get_component_candidates, addresses)
+
+
+async def _candidates(original: Any, only: list[str] | None, component: int, addresses: list[str]) -> Any:
+    return await original(component, [*addresses, "127.0.0.1"] if only is None else only)
+
+
+def addresses_of(host: str) -> list[str] | None:
+    """Where a server that listens on a host may be found: there; None: at every address that there is.
+
+    >>> addresses_of("127.0.0.1"), addresses_of("localhost"), addresses_of("0.0.0.0"), addresses_of("192.0.2.1")
+    (['127.0.0.1'], ['127.0.0.1'], None, ['192.0.2.1'])
+    """
+    if host == "localhost":
+        return ["127.0.0.1"]
+    if not _is_address(host) or ipaddress.ip_address(host).is_unspecified:
+        return None
+    return [host]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
