@@ -5,9 +5,9 @@
 First the command line renders the whole speech, to the film's end and some way back, in a process whose resident memory
 is sampled and whose most is read. Then a part that fits in memory is rendered in three ways in turn, forwards and
 backwards: with all of it kept from before (`cached`), with all of it kept but decoded meanwhile (`loading`), and within
-the bound. Speed is that of the frames in the middle, which are not among those that stay within the bound; the files
-must be the same bytes. The character (`long_character`) has 2 GB of video; the long output another 2. Linux only, for
-it reads /proc.
+the bound. Speed is that of the frames which are not among those that stay within the bound, by the clock and by the
+processor's time, which other work on the machine changes less; the files must be the same bytes. The character
+(`long_character`) has 2 GB of video; the long output another 2. Linux only, for it reads /proc.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from long_character import FPS, KEYFRAMES, make_long
 
@@ -78,6 +78,13 @@ def whole(person: Path, output: Path, cache: str, back: int) -> dict[str, Any]:
     }
 
 
+class Speed(NamedTuple):
+    """Frames a second of the clock, and of the processor, all threads together."""
+
+    clock: float
+    cpu: float
+
+
 class Part:
     """The end of the film, as much as fits in memory, drawn forwards or backwards.
 
@@ -91,20 +98,21 @@ class Part:
     def __init__(self, person: Character, frames: int, left_out: int, work: Path) -> None:
         self._person, self._frames, self._left_out, self._work = person, frames, left_out, work
 
-    def drawn(self, engine: Engine, *, backwards: bool) -> tuple[bytes, float, RenderStats]:
-        """The file, the timed frames a second, and what the render says of itself."""
+    def drawn(self, engine: Engine, *, backwards: bool) -> tuple[bytes, Speed, RenderStats]:
+        """The file, how fast the timed frames were, and what the render says of itself."""
         begin = self._person.count - (1 if backwards else self._frames)
-        times: list[float] = []
+        times: list[Speed] = []
 
         def wrote(_: Progress) -> None:
-            times.append(time.perf_counter())
+            times.append(Speed(time.perf_counter(), time.process_time()))
 
         output = self._work / "part.mp4"
         stats = engine.render(
             self._person, output, start_frame=begin, frames=self._frames, sound=False, progress=wrote, overwrite=True
         )
         timed = times[: -self._left_out] if backwards else times[self._left_out :]
-        return output.read_bytes(), (len(timed) - 1) / (timed[-1] - timed[0]), stats
+        fps, cpu_fps = ((len(timed) - 1) / (last - first) for first, last in zip(timed[0], timed[-1], strict=True))
+        return output.read_bytes(), Speed(fps, cpu_fps), stats
 
 
 def compared(part: Part, cache: int, turns: int) -> dict[str, Any]:
@@ -113,20 +121,21 @@ def compared(part: Part, cache: int, turns: int) -> dict[str, Any]:
     with Engine(device="cpu", cache="auto") as all_kept, Engine(device="cpu", cache=cache) as within:
         files = {False: part.drawn(all_kept, backwards=False)[0], True: part.drawn(all_kept, backwards=True)[0]}
         for backwards, right in files.items():
-            speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+            speeds: dict[str, list[Speed]] = {way: [] for way in WAYS}
             for _ in range(turns):
                 for way in WAYS:
                     with _engine(way, all_kept, within) as engine:
-                        drawn, fps, stats = part.drawn(engine, backwards=backwards)
+                        drawn, speed, stats = part.drawn(engine, backwards=backwards)
                     assert drawn == right, f"other bytes: {way}"
-                    speeds[way].append(fps)
-                    print("backwards" if backwards else "forwards", way, round(fps, 2), flush=True)
+                    speeds[way].append(speed)
+                    print("backwards" if backwards else "forwards", way, speed, flush=True)
                     if way == "bounded":
                         notes = [note for note in stats.notes if "cached frames" in note]
             found["backwards" if backwards else "forwards"] = {
-                "fps": {way: [round(fps, 2) for fps in each] for way, each in speeds.items()},
-                "bounded_over_cached": _ratio(speeds["bounded"], speeds["cached"]),
-                "bounded_over_loading": _ratio(speeds["bounded"], speeds["loading"]),
+                "fps": {way: [round(one.clock, 2) for one in each] for way, each in speeds.items()},
+                "fps_of_the_processor": {way: [round(one.cpu, 2) for one in each] for way, each in speeds.items()},
+                "bounded_over_cached": _ratios(speeds["bounded"], speeds["cached"]),
+                "bounded_over_loading": _ratios(speeds["bounded"], speeds["loading"]),
                 "same_bytes": True,
                 "notes": notes,
             }
@@ -142,8 +151,13 @@ def _engine(way: str, all_kept: Engine, within: Engine) -> Iterator[Engine]:
             yield all_kept if way == "cached" else within
 
 
-def _ratio(these: list[float], those: list[float]) -> float:
-    return round(statistics.median(one / other for one, other in zip(these, those, strict=True)), 3)
+def _ratios(these: list[Speed], those: list[Speed]) -> dict[str, float]:
+    """Medians over the turns."""
+    both = list(zip(these, those, strict=True))
+    return {
+        "clock": round(statistics.median(one.clock / other.clock for one, other in both), 3),
+        "cpu": round(statistics.median(one.cpu / other.cpu for one, other in both), 3),
+    }
 
 
 def main() -> None:
