@@ -18,7 +18,7 @@ from gpupipe.colour import FRACTION_BITS, Colour, PixelFormat
 from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.errors import Cancelled
 from gpupipe.geometry import CropLayout, Rect
-from gpupipe.threads import Worker
+from gpupipe.threads import Worker, yield_to_others
 
 Frame = NDArray[np.uint8]
 
@@ -269,6 +269,7 @@ class _Decoder:
             self._worker.wait()
 
     def _run(self, frames: HostFrames, kept: list[Frame], sources: list[Iterable[Frame]], planar: bool) -> None:
+        yield_to_others()  # what is drawn already must not stutter while another character is loaded
         try:
             for places, decoded in zip(zip(*kept, strict=True), zip(*sources, strict=True), strict=True):
                 if self.stopped:
