@@ -31,7 +31,7 @@ def _held(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"<p>One character, {settings['width']}x{settings['height']}, {settings['output']}, "
         f"{'over gRPC on the loopback' if settings['network'] else 'without a network'}; each client talks for "
-        f"{settings['seconds']} s. {escape(machine['cpu'])}, {machine['cores']} cores, clients and encoders among them. "
+        f"{settings['seconds']} s. {escape(machine['cpu'])}, {machine['cores']} cores, for the clients too. "
         "A frame is late that comes later than 0.6 s after its own time, or is left out for that.</p>"
     )
     yield "<h2>Talks that are held with less than 1 % of their frames late</h2>"
@@ -49,8 +49,8 @@ def _held(result: Mapping[str, Any]) -> Iterator[str]:
     yield lines({"": fills}, across="clients", unit="Percent of the places in batches", title="batch fill")
     if (told := result.get("overload")) is not None:
         yield (
-            f"<h2>A fifth more than are held</h2><p>{told['clients']} clients came, {told['refused']} were refused, within "
-            f"{told['refused_seconds'] * 1e3:.0f} ms. Of those inside, {100 * told['late_share']:.2f} % of "
+            f"<h2>A fifth more than are held</h2><p>{told['clients']} clients came, {told['refused']} were refused, "
+            f"within {told['refused_seconds'] * 1e3:.0f} ms. Of those inside, {100 * told['late_share']:.2f} % of "
             f"{told['frames']} frames were late.</p>"
         )
 

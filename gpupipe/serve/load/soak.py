@@ -38,8 +38,8 @@ def soak(
 ) -> dict[str, Any]:
     """Let clients come to a server of its own, and count what it holds.
 
-    A quarter of them break off somewhere, a quarter send bytes that are no messages or no sense; the others talk as fast
-    as they are served, and their frames must be those of the first of them.
+    A quarter of them break off somewhere, a quarter send bytes that are no messages or no sense; the others talk as
+    fast as they are served, and their frames must be those of the first of them.
 
     Args:
         folder: the character's.
