@@ -27,6 +27,8 @@ from gpupipe.serve.talk import Talk
 from gpupipe.serve.trial import try_out
 from gpupipe.threads import Worker
 
+__all__ = ["Hub", "Seat"]
+
 OPENING: Final = 8
 """Talks that are opened at a time, and characters loaded."""
 
