@@ -44,7 +44,7 @@ def _held(result: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>From a frame's own time to its coming</h2><p class=quiet>The 99th of a hundred.</p>"
     yield legend([NAMES[kind] for kind in kinds])
     yield _over_clients(kinds, "Milliseconds", lambda each: each["latency_ms"][2])
-    fills = [(str(each["clients"]), 100 * each["batch_fill"]) for each in result["served"]["tried"]]
+    fills = [(str(each["clients"]), 100 * (each["batch_fill"] or 0.0)) for each in result["served"]["tried"]]
     yield "<h2>How full the batches are</h2>"
     yield lines({"": fills}, across="clients", unit="Percent of the places in batches", title="batch fill")
     if (told := result.get("overload")) is not None:

@@ -45,7 +45,7 @@ class Hub:
         engine: the engines' other options.
         model: how models are run.
         limits: of clients.
-        most_load: of the time there is, what realtime talks may take.
+        most_load: of the time there is, what realtime talks may take; 1 lets everybody in.
 
     Attributes:
         engines: one a device.

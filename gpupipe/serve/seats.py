@@ -85,7 +85,7 @@ class Seats:
         engines: that draw.
         costs: what has been measured.
         limits: of clients.
-        most_load: of the time there is, what realtime talks may take.
+        most_load: of the time there is, what realtime talks may take; 1 lets everybody in.
 
     Attributes:
         refused: talks that were refused so far, by the reason: "sessions", "load" or "closing".
@@ -139,7 +139,7 @@ class Seats:
                 raise self._refusal("sessions", f"{self._limits.sessions} talks are under way, as many as may be")
             engine = self.pick(character)
             demand = self._demand(order, character, engine) if order.realtime else None
-            if demand is not None:
+            if demand is not None and self._most_load < 1:
                 others = [seat.demand for seat in self._seats if seat.engine is not engine and seat.demand]
                 if self._late_share > LATE_SHARE or not admits(
                     self._demands(engine), others, demand, cpu_count(), self._most_load

@@ -25,7 +25,7 @@ class WithoutNetwork:
     """
 
     def __init__(self, folder: Path, said: Said, *, most_load: float) -> None:
-        self._hub = Hub(folder, ["cpu"], {}, {}, most_load=1e9 if most_load == 1 else most_load)
+        self._hub = Hub(folder, ["cpu"], {}, {}, most_load=most_load)
         self._hub.load(said.character)
         self._said = said
 
