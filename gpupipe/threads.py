@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 POLL_SECONDS: Final = 0.2
 """How often who waits wakes, so that Ctrl-C is seen where a blocking wait cannot be interrupted (Windows)."""
+
+
+YIELDING: Final = 10
+"""By how much nicer a thread is that yields."""
+
+
+def yield_to_others() -> None:
+    """Let the calling thread, and those that it starts, have what time the others leave, for good; Linux alone has
+    priorities of threads that anybody may lower (setpriority(2), "C library/kernel differences")."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + YIELDING)
 
 
 class Worker(threading.Thread):

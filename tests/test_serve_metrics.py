@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,25 @@ def test_what_was_done_is_told(tmp_path: Path) -> None:
         most = told["gpupipe_stage_seconds_sum", kind] / runs
         assert 0 < most < 60
     assert told["gpupipe_cache_bytes", (cpu,)] > 30 * 320 * 192
+
+
+def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
+    """Every metric that it names is told, and every one that is told is shown."""
+    page = json.loads((Path(__file__).parents[1] / "docs" / "grafana-dashboard.json").read_text("utf-8"))
+    make_demo(tmp_path / "anna", frames=2, size=(64, 64), model_size=32)
+    with Hub(tmp_path, ["cpu"], {}, {}) as hub:
+        families = list(text_string_to_metric_families(Metrics(hub).text()[0].decode()))
+    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+    told = {family.name: {family.name + each for each in suffixes[family.type]} for family in families}
+    queries = [target["expr"] for panel in page["panels"] for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"gpupipe_\w+", query)}
+    known = set().union(*told.values())
+    created = {name for name in told if name.endswith("_created")}
+    assert asked <= known, asked - known
+    assert all(asked & names for name, names in told.items() if name not in created)
+    for query in queries:
+        assert query.count("(") == query.count(")")
+        assert query.count('{instance=~"$instance"}') == len(re.findall(r"gpupipe_\w+", query))
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in page["panels"]]
+    assert len(set(places)) == len(places)
+    assert len({panel["id"] for panel in page["panels"]}) == len(places)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.errors import Cancelled
-from gpupipe.threads import Worker
+from gpupipe.threads import Worker, yield_to_others
 
 Frame = NDArray[np.uint8]
 
@@ -150,6 +150,7 @@ class _Decoder:
             self._worker.wait()
 
     def _run(self, frames: Decoding, kept: Kept) -> None:
+        yield_to_others()  # what is drawn already must not stutter while another character is loaded
         try:
             decoded = zip(*kept.sources, strict=True)
             for place, each in zip(range(frames._count), decoded, strict=True):

@@ -54,7 +54,7 @@ class ServeOptions(Checked):
     )
     most_load: float = option(
         0.85,
-        "the share of the device's and the processor's time that realtime talks may take together",
+        "the share of the device's and the processor's time that realtime talks may take together; 1 lets everybody in",
         kind="share",
         metavar="SHARE",
     )

@@ -97,6 +97,11 @@ class Live:
         """The most frames in a batch."""
         return self._session.lane.batch
 
+    @property
+    def missing(self) -> int:
+        """Samples that complete the next row of features: who pushes fewer has them held, and waits for nothing."""
+        return self._stream.missing
+
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples of the speech.
 

@@ -76,7 +76,13 @@ def bars(bars: Sequence[Bar], *, unit: str, title: str) -> str:
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[str, float]]], *, across: str, unit: str, title: str, height: int = 190
+    series: Mapping[str, Sequence[tuple[str, float]]],
+    *,
+    across: str,
+    unit: str,
+    title: str,
+    height: int = 190,
+    categories: Sequence[str] | None = None,
 ) -> str:
     """Lines over evenly spaced categories, from 0 up.
 
@@ -86,8 +92,9 @@ def lines(
         unit: of the values; written under the plot.
         title: for those who cannot see the plot.
         height: of the plot's area, units.
+        categories: all there are, in order; None: as they appear.
     """
-    categories = list(dict.fromkeys(name for points in series.values() for name, _ in points))
+    categories = categories or list(dict.fromkeys(name for points in series.values() for name, _ in points))
     ticks = nice_ticks(max((value for points in series.values() for _, value in points), default=0))
     left, right, top = 44, 12, 14
     step = (WIDTH - left - right) / max(1, len(categories))

@@ -63,7 +63,10 @@ class Conversation:
         """Take sound, once there is room for it; see `Talk.push`."""
         while not self.talk.has_room and self.talk.open:
             await asyncio.sleep(ROOM_SECONDS)
-        await asyncio.get_running_loop().run_in_executor(self._hub.hearing, self.talk.push, pcm)
+        if self.talk.only_holds(len(pcm)):
+            self.talk.push(pcm)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._hub.hearing, self.talk.push, pcm)
 
     async def finish(self) -> None:
         """End the speech; see `Talk.finish`."""

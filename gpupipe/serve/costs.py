@@ -18,6 +18,9 @@ FIRST_ENCODING: Final[dict[Output, float]] = {
 }
 """CPU seconds a pixel of handing a picture out, before any has been measured: rather too much."""
 
+FIRST_HEARING: Final = 0.02
+"""CPU seconds for a second of sound, before any was measured."""
+
 KEEP: Final = 0.9
 """Of what a mean was, when another measure comes to it."""
 
@@ -44,16 +47,25 @@ class Costs:
     """Measured costs. Any thread may add to them."""
 
     def __init__(self) -> None:
-        self._drawing: dict[str, Mean] = {}
+        self._device: dict[str, Mean] = {}
+        self._cores: dict[str, Mean] = {}
         self._encoding: dict[tuple[Output, int], Mean] = {}
+        self._hearing = Mean(FIRST_HEARING)
         self._seconds: dict[Output, float] = {}
         self._lock = threading.Lock()
 
-    def drawn(self, character: str, seconds: float, frames: int) -> None:
-        """Drawing `frames` frames of a character has taken so many seconds in all, of the GPU or, without one, of CPU
-        time."""
+    def drawn(self, character: str, device: float | None, cores: float | None, weight: int = 1) -> None:
+        """Drawing a frame of a character takes so many seconds of the GPU, and so many CPU seconds of whatever is
+        neither encoding nor hearing; None: not measured now."""
         with self._lock:
-            self._drawing.setdefault(character, Mean(0.0)).add(seconds / frames, frames)
+            for means, value in ((self._device, device), (self._cores, cores)):
+                if value is not None:
+                    means.setdefault(character, Mean(0.0)).add(value, weight)
+
+    def heard(self, seconds: float, of: float) -> None:
+        """Making features of `of` seconds of sound has taken so many CPU seconds."""
+        with self._lock:
+            self._hearing.add(seconds / of, 4)
 
     def encoded(self, output: Output, pixels: int, seconds: float) -> None:
         """Handing out a picture of so many pixels has taken so many CPU seconds."""
@@ -61,19 +73,28 @@ class Costs:
             self._encoding.setdefault((output, pixels), Mean(0.0)).add(seconds)
             self._seconds[output] = self._seconds.get(output, 0.0) + seconds
 
-    def encoding_seconds(self) -> dict[Output, float]:
-        """CPU seconds that handing out has taken in all, by what the pictures became."""
+    def device(self, character: str) -> float | None:
+        """Seconds a frame of a character that the GPU needs; None: not measured, as where there is none."""
         with self._lock:
-            return dict(self._seconds)
+            return None if (mean := self._device.get(character)) is None else mean.value
 
-    def drawing(self, character: str) -> float | None:
-        """Seconds a frame of a character; None: not measured yet."""
+    def cores(self, character: str) -> float | None:
+        """CPU seconds a frame of a character; None: not measured yet."""
         with self._lock:
-            mean = self._drawing.get(character)
-            return None if mean is None else mean.value
+            return None if (mean := self._cores.get(character)) is None else mean.value
 
     def encoding(self, output: Output, pixels: int) -> float:
         """CPU seconds a picture."""
         with self._lock:
             mean = self._encoding.get((output, pixels))
             return pixels * FIRST_ENCODING[output] if mean is None else mean.value
+
+    def hearing(self) -> float:
+        """CPU seconds for a second of sound."""
+        with self._lock:
+            return self._hearing.value
+
+    def encoding_seconds(self) -> dict[Output, float]:
+        """CPU seconds that handing out has taken in all, by what the pictures became."""
+        with self._lock:
+            return dict(self._seconds)

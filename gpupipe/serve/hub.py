@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 from gpupipe.character.folder import Character
 from gpupipe.log import Log
@@ -20,15 +19,15 @@ from gpupipe.serve.admission import MOST_LOAD
 from gpupipe.serve.characters import Characters
 from gpupipe.serve.costs import Costs
 from gpupipe.serve.limits import ServeLimits
+from gpupipe.serve.meter import Meter, Spent
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.pool import Pool
 from gpupipe.serve.seats import Seat, Seats
 from gpupipe.serve.talk import Talk
-from gpupipe.speech.mel import SAMPLE_RATE
+from gpupipe.serve.trial import try_out
 from gpupipe.threads import Worker
 
-TRIAL_SECONDS: Final = 2.0
-"""Of silence that a character speaks when it is loaded, to see what a frame costs."""
+__all__ = ["Hub", "Seat"]
 
 OPENING: Final = 8
 """Talks that are opened at a time, and characters loaded."""
@@ -46,7 +45,7 @@ class Hub:
         engine: the engines' other options.
         model: how models are run.
         limits: of clients.
-        most_load: of the time there is, what realtime talks may take.
+        most_load: of the time there is, what realtime talks may take; 1 lets everybody in.
 
     Attributes:
         engines: one a device.
@@ -86,6 +85,9 @@ class Hub:
         self.seats = Seats(self.engines, self.costs, self.limits, most_load)
         self.opening = Pool(OPENING, "open")
         self.hearing = Pool(cpu_count(), "hear")
+        self._busy = 0
+        self._trying, self._busy_lock = threading.Lock(), threading.Lock()
+        self._meter = Meter(self.costs, self._spent)
         self._watch = Worker("talks", self._watching)
         self._watch.start()
 
@@ -231,32 +233,61 @@ class Hub:
 
     def _seated(self, order: TalkOrder, character: Character) -> Seat:
         """A place for a talk. What its character costs is measured before anybody is let in by it."""
-        if order.realtime and self.costs.drawing(order.character) is None:
+        if order.realtime and self.costs.cores(order.character) is None:
             self._load(order.character, character, self.seats.pick(character))
         return self.seats.take(order, character)
 
     def _load(self, name: str, character: Character, engine: Engine) -> None:
         """Have a character on an engine, and know what a frame costs."""
-        if not engine.holds(character):
-            engine.load(character, **self._model)
-        if self.costs.drawing(name) is None:
-            self._try_out(name, character, engine)
+        if engine.holds(character) and self.costs.cores(name) is not None:
+            return
+        with self._counted_as_busy():
+            if not engine.holds(character):
+                engine.load(character, **self._model)
+            with self._trying:  # one at a time, so that none is taken for another
+                if self.costs.cores(name) is None:
+                    self._try_out(name, character, engine)
 
     def _try_out(self, name: str, character: Character, engine: Engine) -> None:
         """Draw some frames, to see what they cost."""
-        began, cpu = time.monotonic(), time.process_time()
-        with engine.live(character, pixel_format="nv12", **self._model) as live:
-            live.push(np.zeros(round(TRIAL_SECONDS * SAMPLE_RATE), np.float32))
-            live.finish()
-            frames = 0
-            while (surface := live.take()) is not None:
-                surface.release()
-                frames += 1
-            busy = live.batch_seconds / live.batch * frames
-        seconds = busy if engine.backend.gpu is not None else time.process_time() - cpu
-        self.costs.drawn(name, seconds, frames)
-        _log.event("character tried out", character=name, frames=frames, seconds=time.monotonic() - began)
+        before = self._spent()
+        trial = try_out(engine, character, self._model)
+        done = self._spent().since(before)
+        cores = trial.cores(done.drawing - trial.hearing - self._meter.expected(done.frames))
+        self.costs.drawn(name, None if engine.backend.gpu is None else trial.frame_seconds, cores)
+        _log.event(
+            "character tried out",
+            character=name,
+            frames=trial.frames,
+            frame_seconds=trial.frame_seconds,
+            cpu_seconds=cores,
+        )
+
+    def _spent(self) -> Spent:
+        """What was done so far."""
+        counts = self.seats.counts()
+        frames = {name: each.pictures - each.repeated for name, each in counts.items()}
+        return Spent(
+            cpu=time.process_time(),
+            encoding=sum(self.costs.encoding_seconds().values()),
+            hearing=self.hearing.cpu_seconds,
+            heard=sum(each.seconds for each in counts.values()),
+            frames=frames,
+            others=sum(size * count for engine in self.engines for size, count in tuple(engine.departed.items()))
+            - sum(frames.values()),
+            busy=self._busy > 0,
+        )
+
+    @contextmanager
+    def _counted_as_busy(self) -> Iterator[None]:
+        with self._busy_lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._busy_lock:
+                self._busy -= 1
 
     def _watching(self) -> None:
         while self.seats.watch():
-            pass
+            self._meter.look()

@@ -53,12 +53,14 @@ class Counts:
         pictures: given out, with those that repeat another.
         late: finished after they were due.
         repeated: that stand for others, which would have been late.
+        seconds: of speech that were heard.
     """
 
     talks: int = 0
     pictures: int = 0
     late: int = 0
     repeated: int = 0
+    seconds: float = 0.0
 
     def __add__(self, other: Counts) -> Counts:
         """The sum of both."""
@@ -67,12 +69,13 @@ class Counts:
             self.pictures + other.pictures,
             self.late + other.late,
             self.repeated + other.repeated,
+            self.seconds + other.seconds,
         )
 
     @classmethod
     def of(cls, talk: Talk) -> Counts:
         """Of one talk, so far."""
-        return cls(1, talk.pictures_given, talk.late, talk.dropped)
+        return cls(1, talk.pictures_given, talk.late, talk.dropped, talk.seconds)
 
 
 class Seats:
@@ -82,7 +85,7 @@ class Seats:
         engines: that draw.
         costs: what has been measured.
         limits: of clients.
-        most_load: of the time there is, what realtime talks may take.
+        most_load: of the time there is, what realtime talks may take; 1 lets everybody in.
 
     Attributes:
         refused: talks that were refused so far, by the reason: "sessions", "load" or "closing".
@@ -136,7 +139,7 @@ class Seats:
                 raise self._refusal("sessions", f"{self._limits.sessions} talks are under way, as many as may be")
             engine = self.pick(character)
             demand = self._demand(order, character, engine) if order.realtime else None
-            if demand is not None:
+            if demand is not None and self._most_load < 1:
                 others = [seat.demand for seat in self._seats if seat.engine is not engine and seat.demand]
                 if self._late_share > LATE_SHARE or not admits(
                     self._demands(engine), others, demand, cpu_count(), self._most_load
@@ -216,6 +219,10 @@ class Seats:
                 pictures += now[0] - seat.seen[0]
                 late += now[1] - seat.seen[1]
             seat.seen = now
+            if seat.engine.backend.gpu is not None:
+                self._costs.drawn(seat.talk.order.character, seat.talk.device_seconds, None)
+            if seat.demand is not None:
+                seat.demand = self._demand(seat.talk.order, seat.talk.character, seat.engine)
             seat.talk.check(time.monotonic())
         self._late_share = 0.5 * self._late_share + 0.5 * (late / pictures if pictures else 0.0)
         return True
@@ -240,11 +247,9 @@ class Seats:
 
     def _demand(self, order: TalkOrder, character: Character, engine: Engine) -> Demand:
         fps, pixels = float(character.body.fps), character.body.width * character.body.height
-        drawing = fps * (self._costs.drawing(order.character) or 0.0)
-        encoding = fps * self._costs.encoding(order.output, pixels)
-        if engine.backend.gpu is None:
-            return Demand(0.0, drawing + encoding)
-        return Demand(drawing, encoding)
+        device = 0.0 if engine.backend.gpu is None else self._costs.device(order.character) or 0.0
+        cores = (self._costs.cores(order.character) or 0.0) + self._costs.encoding(order.output, pixels)
+        return Demand(fps * device, fps * cores + self._costs.hearing())
 
     def _refusal(self, reason: str, why: str) -> Refused:
         self.refused[reason] += 1

@@ -130,6 +130,11 @@ class Talk:
         return self._live.dropped
 
     @property
+    def device_seconds(self) -> float:
+        """What a frame takes of the device, as measured lately, in a batch that is full."""
+        return self._live.batch_seconds / self._live.batch
+
+    @property
     def open(self) -> bool:
         """Whether it has not ended."""
         return not self._closed
@@ -140,13 +145,18 @@ class Talk:
         drawn = self.pictures_given * self._frame_seconds
         return self.seconds - drawn <= self._limits.ahead_seconds
 
+    def only_holds(self, samples: int) -> bool:
+        """Whether so many more samples complete nothing, so that pushing them takes no time."""
+        return self._resampler is None and samples < self._live.missing
+
     def promised(self, index: int) -> float:
         """When a picture is due, seconds of `time.monotonic`; infinity before the first sound."""
         start = self._start
         return float("inf") if start is None else start + index * self._frame_seconds + self.delay
 
     def push(self, pcm: NDArray[np.float32]) -> None:
-        """Take the next samples of the speech. Computes their features: not for the event loop.
+        """Take the next samples of the speech. Computes their features: not for the event loop, unless it `only_holds`
+        them.
 
         Args:
             pcm: float32 `[n]`, mono, full scale ±1, at the order's rate.

@@ -81,6 +81,11 @@ class FeatureStream:
         self._waiting = np.empty((0, 1, MEL_BANDS, WINDOW_COLUMNS), np.float32)
         self._last: NDArray[np.float32] | None = None
 
+    @property
+    def missing(self) -> int:
+        """Samples that complete the next row: fewer are only held."""
+        return max(0, samples_of_row(self._count) - self._samples)
+
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples, and append the rows that they complete.
 
@@ -99,7 +104,7 @@ class FeatureStream:
             self._mel.check(samples)
             self._samples += len(samples)
             self._held.append(samples.copy() if len(samples) < _STEP else samples)
-            if self._samples >= samples_of_row(self._count):
+            if not self.missing:
                 self._hear()
 
     def finish(self) -> None:

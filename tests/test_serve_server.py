@@ -1,0 +1,164 @@
+"""A whole server: where it listens, to whom, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gpupipe.demo import make_demo
+from gpupipe.errors import OptionError
+from gpupipe.media.sound import read_pcm
+from gpupipe.options import ServeOptions
+from gpupipe.serve.listen import bound, check_exposure, is_loopback
+from gpupipe.serve.load.process import ServerProcess
+from gpupipe.serve.load.talker import Said, over_grpc, talk
+from gpupipe.serve.server import Listening, serve
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("served")
+    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pcm(folder: Path) -> NDArray[np.float32]:
+    return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))
+
+
+def status(url: str, token: str | None = None) -> int:
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def run_server(folder: Path, options: ServeOptions, work: Any) -> None:
+    """Serve while `work`, in another thread, looks at it."""
+
+    async def both() -> None:
+        ending, told = asyncio.Event(), asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(
+            serve(folder, options, {"device": "cpu"}, {}, told=told.set_result, ending=ending)
+        )
+        await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
+        try:
+            await asyncio.to_thread(work, told.result())
+        finally:
+            ending.set()
+            await serving
+
+    asyncio.run(both())
+
+
+def test_it_listens_and_wants_its_tokens(folder: Path, tmp_path: Path) -> None:
+    token = "a" * 20
+    (tmp_path / "tokens").write_text(token)
+
+    def look(where: Listening) -> None:
+        url = f"http://127.0.0.1:{where.port}"
+        assert where.characters == ("anna",)
+        assert where.devices == ("cpu",)
+        assert [status(f"{url}/{path}") for path in ("healthz", "readyz", "metrics", "v1/characters")] == [
+            200,
+            200,
+            401,
+            401,
+        ]
+        assert status(f"{url}/v1/characters", token) == status(f"{url}/metrics", token) == 200
+        assert status(f"{url}/v1/characters", token[:-1]) == 401
+        with pytest.raises(OptionError, match=r"port: cannot be listened on: .* use another, or 0 for any"):
+            bound("127.0.0.1", where.port)
+        channel = grpc.insecure_channel(f"127.0.0.1:{where.grpc_port}")
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/gpupipe.v1.Avatar/ListCharacters")(b"", timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        channel.close()
+
+    run_server(folder, ServeOptions(port=0, grpc_port=0, token_file=tmp_path / "tokens"), look)
+
+
+def test_it_does_not_open_itself_to_strangers_unasked() -> None:
+    for host in ("127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost"):
+        assert is_loopback(host)
+        check_exposure(ServeOptions(host=host))
+    for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", ""):
+        assert not is_loopback(host)
+    with pytest.raises(OptionError, match=r"^host: other machines could use the server without a token"):
+        check_exposure(ServeOptions(host="0.0.0.0"))
+    check_exposure(ServeOptions(host="0.0.0.0", insecure=True))
+    check_exposure(ServeOptions(host="0.0.0.0", token_file="tokens"))
+
+
+def test_a_port_in_use_is_told_before_anything_is_opened(folder: Path) -> None:
+    with bound("127.0.0.1", 0) as taken:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpupipe", "serve", folder, "--port", str(taken.getsockname()[1])],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --port: cannot be listened on: Address")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent")
+def test_it_ends_in_good_order(folder: Path, pcm: NDArray[np.float32]) -> None:
+    """Told to end, it lets no more in, and the talk that is under way ends by itself."""
+    said = Said("anna", "nv12", pcm, 2.5, 25.0)
+    with ServerProcess(folder, ["--grace", "20"]) as server:
+
+        async def talks() -> None:
+            async with grpc.aio.insecure_channel(server.grpc) as channel:
+                speaking = asyncio.create_task(talk(said, over_grpc(channel), time.monotonic()))
+                while server.metrics().get('gpupipe_sessions{character="anna",output="nv12"}') != 1:
+                    await asyncio.sleep(0.1)
+                os.kill(server.pid, signal.SIGTERM)
+                await asyncio.sleep(0.3)
+                assert await asyncio.to_thread(status, f"{server.http}/readyz") == 503
+                refused = await talk(said, over_grpc(channel), time.monotonic())
+                assert "UNAVAILABLE" in (refused.error or "")
+                heard = await speaking
+                assert heard.error is None
+                assert heard.frames == 63  # of 2.5 s at 25 a second, the last not whole
+
+        asyncio.run(talks())
+        assert server.close() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent")
+def test_a_second_signal_ends_it_at_once(folder: Path, pcm: NDArray[np.float32]) -> None:
+    said = Said("anna", "nv12", pcm, 30.0, 25.0)
+    with ServerProcess(folder, ["--grace", "60"]) as server:
+
+        async def talks() -> None:
+            async with grpc.aio.insecure_channel(server.grpc) as channel:
+                speaking = asyncio.create_task(talk(said, over_grpc(channel), time.monotonic()))
+                while server.metrics().get('gpupipe_sessions{character="anna",output="nv12"}') != 1:
+                    await asyncio.sleep(0.1)
+                for _ in range(2):
+                    os.kill(server.pid, signal.SIGTERM)
+                    await asyncio.sleep(0.3)
+                assert (await speaking).error is not None
+
+        asyncio.run(talks())
+        assert server.close() == 128 + signal.SIGTERM
