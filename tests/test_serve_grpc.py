@@ -357,9 +357,10 @@ def test_only_who_has_a_token_may_ask(hub: Hub) -> None:
 
 def test_a_port_that_another_has_is_an_error(hub: Hub) -> None:
     async def twice() -> None:
-        _, port = await grpc_server(hub, Tokens(), "127.0.0.1:0", metrics=Counted())
+        server, port = await grpc_server(hub, Tokens(), "127.0.0.1:0", metrics=Counted())
         with pytest.raises(OptionError, match=r"cannot be had.*use another"):
             await grpc_server(hub, Tokens(), f"127.0.0.1:{port}", metrics=Counted())
+        await server.stop(None)
 
     asyncio.run(twice())
 

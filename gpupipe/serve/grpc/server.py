@@ -64,6 +64,7 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
+        await server.stop(None)
         raise OptionError(
             f"cannot be had: {reason(error)}", field="--grpc-port", value=address, remedy="use another"
         ) from error
