@@ -299,6 +299,19 @@ def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert ("retry-after", "7") in [(key, value) for key, value in told.value.trailing_metadata()]
 
 
+def test_a_server_that_is_being_shut_down(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closing(_: object) -> None:
+        raise Refused("the server is being shut down", closing=True)
+
+    monkeypatch.setattr(hub, "open", closing)
+    monkeypatch.setattr(Hub, "closing", property(lambda _: True))
+    with pytest.raises(grpc.RpcError) as told:
+        list(method(channel, AVATAR, "Speak")(iter([config()]), timeout=60))
+    assert told.value.code() == StatusCode.UNAVAILABLE
+    answer = method(channel, HEALTH, "Check")(health_pb2.HealthCheckRequest(), timeout=60)
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 def test_an_error_of_the_server_tells_nothing_of_it(
     channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
