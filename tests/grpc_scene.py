@@ -46,9 +46,11 @@ def served(hub: Hub, tokens: tuple[str, ...] = (), counted: Counted | None = Non
 
     try:
         server, port = run(start())
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=NO_LIMIT) as channel:
-            yield channel
-        run(server.stop(0))
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}", options=NO_LIMIT) as channel:
+                yield channel
+        finally:
+            run(server.stop(0))
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,7 @@ from grpc_scene import served
 from gpupipe.cli.client import main
 from gpupipe.demo import make_demo
 from gpupipe.media.sound import read_pcm
-from gpupipe.serve.client import Rpc
+from gpupipe.serve.client.rpc import Rpc
 from gpupipe.serve.hub import Hub
 
 TOKEN = "0123456789abcdef"
@@ -164,3 +166,10 @@ def test_what_goes_wrong(
     assert main(["list", "--grpc", address, "--token", "another"]) == 1
     assert "a token is needed" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["noise.wav", "there.h264"]
+
+
+def test_http_needs_no_grpc(url: str) -> None:
+    Server.answer = 200, b'{"characters": []}', 0
+    hidden = "import sys; sys.modules['grpc'] = None; from gpupipe.cli.client import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", hidden, "list", "--url", url], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

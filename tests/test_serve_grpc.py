@@ -299,6 +299,19 @@ def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert ("retry-after", "7") in [(key, value) for key, value in told.value.trailing_metadata()]
 
 
+def test_a_server_that_is_being_shut_down(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closing(*_: object) -> None:
+        raise Refused("the server is being shut down", closing=True)
+
+    monkeypatch.setattr(hub, "open", closing)
+    monkeypatch.setattr(Hub, "closing", property(lambda _: True))
+    with pytest.raises(grpc.RpcError) as told:
+        list(method(channel, AVATAR, "Speak")(iter([config()]), timeout=60))
+    assert told.value.code() == StatusCode.UNAVAILABLE
+    answer = method(channel, HEALTH, "Check")(health_pb2.HealthCheckRequest(), timeout=60)
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 def test_an_error_of_the_server_tells_nothing_of_it(
     channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,9 +370,10 @@ def test_only_who_has_a_token_may_ask(hub: Hub) -> None:
 
 def test_a_port_that_another_has_is_an_error(hub: Hub) -> None:
     async def twice() -> None:
-        _, port = await grpc_server(hub, Tokens(), "127.0.0.1:0", metrics=Counted())
+        server, port = await grpc_server(hub, Tokens(), "127.0.0.1:0", metrics=Counted())
         with pytest.raises(OptionError, match=r"cannot be had.*use another"):
             await grpc_server(hub, Tokens(), f"127.0.0.1:{port}", metrics=Counted())
+        await server.stop(None)
 
     asyncio.run(twice())
 

@@ -8,14 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gpupipe.cli.arguments import Help
 from gpupipe.errors import GpupipeError, OptionError, OutputError, reason
+from gpupipe.machine import package_version
 from gpupipe.media.images import image_name
 from gpupipe.media.sound import read_pcm
 from gpupipe.serve.client.rest import Rest
-from gpupipe.serve.client.rpc import Rpc, RpcOutput
+
+if TYPE_CHECKING:  # it needs grpcio, which who asks over HTTP need not have
+    from gpupipe.serve.client.rpc import Rpc, RpcOutput
 
 URL: Final = "http://127.0.0.1:8500"
 ADDRESS: Final = "127.0.0.1:8501"
@@ -68,9 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _rpc(options: argparse.Namespace) -> Rpc:
+    if package_version("grpcio") is None:
+        raise OptionError(
+            "needs grpcio", field="--grpc", value=options.grpc, remedy="install it with pip install 'gpupipe[serve]'"
+        )
+    from gpupipe.serve.client.rpc import Rpc
+
+    return Rpc(options.grpc, options.token)
+
+
 def _list(options: argparse.Namespace) -> int:
     if options.grpc is not None:
-        with Rpc(options.grpc, options.token) as rpc:
+        with _rpc(options) as rpc:
             found = [(each.name, each.width, each.height, each.fps, each.frames) for each in rpc.characters()]
     else:
         names = ("id", "width", "height", "fps", "frames")
@@ -114,7 +127,7 @@ def _over_grpc(options: argparse.Namespace) -> str:
             value=options.output,
             remedy="or leave --grpc out, for an .mp4",
         )
-    with Rpc(options.grpc, options.token) as rpc:
+    with _rpc(options) as rpc:
         spoken = rpc.speak(
             options.character,
             read_pcm(options.sound),

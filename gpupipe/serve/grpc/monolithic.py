@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
@@ -50,13 +51,16 @@ class MonolithicService:
     def __init__(self, hub: Hub) -> None:
         self._hub, self._batches = hub, Batches(hub)
         self._room = asyncio.Semaphore(AT_A_TIME)
+        # Not those in which talks are opened: who wants one need not wait for batches.
+        self._drawing = ThreadPoolExecutor(AT_A_TIME, "batch")
 
     async def InferBatchComposite(self, requests: AsyncIterator[Any]) -> Any:
         """Draw a batch of frames."""
         began = time.perf_counter()
         async with self._room:
             try:
-                drawn = await self._in_thread(self._drawn, await self._read(requests))
+                request = await self._read(requests)
+                drawn = await asyncio.get_running_loop().run_in_executor(self._drawing, self._drawn, request)
             except GpupipeError as error:
                 return pb.CompositeBatchResponse(error=told(error), gpu_id=-1)
             except Exception as error:

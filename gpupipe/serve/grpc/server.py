@@ -22,6 +22,11 @@ MONOLITHIC: Final = monolithic_pb2.DESCRIPTOR.services_by_name["MonolithicServic
 IDLE_MS: Final = 300_000
 """After which a connection without requests is closed."""
 
+PING_MS: Final = 60_000
+"""After which one that is silent is asked whether it is still there."""
+LEAST_PING_MS: Final = 10_000
+"""Between questions of a client's own."""
+
 OPEN_TO_ALL: Final = f"/{health.DESCRIPTOR.full_name}/"
 """Health checking, which who looks after servers asks for without a token; it tells nothing else."""
 
@@ -48,6 +53,8 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
             ("grpc.max_receive_message_length", size),
             ("grpc.max_send_message_length", size),
             ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.keepalive_time_ms", PING_MS),
+            ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
             ("grpc.so_reuseport", 0),  # another server's port is an error, not shared
         ],
         maximum_concurrent_rpcs=hub.limits.connections,
@@ -64,6 +71,7 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
+        await server.stop(None)
         raise OptionError(
             f"cannot be had: {reason(error)}", field="--grpc-port", value=address, remedy="use another"
         ) from error
@@ -84,7 +92,7 @@ class _Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no 
             return await continuation(handler_call_details)
 
         async def refuse(_: Any, context: Any) -> None:
-            self._counter.requests("grpc", "", grpc.StatusCode.UNAUTHENTICATED.name)
+            self._counter.requests("grpc", "any", grpc.StatusCode.UNAUTHENTICATED.name)
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED, "authorization: a token is needed; send `Bearer TOKEN` as metadata"
             )
