@@ -110,8 +110,7 @@ class Delivery:
                 for picture in talk:
                     began = time.thread_time()
                     answers = self._encoder.encode(picture)
-                    if talk.order.output != "webrtc":  # which is encoded elsewhere, and counted there
-                        self._costs.encoded(talk.order.output, pixels, time.thread_time() - began)
+                    self._costs.encoded(talk.order.output, pixels, time.thread_time() - began)
                     if not self._put(answers):
                         return
                 self._put(self._encoder.finish())
