@@ -26,7 +26,7 @@ def order() -> SessionOrder:
 def assert_ping_pong(engine: Engine) -> None:
     """Every frame of both ways, from somewhere in the middle, is the body video's."""
     wanted = list(read_frames(PERSON.path / "full_body_video.mp4", "nv12"))[: PERSON.character.count]
-    with engine.holdings.filmed.open(order()) as filmed:
+    with engine.filmed(order()) as filmed:
         assert filmed.period == len(wanted)
         for position in range(len(wanted) // 2, 3 * len(wanted)):
             assert np.array_equal(filmed.read(position), wanted[frame_at(position, len(wanted))])
@@ -38,7 +38,7 @@ def assert_ping_pong(engine: Engine) -> None:
 def test_frames_that_are_kept_stay_while_somebody_shows_them() -> None:
     with Engine(device="cpu") as engine:
         engine.load(PERSON.character)
-        with engine.holdings.filmed.open(order()) as filmed:
+        with engine.filmed(order()) as filmed:
             engine.holdings.residents.make_room(lambda: True)  # of all that nobody uses
             assert engine.holds(PERSON.character)
             assert filmed.read(0).any()
@@ -67,10 +67,7 @@ def test_on_a_device() -> None:
 
 def test_it_ends_with_the_engine() -> None:
     engine = Engine(device="cpu")
-    kept, ahead = (
-        engine.holdings.filmed.open(order()),
-        engine.holdings.filmed.open(whole(PEOPLE[1].character, "nv12", ModelOptions())),
-    )
+    kept, ahead = engine.filmed(order()), engine.filmed(whole(PEOPLE[1].character, "nv12", ModelOptions()))
     ahead.read(3)
     engine.close()
     for each in (kept, ahead):

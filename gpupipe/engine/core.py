@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
+from gpupipe.engine.filmed import Filmed, OpenFilmed
 from gpupipe.engine.flight import Flight, Steps, seated
 from gpupipe.engine.holdings import CacheBound, Holdings
 from gpupipe.engine.kept_features import FeatureBudget
@@ -61,6 +62,7 @@ class EngineCore:
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
+        self._filmed = OpenFilmed(backend, self.holdings.residents)
         self._numbers = itertools.count(1)
         self._steps = Steps(self.trace)
         self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
@@ -134,6 +136,15 @@ class EngineCore:
         with self._while_open():
             self.holdings.load(order)
 
+    def filmed(self, order: SessionOrder) -> Filmed:
+        """A character's body frames, held until they, or the engine, are closed.
+
+        Raises:
+            GpupipeError: the character cannot be read.
+        """
+        with self._while_open():
+            return self._filmed.open(order)
+
     def close(self) -> None:
         """End every session, and release everything. More than once is allowed."""
         with self._condition:
@@ -153,6 +164,7 @@ class EngineCore:
             self._sessions.clear()
         for each in held:
             each.close()
+        self._filmed.close()
         self.holdings.close()
         with suppress(DeviceError):  # one that has failed has told it to its sessions
             self.backend.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from gpupipe.compose.frames import HostFrames, HostRing
+from gpupipe.compose.frames import HostFrames
 from gpupipe.compose.protocol import Coming
 from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
@@ -27,10 +26,10 @@ SLOTS = 12
 
 
 class Filmed:
-    """A character's body frames, which stay where they are for as long as this is open. Made by `OpenFilmed.open`.
+    """A character's body frames, which stay where they are for as long as this is open. Made by `EngineCore.filmed`.
 
     Frames that the engine keeps are copied from there; those of a character that is too large for it are decoded ahead,
-    on the host, as a session's are. One thread reads at a time.
+    as a session's are. One thread reads at a time.
 
     Args:
         backend: the device.
@@ -44,6 +43,7 @@ class Filmed:
 
     def __init__(self, backend: Backend, residents: Residents[Any], order: SessionOrder) -> None:
         self.order, self.period = order, order.period
+        self._backend = backend
         self._lock = threading.Condition()
         self._reading = threading.Lock()
         self._next = 0
@@ -52,26 +52,23 @@ class Filmed:
         try:
             key, spec = ResidentKey.of(order), order.spec
             resident: Resident[Any] | None = residents.use(key, spec.numbers)
-            self._buffer: NDArray[np.uint8]
-            self._copy: Callable[[int], None]
-            self._coming: Coming
+            self._frames: Any
+            self._coming: Coming | None
             if resident is not None:
                 self._held.callback(residents.give_back, resident)
-                frames, self._first = resident.frames, resident.numbers.start
-                self._coming = backend.coming(frames)
-                self._held.callback(self._coming.listen(self._tell))
-                self._buffer = backend.host_buffer(spec.format)
-                self._copy = lambda source: backend.copy_filmed(frames, source, self._buffer)
+                self._frames, self._first = resident.frames, resident.numbers.start
+                self._coming = backend.coming(resident.frames)
+                if self._coming is not None:
+                    self._held.callback(self._coming.listen(self._tell))
             else:
                 nothing = HostFrames(replace(spec, rects=()), recorded=spec.recorded)
-                ring = HostRing(nothing, spec, min(spec.count, SLOTS))
-                self._coming = ahead = FramesAhead(order, nothing, 0, ring)
-                self._first = spec.first
+                ahead = FramesAhead(order, nothing, min(spec.count, SLOTS))
                 self._held.callback(ahead.listen(self._tell))
                 self._held.callback(ahead.close)
-                self._buffer = np.empty(spec.format.shape, np.uint8)
-                self._copy = lambda source: self._copy_slot(ring, source)
+                self._frames = self._coming = ahead
+                self._first = ahead.spec.first
                 ahead.begin(self._upcoming, self._lock)
+            self._buffer = backend.host_buffer(spec.format)
         except BaseException:
             self._held.close()
             raise
@@ -96,14 +93,15 @@ class Filmed:
             with self._lock:
                 self._next = position
                 self._lock.notify_all()
-                while not self._closed and not coming.ready(source):
+                while not self._closed and coming is not None and not coming.ready(source):
                     if (error := coming.failure(source)) is not None:
                         raise error
                     self._lock.wait(POLL_SECONDS)
                 self._raise_if_closed()
-                coming.begun(source)
+                if coming is not None:
+                    coming.begun(source)
             try:
-                self._copy(source)
+                self._backend.copy_filmed(self._frames, source, self._buffer)
             finally:
                 if isinstance(coming, FramesAhead):
                     with self._lock:
@@ -131,10 +129,6 @@ class Filmed:
         if self._closed:
             raise EngineClosed("the filmed frames were closed")
 
-    def _copy_slot(self, ring: HostRing, source: int) -> None:
-        held, place = ring.at(source)
-        np.copyto(self._buffer, held.body[place])
-
     def _tell(self) -> None:
         with self._lock:
             self._lock.notify_all()
@@ -144,7 +138,7 @@ class Filmed:
 
 
 class OpenFilmed:
-    """Filmed frames that are open on an engine, with which they are closed.
+    """What is open of an engine.
 
     Args:
         backend: the device.
@@ -154,17 +148,10 @@ class OpenFilmed:
     def __init__(self, backend: Backend, residents: Residents[Any]) -> None:
         self._backend, self._residents = backend, residents
         self._open: WeakSet[Filmed] = WeakSet()
-        self._closed = False
         self._lock = threading.Lock()
 
     def open(self, order: SessionOrder) -> Filmed:
-        """A character's filmed frames, held until they are closed.
-
-        Raises:
-            GpupipeError: the character cannot be read, or the engine was closed.
-        """
-        if self._closed:
-            raise EngineClosed("the engine was closed")
+        """See `EngineCore.filmed`."""
         filmed = Filmed(self._backend, self._residents, order)
         with self._lock:
             self._open.add(filmed)
@@ -173,6 +160,6 @@ class OpenFilmed:
     def close(self) -> None:
         """Close what is still open."""
         with self._lock:
-            self._closed, found = True, list(self._open)
+            found = list(self._open)
         for each in found:
             each.close()

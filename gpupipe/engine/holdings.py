@@ -17,7 +17,6 @@ from gpupipe.engine.ahead import FramesAhead, first_within, slots_ahead
 from gpupipe.engine.backend import Backend
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
-from gpupipe.engine.filmed import OpenFilmed
 from gpupipe.engine.kept_features import FeatureBudget, KeptFeatures
 from gpupipe.engine.lane import Lane, slots_of
 from gpupipe.engine.order import SessionOrder
@@ -95,7 +94,6 @@ class Holdings:
         self.digests = Digests()
         self._cache = cache or CacheBound(None)
         self.residents: Residents[Any] = Residents(self._unload, self._cache.unused, self._whole)
-        self.filmed = OpenFilmed(backend, self.residents)
         self._pool = SurfacePool(backend.gpu)
 
     def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
@@ -180,7 +178,6 @@ class Holdings:
 
     def close(self) -> None:
         """Release everything; no session may be open."""
-        self.filmed.close()
         self._pool.trim()
         self.residents.close()
         self._lanes.close()

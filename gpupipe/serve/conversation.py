@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpupipe.serve.delivery import Answer, Delivery, Encoder
-from gpupipe.serve.hub import Hub
+from gpupipe.serve.hub import Hub, Seat
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.talk import Talk
 
@@ -31,19 +31,22 @@ class Conversation:
         self._hub, self.talk, self._delivery = hub, talk, delivery
 
     @classmethod
-    async def open(cls, hub: Hub, order: TalkOrder, encoder: Callable[[Talk], Encoder]) -> Conversation:
+    async def open(
+        cls, hub: Hub, order: TalkOrder, encoder: Callable[[Talk], Encoder], reserved: Seat | None = None
+    ) -> Conversation:
         """Open a talk.
 
         Args:
             hub: of the server.
             order: what is asked for.
             encoder: makes what makes answers of its pictures.
+            reserved: the place that is held for it, see `Hub.reserve`.
 
         Raises:
             GpupipeError: as `Hub.open`, or the encoder cannot be opened.
         """
         loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(hub.opening, hub.open, order)
+        opening = loop.run_in_executor(hub.opening, hub.open, order, reserved)
         try:
             talk = await asyncio.shield(opening)
         except asyncio.CancelledError:  # the client has gone; the talk is ended once it is open

@@ -44,18 +44,20 @@ _log = Log(__name__)
 
 
 @dataclass(eq=False)
-class _Seat:
-    """A talk that is under way, or being opened.
+class Seat:
+    """A talk that is under way, or being opened; or a place that is held for talks, one after another.
 
     Attributes:
         engine: that draws it.
-        demand: what it takes each second, if it is realtime.
+        demand: what it takes each second, if it is realtime and has no place that is held for it.
         talk: once it is open.
+        holder: the place that is held for it.
     """
 
     engine: Engine
     demand: Demand | None
     talk: Talk | None = None
+    holder: Seat | None = None
     seen: tuple[int, int] = field(default=(0, 0))
 
 
@@ -98,7 +100,7 @@ class Hub:
         self.costs = Costs()
         self.refused = 0
         self._model, self._most_load = model, most_load
-        self._seats: set[_Seat] = set()
+        self._seats: set[Seat] = set()
         self._numbers = itertools.count(1)
         self._condition = threading.Condition()
         self._closing = False
@@ -127,8 +129,31 @@ class Hub:
         """Whether no more talks are taken."""
         return self._closing
 
-    def open(self, order: TalkOrder) -> Talk:
+    def reserve(self, order: TalkOrder) -> Seat:
+        """Hold a place for talks that are opened one after another, as somebody speaks. It must be given back by
+        `release`.
+
+        Raises: as `open`.
+        """
+        character = self.characters.get(order.character)
+        seat = self._seated(order, character)
+        try:
+            self._load(order.character, character, seat.engine)
+        except BaseException:
+            self._leave(seat)
+            raise
+        return seat
+
+    def release(self, seat: Seat) -> None:
+        """Give a place back. More than once is allowed."""
+        self._leave(seat)
+
+    def open(self, order: TalkOrder, reserved: Seat | None = None) -> Talk:
         """Open a talk.
+
+        Args:
+            order: what is asked for.
+            reserved: the place that is held for it; None: it needs one.
 
         Raises:
             NotFound: there is no such character.
@@ -136,7 +161,7 @@ class Hub:
             GpupipeError: its character cannot be loaded.
         """
         character = self.characters.get(order.character)
-        seat = self._seated(order, character)
+        seat = self._seated(order, character) if reserved is None else self._seated_within(reserved)
         try:
             self._load(order.character, character, seat.engine)
             talk = Talk(
@@ -197,6 +222,7 @@ class Hub:
             self._closing = True
             self._condition.notify_all()
             self._condition.wait_for(lambda: not self._seats, grace)
+            self._seats = {seat for seat in self._seats if seat.talk is not None}
         for talk in self.talks:
             talk.fail(self._is_closing())
         self._watch.wait()
@@ -213,7 +239,7 @@ class Hub:
         """Close."""
         self.close()
 
-    def _seated(self, order: TalkOrder, character: Character) -> _Seat:
+    def _seated(self, order: TalkOrder, character: Character) -> Seat:
         """A place for a talk on one of the engines."""
         # What is not known yet is measured before anybody is let in by it.
         if order.realtime and self.costs.drawing(order.character) is None:
@@ -221,7 +247,7 @@ class Hub:
         with self._condition:
             if self._closing:
                 raise self._is_closing()
-            if len(self._seats) >= self.limits.sessions:
+            if sum(seat.holder is None for seat in self._seats) >= self.limits.sessions:
                 raise self._refusal(f"{self.limits.sessions} talks are under way, as many as may be")
             engine = self._pick(character)
             demand = self._demand(order, character, engine) if order.realtime else None
@@ -231,7 +257,16 @@ class Hub:
                     self._demands(engine), others, demand, cpu_count(), self._most_load
                 ):
                     raise self._refusal("one more talk would make others late")
-            seat = _Seat(engine, demand)
+            seat = Seat(engine, demand)
+            self._seats.add(seat)
+            return seat
+
+    def _seated_within(self, holder: Seat) -> Seat:
+        """A talk for which a place is held."""
+        with self._condition:
+            if self._closing:
+                raise self._is_closing()
+            seat = Seat(holder.engine, None, holder=holder)
             self._seats.add(seat)
             return seat
 
@@ -282,7 +317,7 @@ class Hub:
         self.costs.drawn(name, seconds, frames)
         _log.event("character tried out", character=name, frames=frames, seconds=time.monotonic() - began)
 
-    def _leave(self, seat: _Seat) -> None:
+    def _leave(self, seat: Seat) -> None:
         with self._condition:
             self._seats.discard(seat)
             self._condition.notify_all()
@@ -298,7 +333,7 @@ class Hub:
             for seat in seats:
                 assert seat.talk is not None
                 now = (seat.talk.pictures_given, seat.talk.late + seat.talk.dropped)
-                if seat.demand is not None:
+                if seat.talk.order.realtime:
                     pictures += now[0] - seat.seen[0]
                     late += now[1] - seat.seen[1]
                 seat.seen = now

@@ -53,7 +53,7 @@ class Picture:
 class Talk:
     """A speech under way. One thread pushes sound while another takes pictures. A context manager.
 
-    Made by `Hub.open`. Its clock starts with the first sound: frame k is due at start + k / fps + `order.delay`. Sound
+    Made by `Hub.open`. Its clock starts with the first sound: frame k is due at start + k / fps + `delay`. Sound
     that comes late, as from a microphone behind a slow network, moves the start: the client's own frames come later, as
     if it had begun later, and nobody else's.
 
@@ -67,6 +67,7 @@ class Talk:
         ended: told once, when it is closed.
 
     Attributes:
+        delay: the order's; another may be set before the first sound, by who has heard the speech begin earlier.
         late: pictures that were finished after they were due, so far.
         pictures_given: pictures taken so far, with those that repeat.
     """
@@ -85,6 +86,7 @@ class Talk:
         self.character, self.order, self.number, self.engine = character, order, number, engine
         self.fps: Fraction = character.body.fps
         self.late = self.pictures_given = 0
+        self.delay = order.delay
         self._limits, self._ended = limits, ended
         self._lock, self._pushing = threading.Lock(), threading.Lock()
         self._resampler = None if order.rate == SAMPLE_RATE else Resampler(order.rate, SAMPLE_RATE)
@@ -114,6 +116,11 @@ class Talk:
         return self._samples / self.order.rate
 
     @property
+    def total(self) -> int | None:
+        """Pictures in all; None before `finish`."""
+        return self._live.total
+
+    @property
     def dropped(self) -> int:
         """Frames that were passed over so far."""
         return self._live.dropped
@@ -132,7 +139,7 @@ class Talk:
     def promised(self, index: int) -> float:
         """When a picture is due, seconds of `time.monotonic`; infinity before the first sound."""
         start = self._start
-        return float("inf") if start is None else start + float(index / self.fps) + self.order.delay
+        return float("inf") if start is None else start + float(index / self.fps) + self.delay
 
     def push(self, pcm: NDArray[np.float32]) -> None:
         """Take the next samples of the speech. Computes their features: not for the event loop.

@@ -139,7 +139,7 @@ class Connected:
         seat = self._hub.reserve(order)
         try:
             character = self._hub.characters.get(order.character)
-            return seat, seat.engine.holdings.filmed.open(whole(character, "nv12", ModelOptions()))
+            return seat, seat.engine.filmed(whole(character, "nv12", ModelOptions()))
         except BaseException:
             self._hub.release(seat)
             raise
