@@ -109,14 +109,16 @@ def assert_speech_in_step(peer: Peer, hub: Hub, folder: Path, start: int, pcm: N
     assert abs(np.median(heard_at) - np.median(seen_at)) < IN_STEP_SECONDS
 
 
-def assert_no_jump(peer: Peer, body: list[NDArray[np.int16]], folder: Path) -> None:
-    """Each picture's body is that of its place in the ping-pong, spoken or not."""
-    places = rects(folder)
+def assert_no_jump(peer: Peer, body: list[NDArray[np.int16]], folder: Path, waited: int) -> None:
+    """Each picture's body is that of its place in the ping-pong, spoken or not; so many ticks have stood still."""
+    places, stood = rects(folder), 0
     for tick, _, luma in peer.pictures:
         distances = [
             float(np.abs(without_mouth(luma, rect) - each).mean()) for each, rect in zip(body, places, strict=True)
         ]
-        assert int(np.argmin(distances)) == frame_at(tick, FRAMES), tick
+        while stood < waited and int(np.argmin(distances)) != frame_at(tick - stood, FRAMES):
+            stood += 1
+        assert int(np.argmin(distances)) == frame_at(tick - stood, FRAMES), tick
 
 
 def test_pushed_sound_is_spoken_in_step_and_without_a_jump(
@@ -125,8 +127,8 @@ def test_pushed_sound_is_spoken_in_step_and_without_a_jump(
     wav = folder / "anna" / "aud.wav"
     pcm = np.concatenate(list(read_pcm(wav, SOUND_RATE)))
 
-    async def run() -> tuple[Peer, int]:
-        async with serving(hub) as (client, _):
+    async def run() -> tuple[Peer, int, int]:
+        async with serving(hub) as (client, peers):
             peer = Peer()
             await peer.call(client, "anna")
             await peer.until(5)
@@ -139,14 +141,15 @@ def test_pushed_sound_is_spoken_in_step_and_without_a_jump(
             assert (how["character"], how["speaking"], how["state"]) == ("anna", True, "connected")
             while peer.pictures[-1][0] < talk.order.start_frame + FRAMES + 5:
                 await asyncio.sleep(0.02)
+            waited = peers.connected.get(peer.talk).stage.waited
             assert (await client.delete(f"/v1/talks/{peer.talk}")).status_code == 204
             assert (await client.get(f"/v1/talks/{peer.talk}")).status_code == 404
             await peer.close()
-            return peer, talk.order.start_frame
+            return peer, talk.order.start_frame, waited
 
-    peer, start = asyncio.run(run())
+    peer, start, waited = asyncio.run(run())
     assert hub.talks == []
-    assert_no_jump(peer, body, folder)
+    assert_no_jump(peer, body, folder, waited)
     assert_speech_in_step(peer, hub, folder, start, pcm)
 
 
@@ -154,8 +157,8 @@ def test_a_microphone_is_heard(hub: Hub, folder: Path, body: list[NDArray[np.int
     """What is said into it is said by the character, in step, and before and after it there is silence."""
     pcm = np.concatenate(list(read_pcm(folder / "anna" / "aud.wav", SOUND_RATE)))
 
-    async def run() -> Peer:
-        async with serving(hub) as (client, _):
+    async def run() -> tuple[Peer, int]:
+        async with serving(hub) as (client, peers):
             peer = Peer(Says(pcm, before=0.6))
             await peer.call(client, "anna")
             async with asyncio.timeout(20):
@@ -164,11 +167,12 @@ def test_a_microphone_is_heard(hub: Hub, folder: Path, body: list[NDArray[np.int
                 while hub.talks:
                     await asyncio.sleep(0.02)
             await peer.until(len(peer.pictures) + 10)
+            waited = peers.connected.get(peer.talk).stage.waited
             await peer.close()
-            return peer
+            return peer, waited
 
-    peer = asyncio.run(run())
-    assert_no_jump(peer, body, folder)
+    peer, waited = asyncio.run(run())
+    assert_no_jump(peer, body, folder, waited)
     sound = np.concatenate([block for _, block in peer.sound])
     begins = place_of(pcm, sound)
     inside = sound[round(begins * SOUND_RATE) :][: len(pcm)]
@@ -196,6 +200,30 @@ def test_who_vanishes_leaves_nothing(hub: Hub, folder: Path) -> None:
     assert hub.engines[0].holdings.residents.nbytes == 0
 
 
+def test_peers_end_with_the_server(folder: Path) -> None:
+    async def run() -> None:
+        hub = await asyncio.to_thread(Hub, folder, ["cpu"], {}, {})
+        async with serving(hub) as (client, peers):
+            peer = Peer()
+            await peer.call(client, "anna")
+            await peer.until(2)
+            await client.post(f"/v1/talks/{peer.talk}/audio", content=(folder / "anna" / "aud.wav").read_bytes())
+            offered = peer.connection.localDescription.sdp
+            closing = asyncio.create_task(asyncio.to_thread(hub.close, 20.0))
+            async with asyncio.timeout(15):
+                while not hub.closing:
+                    await asyncio.sleep(0.01)
+                refused = await client.post("/v1/characters/anna/offer", json={"sdp": offered, "type": "offer"})
+                assert refused.status_code == 503
+                await closing
+            assert len(peers.connected) == 0
+            await peer.close()
+            # What it was saying it has said to its end.
+            assert np.abs(np.concatenate([block for _, block in peer.sound])).max() > 0.1
+
+    asyncio.run(run())
+
+
 def test_what_cannot_be_had(hub: Hub) -> None:
     async def run() -> None:
         async with serving(hub) as (client, peers):
@@ -216,6 +244,9 @@ def test_what_cannot_be_had(hub: Hub) -> None:
             sdp = (await peer.connection.createOffer()).sdp
             unknown = await client.post("/v1/characters/nobody/offer", json={"sdp": sdp, "type": "offer"})
             assert unknown.status_code == 404
+            many = sdp.replace("a=mid", "a=candidate:1 1 udp 1 192.0.2.1 5 typ host\r\n" * 40 + "a=mid")
+            refused = await client.post(offer, json={"sdp": many, "type": "offer"})
+            assert "candidates" in refused.json()["error"]
             without = sdp.replace("m=video", "m=audio")
             refused = await client.post(offer, json={"sdp": without, "type": "offer"})
             assert refused.status_code == 400

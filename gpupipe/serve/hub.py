@@ -273,7 +273,9 @@ class Hub:
             hearing=self.hearing.cpu_seconds,
             heard=sum(each.seconds for each in counts.values()),
             frames=frames,
-            others=sum(size * count for engine in self.engines for size, count in tuple(engine.departed.items()))
+            others=sum(
+                size * count for engine in self.engines for size, count in tuple(engine.timetable.departed.items())
+            )
             - sum(frames.values()),
             busy=self._busy > 0,
         )

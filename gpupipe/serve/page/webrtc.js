@@ -67,10 +67,7 @@ async function start() {
     const stream = new MediaStream();
     peer.addEventListener("track", (event) => stream.addTrack(event.track));
     peer.addEventListener("connectionstatechange", () => {
-      if (call === mine && ["failed", "closed", "disconnected"].includes(peer.connectionState)) {
-        stop();
-        say("The connection has ended.");
-      }
+      if (call === mine && ["failed", "closed"].includes(peer.connectionState)) ended();
     });
     await peer.setLocalDescription(await peer.createOffer());
     await gathered(peer);
@@ -86,7 +83,7 @@ async function start() {
     $("peer").srcObject = stream;
     shown(true);
     $("peer").play().catch(() => {});
-    mine.timer = setInterval(() => showNumbers(mine).catch(() => {}), NUMBERS_MILLISECONDS);
+    mine.timer = setInterval(() => showNumbers(mine).catch(() => call === mine && ended()), NUMBERS_MILLISECONDS);
   } catch (error) {
     stop();
     say(error instanceof Problem ? error.message : `The call failed: ${error.message}`);
@@ -107,6 +104,11 @@ function stop() {
   shown(false);
 }
 
+function ended() {
+  stop();
+  say("The call has ended.");
+}
+
 async function showNumbers(mine) {
   const stats = [...(await mine.peer.getStats()).values()];
   const pair = stats.find((each) => each.type === "candidate-pair" && each.nominated);
@@ -122,5 +124,8 @@ async function showNumbers(mine) {
   $("peer-state").textContent = talk.speaking ? "speaks" : "listens";
 }
 
+$("peer").addEventListener("resize", () => {
+  $("peer").style.aspectRatio = `${$("peer").videoWidth} / ${$("peer").videoHeight}`;
+});
 $("microphone").addEventListener("click", () => (call ? stop() : start()));
 addEventListener("pagehide", stop);

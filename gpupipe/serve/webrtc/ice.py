@@ -15,6 +15,9 @@ from gpupipe.serve.refusals import BadRequest
 MOST_MEDIA: Final = 8
 """Tracks and channels of an offer."""
 
+MOST_CANDIDATES: Final = 64
+"""Of an offer: the server sends a few packets to each."""
+
 _HIDDEN: Final = re.compile(r"^(a=candidate:\S+ \d+ \S+ \d+ )\S+\.local( .*\r?\n)", re.MULTILINE)
 
 
@@ -39,6 +42,9 @@ def parsed_offer(sdp: str, client: str | None) -> tuple[RTCSessionDescription, S
         raise BadRequest("is no session description", field="sdp", remedy="send what createOffer gives") from error
     if not 0 < len(said.media) <= MOST_MEDIA:
         raise BadRequest(f"must have 1 to {MOST_MEDIA} media", field="sdp", value=len(said.media))
+    candidates = sum(len(media.ice_candidates) for media in said.media)
+    if candidates > MOST_CANDIDATES:
+        raise BadRequest(f"must have {MOST_CANDIDATES} candidates at most", field="sdp", value=candidates)
     return RTCSessionDescription(sdp=sdp, type="offer"), said
 
 

@@ -82,6 +82,7 @@ class Microphone:
             await self._say(self._ear.end())
         except Exception:
             _log.event("microphone failed", logging.ERROR, peer=number, error=traceback.format_exc())
+            raise
         finally:
             if self._utterance is not None:
                 self._speaking.release()

@@ -22,6 +22,7 @@ from gpupipe.serve.conversation import Conversation
 from gpupipe.serve.costs import FIRST_ENCODING
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.order import TalkOrder
+from gpupipe.serve.refusals import BadRequest, Refused
 from gpupipe.serve.seats import Seat
 from gpupipe.serve.webrtc.ear import Ear
 from gpupipe.serve.webrtc.microphone import Microphone
@@ -31,6 +32,12 @@ from gpupipe.serve.webrtc.utterance import Pixels, Utterance
 
 STAYS_AWAY_SECONDS: Final = 1.0
 """After which a speech whose sound stays away is taken for finished."""
+
+MOST_WAITING: Final = 8
+"""Sounds that wait until what is said before them has ended."""
+
+CONNECTING_SECONDS: Final = 10.0
+"""How long sound waits for its peer to be connected."""
 
 CLOSING_SECONDS: Final = 5.0
 """How long a connection is waited for when it is closed."""
@@ -85,6 +92,7 @@ class Peer:
         self.closed = False
         self._speaking = asyncio.Lock()
         self._microphone: asyncio.Task[None] | None = None
+        self._waiting = 0
         self._ending: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
 
@@ -106,35 +114,18 @@ class Peer:
         Raises:
             GpupipeError: it cannot be said, or the peer has gone.
         """
-        samples = 0
-        async with self._speaking:
-            utterance: Utterance | None = None
-            coming = asyncio.ensure_future(anext(sound, None))
-            try:
-                while True:
-                    done, _ = await asyncio.wait({coming}, timeout=STAYS_AWAY_SECONDS)
-                    self._raise_if_over()
-                    if not done:
-                        if utterance is not None:
-                            await utterance.finish()
-                        utterance = None
-                        continue
-                    pcm = coming.result()
-                    if pcm is None:
-                        break
-                    for at in range(0, len(pcm), SOUND_RATE):
-                        self.active = time.monotonic()
-                        utterance = utterance or await self._begin(self.active)
-                        await utterance.push(pcm[at : at + SOUND_RATE])
-                    samples += len(pcm)
-                    coming = asyncio.ensure_future(anext(sound, None))
-            finally:
-                coming.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await coming
-                if utterance is not None and not utterance.over:
-                    await utterance.finish()
-        return samples / SOUND_RATE
+        if self._waiting >= MOST_WAITING:
+            raise Refused(f"{MOST_WAITING} sounds wait to be said already", retry_after=1)
+        self._waiting += 1
+        try:
+            await self._connected()
+            await self._speaking.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await self._say(sound)
+        finally:
+            self._speaking.release()
 
     def look(self, now: float, idle_seconds: float) -> str | None:
         """Close what has been said, and see whether it is over: gives why it must end, or None."""
@@ -147,6 +138,9 @@ class Peer:
             return f"the connection has {self.connection.connectionState}"
         if self.show.error is not None:
             return str(self.show.error)
+        heard = self._microphone
+        if heard is not None and heard.done() and not heard.cancelled() and heard.exception() is not None:
+            return "its microphone cannot be heard"
         if self._hub.closing and not self.stage.busy:
             return "the server is being shut down"
         if self.stage.busy:  # a talk sees to itself whether its client still sends
@@ -175,6 +169,40 @@ class Peer:
             self._hub.release(self._seat)
             await asyncio.to_thread(self._filmed.close)
             self._over.set()
+
+    async def _connected(self) -> None:
+        try:
+            await asyncio.wait_for(self.show.begun.wait(), CONNECTING_SECONDS)
+        except TimeoutError as error:
+            raise BadRequest("the peer is not connected", field="talk", remedy="take the answer first") from error
+
+    async def _say(self, sound: AsyncIterator[NDArray[np.float32]]) -> float:
+        samples = 0
+        utterance: Utterance | None = None
+        coming = asyncio.ensure_future(anext(sound, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=STAYS_AWAY_SECONDS)
+                self._raise_if_over()
+                if not done:
+                    if utterance is not None:
+                        await utterance.finish()
+                    utterance = None
+                    continue
+                pcm = coming.result()
+                if pcm is None:
+                    return samples / SOUND_RATE
+                for at in range(0, len(pcm), SOUND_RATE):
+                    self._heard()
+                    utterance = utterance or await self._begin(self.active)
+                    await utterance.push(pcm[at : at + SOUND_RATE])
+                samples += len(pcm)
+                coming = asyncio.ensure_future(anext(sound, None))
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+            if utterance is not None and not utterance.over and not self.closed:
+                await utterance.finish()
 
     async def _begin(self, since: float) -> Utterance:
         """A speech whose first sound was heard at a time, seconds of `time.monotonic`."""

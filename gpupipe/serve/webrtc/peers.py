@@ -153,20 +153,24 @@ class Connected:
     async def _negotiate(self, peer: Peer, offer: RTCSessionDescription, said: SessionDescription) -> Any:
         connection = peer.connection
         tracks: dict[str, Any] = {"video": peer.show.picture, "audio": peer.show.sound}
+        heard = False
         for media in said.media:
             if media.kind not in ("audio", "video"):
                 continue
-            ours = {"sendrecv": "sendrecv", "recvonly": "sendonly", "sendonly": "recvonly"}.get(media.direction or "")
-            if ours is None:
-                ours = "inactive"
-            elif "send" in ours and media.kind in tracks:
-                transceiver = connection.addTransceiver(tracks.pop(media.kind), ours)
+            # What nobody would take is not let in: one microphone, and no camera.
+            takes = media.kind == "audio" and not heard and media.direction in ("sendonly", "sendrecv")
+            heard |= takes
+            if media.direction in ("recvonly", "sendrecv") and media.kind in tracks:
+                direction = "sendrecv" if takes else "sendonly"
+                transceiver = connection.addTransceiver(tracks.pop(media.kind), direction)
                 if media.kind == "video":
                     transceiver.setCodecPreferences(_codecs())
-                continue
-            connection.addTransceiver(media.kind, "recvonly" if "recv" in ours else "inactive")
-        connection.on("track", lambda track: peer.listen(track) if track.kind == "audio" else None)
+            else:
+                connection.addTransceiver(media.kind, "recvonly" if takes else "inactive")
         await connection.setRemoteDescription(offer)
+        for transceiver in connection.getTransceivers():
+            if transceiver.kind == "audio" and "recv" in transceiver.direction and transceiver.receiver.track:
+                peer.listen(transceiver.receiver.track)
         be_found_at(connection, self._addresses)
         await connection.setLocalDescription(await connection.createAnswer())
         return connection.localDescription

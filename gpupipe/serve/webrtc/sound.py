@@ -125,16 +125,25 @@ async def file_sound(
     Raises:
         BadRequest, TooLarge, Silent, Refused: as `Uploads.file`; it cannot be decoded; it is too long.
     """
-    loop = asyncio.get_running_loop()
     async with uploads.file(request) as path:
-        await loop.run_in_executor(threads, checked_sound, path, limits, seconds)
+        await _in_thread(threads, checked_sound, path, limits, seconds)
         chunks = read_pcm(path, SOUND_RATE, limits)
         try:
-            while (chunk := await loop.run_in_executor(threads, _decoded, chunks)) is not None:
+            while (chunk := await _in_thread(threads, _decoded, chunks)) is not None:
                 yield chunk
         finally:
             close: Any = getattr(chunks, "close", None)
             await asyncio.to_thread(close)
+
+
+async def _in_thread(threads: Executor, work: Any, *given: Any) -> Any:
+    """What work gives that is none for the event loop. If this is cancelled, the work is still waited for."""
+    done = asyncio.get_running_loop().run_in_executor(threads, work, *given)
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        await asyncio.wait([done])
+        raise
 
 
 def _decoded(chunks: Iterator[Pcm]) -> Pcm | None:

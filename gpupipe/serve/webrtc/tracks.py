@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from fractions import Fraction
@@ -15,6 +17,7 @@ from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
 
 from gpupipe.errors import GpupipeError
+from gpupipe.log import Log
 from gpupipe.media.rtc import BLOCK_SAMPLES, SOUND_RATE, PictureFrame, SoundFrame, picture_frame, sound_frame
 from gpupipe.serve.webrtc.stage import FilmedFrames, Shown, Stage, drawn
 
@@ -23,6 +26,8 @@ BLOCK_SECONDS: Final = BLOCK_SAMPLES / SOUND_RATE
 SOUND_SECONDS: Final = BLOCK_SECONDS
 """How much later than its tick a block of sound is sent: by then a tick that it reaches into has begun, and the
 picture, which is encoded meanwhile, leaves at about the same time."""
+
+_log = Log(__name__)
 
 
 class Show:
@@ -41,6 +46,7 @@ class Show:
     Attributes:
         picture, sound: the tracks.
         pictures: handed to the encoder so far.
+        begun: set once the first tick is due.
         error: what has ended it.
     """
 
@@ -56,6 +62,7 @@ class Show:
     ) -> None:
         self.stage, self.picture, self.sound = stage, PictureTrack(self), SoundTrack(self)
         self.pictures = 0
+        self.begun = asyncio.Event()
         self.error: GpupipeError | None = None
         self._filmed, self._shape, self._threads = filmed, shape, threads
         self._full_range, self._encoded = full_range, encoded
@@ -71,6 +78,7 @@ class Show:
         """The connection is there. More than once is allowed."""
         if self._task is None and not self._closed:
             self.stage.begin(time.monotonic())
+            self.begun.set()
             self._task = asyncio.create_task(self._run())
 
     async def next_picture(self) -> PictureFrame:
@@ -127,6 +135,9 @@ class Show:
                         self._changed.notify_all()
         except GpupipeError as error:
             self.error = error
+        except Exception:
+            _log.event("show failed", logging.ERROR, error=traceback.format_exc())
+            self.error = GpupipeError("the server failed", remedy="see its log")
 
     async def _hear(self, sound: NDArray[np.float32]) -> None:
         async with self._changed:
