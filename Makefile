@@ -28,6 +28,7 @@ check: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	GPUPIPE_FUZZ=20 $(BIN)/python -X faulthandler -m pytest tests/test_fuzz.py -p no:cacheprovider --timeout 7200
+	GPUPIPE_FUZZ=20 $(BIN)/python -X faulthandler -m pytest tests/test_serve_grpc.py -k spoiled -p no:cacheprovider
 
 protos: $(VENV)/installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gpupipe/serve/grpc/avatar.proto gpupipe/serve/grpc/monolithic.proto

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +229,34 @@ def test_what_is_wrong_has_its_status(channel: grpc.Channel, hub: Hub, counted: 
     until(lambda: not hub.talks)
     if what != "a message too large":  # which gRPC itself refuses
         until(lambda: counted.seen[-1] == ("grpc", "Speak", status.name))
+
+
+def test_spoiled_messages_harm_nobody(
+    channel: grpc.Channel, hub: Hub, frames: list[NDArray[np.uint8]], pcm: NDArray[np.float32]
+) -> None:
+    """Bytes changed, cut or added anywhere: the answer is frames, or a status that says that the client is wrong."""
+    many = "GPUPIPE_FUZZ" in os.environ
+    rng = np.random.default_rng(None if many else 7)
+    right = [config(pb.OUTPUT_JPEG, start_frame=2, sample_rate=8000), sound(0.4), END]
+    allowed = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED}
+    ended: Counter[Any] = Counter()
+    for _ in range(2000 if many else 60):
+        messages = [bytearray(each.SerializeToString()) for each in right]
+        for _ in range(int(rng.integers(1, 4))):
+            message = messages[int(rng.integers(len(messages)))]
+            at = int(rng.integers(min(len(message), 40) + 1))
+            message[at : at + int(rng.integers(3))] = rng.bytes(int(rng.integers(3)))
+        try:
+            list(method(channel, AVATAR, "Speak")(iter(map(bytes, messages)), timeout=60))
+            ended["frames"] += 1
+        except grpc.RpcError as error:
+            ended[error.code()] += 1
+    assert set(ended) <= {"frames", *allowed}
+    assert ended["frames"] > 0
+    assert ended[StatusCode.INVALID_ARGUMENT] > 0
+    said = Answers(channel, [config(start_frame=4), *audio((pcm * 32768).astype("<i2").tobytes())])
+    assert all(each.data == frame.tobytes() for each, frame in zip(said.frames, frames, strict=True))
+    assert hub.talks == []
 
 
 def until(happens: Callable[[], bool]) -> None:
