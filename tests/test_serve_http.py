@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from serving import Counted, served
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from gpupipe.demo import make_demo
 from gpupipe.media.sound import decode_sound, read_pcm
@@ -259,6 +260,37 @@ def test_a_client_that_vanishes_ends_its_talk(hub: Hub, port: int, wav: bytes) -
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(head.encode() + wav[:5000])
     assert ended(hub)
+
+
+def test_a_client_that_does_not_read_is_sent_away() -> None:
+    """Whatever the system would keep for it goes too."""
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sent = 0
+        while sent < 64_000_000 and not gone.is_set():
+            await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+            sent += 65_536
+        gone.set()
+
+    gone = threading.Event()
+    with served(endless, 0.5) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(1.0)
+        connection.settimeout(10)
+        got = 0
+
+        def read_on() -> None:
+            nonlocal got
+            while piece := connection.recv(65_536):
+                got += len(piece)
+
+        with pytest.raises(ConnectionResetError):
+            read_on()
+        assert got < 1_000_000
+        gone.set()
 
 
 def test_an_answer_that_fails_breaks_off(hub: Hub, port: int, wav: bytes) -> None:

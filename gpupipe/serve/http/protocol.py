@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
+import sys
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES: Final = 65_536
 """Of a request line and its headers."""
+
+SENT_BYTES: Final = 524_288
+"""That the system keeps for a client who has not taken them yet; left alone, Linux takes up to 4 MB for each."""
+
+NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
@@ -31,6 +40,8 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            with contextlib.suppress(OSError):
+                self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENT_BYTES)
             self._begin_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -42,7 +53,7 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
             if self._in_head:
                 self._head_bytes += len(data)
                 if self._head_timer is None:
-                    self._head_timer = self.loop.call_later(idle_seconds, self.transport.abort)
+                    self._head_timer = self.loop.call_later(idle_seconds, self._send_away)
             super().data_received(data)
             # What came with the end of a head was its body.
             if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
@@ -59,15 +70,24 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             if self._write_timer is None:
-                self._write_timer = self.loop.call_later(idle_seconds, self.transport.abort)
+                self._write_timer = self.loop.call_later(idle_seconds, self._send_away)
 
         def resume_writing(self) -> None:
             self._write_again()
             super().resume_writing()
 
+        def _send_away(self) -> None:
+            """End the connection, with all that the system has still to send: who does not read would keep that."""
+            with contextlib.suppress(OSError):
+                self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            self.transport.abort()
+
+        def _socket(self) -> Any:
+            return self.transport.get_extra_info("socket")
+
         def _begin_head(self) -> None:
             self._in_head, self._head_bytes = True, 0
-            self._head_timer = self.loop.call_later(idle_seconds, self.transport.abort)
+            self._head_timer = self.loop.call_later(idle_seconds, self._send_away)
 
         def _end_head(self) -> None:
             self._in_head = False

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -65,24 +65,26 @@ class Video:
     async def _answer(self, order: TalkOrder, path: Path, receive: Receive, send: Send) -> None:
         hub = self._hub
         limits = hub.engines[0].limits
-        info = await _in_thread(hub.hearing, checked_sound, path, limits, hub.limits.seconds)
-        rate, channels = sound_rate(info.rate), min(2, info.channels)
-        layout = "mono" if channels == 1 else "stereo"
-        # Both are decoded as they are wanted: the speech ahead of what is drawn, the sound beside it.
-        speech = _Decoded(hub, read_pcm(path, limits=limits))
-        sound = decode_sound(path, rate=rate, layout=layout, limits=limits)
+        # Both are decoded as they are wanted: the speech ahead of what is drawn, the sound beside it. Their beginnings
+        # are decoded at once, which takes a while where that is done in processes of their own.
+        speech = _Chunks(hub.hearing, read_pcm(path, limits=limits))
+        sound: _Chunks | None = None
         made: list[Fragmented] = []
-
-        def encoder(talk: Talk) -> Fragmented:
-            made.append(Fragmented(talk, sound, rate=rate, channels=channels))
-            return made[0]
 
         feeder: asyncio.Task[None] | None = None
         leaving: asyncio.Task[None] | None = None
         try:
-            await speech.begin()
+            info = await _in_thread(hub.hearing, checked_sound, path, limits, hub.limits.seconds)
+            rate, channels = sound_rate(info.rate), min(2, info.channels)
+            layout = "mono" if channels == 1 else "stereo"
+            sound = _Chunks(hub.hearing, decode_sound(path, rate=rate, layout=layout, limits=limits))
+
+            def encoder(talk: Talk) -> Fragmented:
+                made.append(Fragmented(talk, sound, rate=rate, channels=channels))
+                return made[0]
+
             async with await Conversation.open(hub, order, encoder) as conversation:
-                feeder = asyncio.create_task(_feed(conversation, speech))
+                feeder = asyncio.create_task(_feed(hub, conversation, speech))
                 leaving = asyncio.create_task(_until_gone(conversation.talk, receive))
                 await _give(conversation, made[0].codecs, send)
         finally:
@@ -90,7 +92,9 @@ class Video:
                 leaving.cancel()
             if feeder is not None:
                 await feeder  # it ends with the talk
-            await speech.aclose()
+            for chunks in (speech, sound):
+                if chunks is not None:
+                    await asyncio.to_thread(chunks.close)
 
 
 def video_order(character: str, query: str) -> TalkOrder:
@@ -109,47 +113,48 @@ def video_order(character: str, query: str) -> TalkOrder:
     )
 
 
-class _Decoded:
-    """An upload's speech, decoded chunk by chunk in other threads."""
+class _Chunks(Iterator[NDArray[np.float32]]):
+    """An upload's sound, whose first chunk is decoded at once.
 
-    def __init__(self, hub: Hub, chunks: Iterator[NDArray[np.float32]]) -> None:
-        self._hub, self._chunks = hub, chunks
-        self._first: NDArray[np.float32] | None = None
-        self._begun = False
+    Args:
+        executor: in which that is done.
+        chunks: float32, as `media.sound` gives them.
 
-    async def begin(self) -> None:
-        """Decode the first chunk; raises like `next`."""
-        self._first, self._begun = await self.next(), True
+    Raises:
+        BadRequest: by `next`: it cannot be decoded.
+    """
 
-    async def next(self) -> NDArray[np.float32] | None:
-        """The next chunk; None after the last.
+    def __init__(self, executor: Executor, chunks: Iterator[NDArray[np.float32]]) -> None:
+        self._chunks = chunks
+        self._begun = executor.submit(_begin, chunks)
+        self._first: Future[NDArray[np.float32] | None] | None = self._begun
 
-        Raises:
-            BadRequest: it cannot be decoded.
-        """
-        if self._begun and self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return await _in_thread(self._hub.hearing, self._decode)
-
-    async def aclose(self) -> None:
-        """End what decodes."""
-        close: Any = getattr(self._chunks, "close", None)
-        if close is not None:
-            await asyncio.to_thread(close)
-
-    def _decode(self) -> NDArray[np.float32] | None:
+    def __next__(self) -> NDArray[np.float32]:
+        """The next chunk."""
         try:
-            return next(self._chunks, None)
+            if self._first is None:
+                return next(self._chunks)
+            first, self._first = self._first.result(), None
+            if first is None:
+                raise StopIteration
+            return first
         except MediaError as error:
             raise as_bad_request(error, "body") from error
 
+    def close(self) -> None:
+        """End what decodes. More than once is allowed, and in any thread that does not take chunks meanwhile."""
+        if not self._begun.cancel():
+            wait([self._begun])
+        close: Any = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
 
-async def _feed(conversation: Conversation, speech: _Decoded) -> None:
+
+async def _feed(hub: Hub, conversation: Conversation, speech: _Chunks) -> None:
     """Push all of a speech; what is wrong with it ends the talk."""
     talk = conversation.talk
     try:
-        while talk.open and (chunk := await speech.next()) is not None:
+        while talk.open and (chunk := await _in_thread(hub.hearing, _next, speech)) is not None:
             await conversation.push(chunk)
         await conversation.finish()
     except MediaError as error:  # too short to be heard
@@ -159,6 +164,14 @@ async def _feed(conversation: Conversation, speech: _Decoded) -> None:
     except Exception:
         _log.event("talk failed", logging.ERROR, talk=talk.number, error=traceback.format_exc())
         await asyncio.to_thread(talk.fail, GpupipeError(INTERNAL))
+
+
+def _begin(chunks: Iterator[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    return next(chunks, None)
+
+
+def _next(chunks: _Chunks) -> NDArray[np.float32] | None:
+    return next(chunks, None)  # no StopIteration leaves a thread
 
 
 async def _until_gone(talk: Talk, receive: Receive) -> None:
