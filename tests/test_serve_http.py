@@ -16,6 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from serving import Counted, served
 from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gpupipe.demo import make_demo
@@ -393,6 +395,12 @@ def fits(value: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
     if isinstance(value, list):
         for each in value:
             fits(each, schema["items"], schemas)
+
+
+def test_no_route_is_left_out(hub: Hub, counted: Counted) -> None:
+    extra = [Route("/v1/secrets", lambda _: Response())]
+    with pytest.raises(ValueError, match="GET /v1/secrets is not described"):
+        application(hub, Tokens(()), None, metrics=counted, extra=extra)
 
 
 def test_the_interface_is_told_and_kept(client: httpx.Client, app: Starlette, hub: Hub, wav: bytes) -> None:

@@ -51,6 +51,7 @@ _BAD: Final = {
     "503": _error("there is no room now; the header Retry-After says when to ask again"),
 }
 _NO_CHARACTER: Final = {"404": _error("there is no such character")}
+_NO_TALK: Final = {"404": _error("there is no such talk")}
 _NO_JOB: Final = {"404": _error("there is no such job")}
 
 OPERATIONS: Final[dict[tuple[str, str], Doc]] = {
@@ -86,11 +87,24 @@ OPERATIONS: Final[dict[tuple[str, str], Doc]] = {
     ),
     ("/v1/characters/{id}/offer", "post"): _operation(
         "A character listens and speaks by WebRTC",
-        {"200": _json("the server's answer", "Description"), "400": _BAD["400"], "503": _BAD["503"], **_NO_CHARACTER},
+        {"200": _json("the server's answer, and the key of the talk", "Answer"), **_BAD, **_NO_CHARACTER},
         requestBody={
             "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Description"}}},
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Offer"}}},
         },
+    ),
+    ("/v1/talks/{talk}", "get"): _operation("How a WebRTC talk goes", {"200": _json("its state", "Peer"), **_NO_TALK}),
+    ("/v1/talks/{talk}", "delete"): _operation(
+        "End a WebRTC talk", {"204": {"description": "it has ended"}, **_NO_TALK}
+    ),
+    ("/v1/talks/{talk}/audio", "post"): _operation(
+        "Sound that the character of a WebRTC talk says, after what is said before",
+        {"200": _json("seconds of sound that were taken, once all are", "Said"), **_BAD, **_NO_TALK},
+        parameters=[
+            _query("rate", {"type": "integer"}, "samples a second of raw mono samples; left out: the body is a file"),
+            _query("encoding", {"type": "string"}, "of raw samples, which come as they are said"),
+        ],
+        requestBody=_SOUND,
     ),
     ("/v1/status", "get"): _operation("How busy the server is", {"200": _json("its state", "Status")}),
     ("/v1/jobs", "get"): _operation("All jobs", {"200": _json("the oldest first", "Jobs")}),
@@ -137,13 +151,18 @@ def document(routes: Sequence[Route], *, tokens_wanted: bool) -> Doc:
     Args:
         routes: of the server.
         tokens_wanted: whether it has tokens.
+
+    Raises:
+        ValueError: one of them, below `/v1`, is not described here.
     """
     paths: dict[str, Doc] = {}
     for route in routes:
-        for method in sorted(route.methods or ()):
-            found = OPERATIONS.get((route.path, method.lower()))
+        for method in sorted(name.lower() for name in (route.methods or {"GET"}) - {"HEAD"}):
+            found = OPERATIONS.get((route.path, method))
             if found is not None:
-                paths.setdefault(route.path, {})[method.lower()] = _completed(route, found, tokens_wanted)
+                paths.setdefault(route.path, {})[method] = _completed(route, found, tokens_wanted)
+            elif route.path.startswith("/v1/"):
+                raise ValueError(f"{method.upper()} {route.path} is not described")
     bearer = {"token": {"type": "http", "scheme": "bearer"}}
     told: Doc = {
         "openapi": "3.1.0",

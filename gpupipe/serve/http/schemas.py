@@ -43,7 +43,19 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Error": _object(error=_TEXT),
     "State": _object(status=_TEXT),
     "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
-    "Description": _object(sdp=_TEXT, type={"type": "string", "enum": ["offer", "answer"]}),
+    "Offer": _object(sdp=_TEXT, type={"type": "string", "enum": ["offer"]}),
+    "Answer": _object(sdp=_TEXT, type={"type": "string", "enum": ["answer"]}, talk=_TEXT),
+    "Said": _object(seconds=_NUMBER),
+    "Peer": _object(
+        character=_TEXT,
+        state=_TEXT | {"description": "of the connection, as WebRTC calls it"},
+        speaking=_FLAG,
+        ticks=_COUNT | {"description": "frames' times that have passed"},
+        pictures=_COUNT | {"description": "handed to the encoder"},
+        late=_COUNT | {"description": "frames for which the one before was repeated"},
+        waited=_COUNT
+        | {"description": "frames' times by which a speech began later, as its first picture was not there"},
+    ),
     "Character": _object(id=_TEXT, width=_COUNT, height=_COUNT, fps=_NUMBER, frames=_COUNT),
     "Characters": _object(characters=_list(_ref("Character")), broken=_list(_object(id=_TEXT, error=_TEXT))),
     "Status": _object(
