@@ -29,7 +29,7 @@ def test_sixteen_talks_fill_batches_of_two_launches(
         hub.load("anna")
         engine = hub.engines[0]
         talks = [hub.open(TalkOrder("anna", "nv12", realtime=False, start_frame=n)) for n in range(TALKS)]
-        departed, places, before = engine.departed.copy(), engine.places, softcuda_counters()
+        departed, places, before = engine.timetable.departed.copy(), engine.timetable.places, softcuda_counters()
         counts: list[int] = []
         takers = [threading.Thread(target=lambda talk=talk: counts.append(sum(1 for _ in talk))) for talk in talks]
         for taker in takers:
@@ -42,9 +42,9 @@ def test_sixteen_talks_fill_batches_of_two_launches(
         for taker in takers:
             taker.join(60)
         after = softcuda_counters()
-        batches = engine.departed.total() - departed.total()
-        frames = sum(size * (count - departed[size]) for size, count in engine.departed.items())
-        fill = frames / (engine.places - places)
+        batches = engine.timetable.departed.total() - departed.total()
+        frames = sum(size * (count - departed[size]) for size, count in engine.timetable.departed.items())
+        fill = frames / (engine.timetable.places - places)
         for talk in talks:
             talk.close()
     assert counts == [25] * TALKS
