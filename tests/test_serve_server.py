@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gpupipe.cli import main
 from gpupipe.demo import make_demo
 from gpupipe.errors import OptionError
 from gpupipe.media.sound import read_pcm
@@ -125,6 +126,15 @@ async def until_talking(server: ServerProcess, speaking: asyncio.Task[Heard]) ->
     while (await asyncio.to_thread(server.metrics)).get('gpupipe_sessions{character="anna",output="nv12"}') != 1:
         assert not speaking.done(), speaking.result()
         await asyncio.sleep(0.1)
+
+
+def test_without_the_extra_it_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpupipe.cli.serve.package_version", lambda name: None if name == "aiortc" else "1.0")
+    assert main(["serve", str(folder)]) == 1
+    told = capsys.readouterr().err
+    assert told == "error: gpupipe serve needs aiortc; install what is missing with pip install 'gpupipe[serve]'\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent")
