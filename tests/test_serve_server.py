@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gpupipe.cli import main
 from gpupipe.demo import make_demo
 from gpupipe.errors import OptionError
 from gpupipe.media.sound import read_pcm
 from gpupipe.options import ServeOptions
 from gpupipe.serve.listen import bound, check_exposure, is_loopback
 from gpupipe.serve.load.process import ServerProcess
-from gpupipe.serve.load.talker import Said, over_grpc, talk
+from gpupipe.serve.load.talker import Heard, Said, over_grpc, talk
 from gpupipe.serve.server import Listening, serve
 
 
@@ -121,6 +122,21 @@ def test_a_port_in_use_is_told_before_anything_is_opened(folder: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+async def until_talking(server: ServerProcess, speaking: asyncio.Task[Heard]) -> None:
+    while (await asyncio.to_thread(server.metrics)).get('gpupipe_sessions{character="anna",output="nv12"}') != 1:
+        assert not speaking.done(), speaking.result()
+        await asyncio.sleep(0.1)
+
+
+def test_without_the_extra_it_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpupipe.cli.serve.package_version", lambda name: None if name == "aiortc" else "1.0")
+    assert main(["serve", str(folder)]) == 1
+    told = capsys.readouterr().err
+    assert told == "error: gpupipe serve needs aiortc; install what is missing with pip install 'gpupipe[serve]'\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent")
 def test_it_ends_in_good_order(folder: Path, pcm: NDArray[np.float32]) -> None:
     """Told to end, it lets no more in, and the talk that is under way ends by itself."""
@@ -130,8 +146,7 @@ def test_it_ends_in_good_order(folder: Path, pcm: NDArray[np.float32]) -> None:
         async def talks() -> None:
             async with grpc.aio.insecure_channel(server.grpc) as channel:
                 speaking = asyncio.create_task(talk(said, over_grpc(channel), time.monotonic()))
-                while server.metrics().get('gpupipe_sessions{character="anna",output="nv12"}') != 1:
-                    await asyncio.sleep(0.1)
+                await until_talking(server, speaking)
                 os.kill(server.pid, signal.SIGTERM)
                 await asyncio.sleep(0.3)
                 assert await asyncio.to_thread(status, f"{server.http}/readyz") == 503
@@ -142,7 +157,7 @@ def test_it_ends_in_good_order(folder: Path, pcm: NDArray[np.float32]) -> None:
                 assert heard.frames == 63  # of 2.5 s at 25 a second, the last not whole
 
         asyncio.run(talks())
-        assert server.close() == 0
+        assert server.wait() == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent")
@@ -153,12 +168,11 @@ def test_a_second_signal_ends_it_at_once(folder: Path, pcm: NDArray[np.float32])
         async def talks() -> None:
             async with grpc.aio.insecure_channel(server.grpc) as channel:
                 speaking = asyncio.create_task(talk(said, over_grpc(channel), time.monotonic()))
-                while server.metrics().get('gpupipe_sessions{character="anna",output="nv12"}') != 1:
-                    await asyncio.sleep(0.1)
+                await until_talking(server, speaking)
                 for _ in range(2):
                     os.kill(server.pid, signal.SIGTERM)
                     await asyncio.sleep(0.3)
                 assert (await speaking).error is not None
 
         asyncio.run(talks())
-        assert server.close() == 128 + signal.SIGTERM
+        assert server.wait() == 128 + signal.SIGTERM

@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     missing = [name for name in PACKAGES if package_version(name) is None]
     if missing:
         raise OptionError(
-            f"gpupipe serve needs {', '.join(missing)}", remedy="install them with pip install 'gpupipe[serve]'"
+            f"gpupipe serve needs {', '.join(missing)}",
+            remedy="install what is missing with pip install 'gpupipe[serve]'",
         )
     from gpupipe.serve.listen import is_loopback
     from gpupipe.serve.server import Listening, serve

@@ -80,6 +80,10 @@ class ServerProcess:
         """End it, and wait for it; its exit code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end, a minute at most; its exit code."""
         try:
             return self._process.wait(60)
         except subprocess.TimeoutExpired:

@@ -179,7 +179,7 @@ def over_grpc(channel: grpc.aio.Channel, token: str | None = None) -> Open:
                 await call.done_writing()
 
             async def frames() -> AsyncIterator[tuple[int, bool]]:
-                async for answer in call:
+                while (answer := await call.read()) is not grpc.aio.EOF:
                     if answer.WhichOneof("response") == "frame":
                         yield answer.frame.index, answer.frame.repeats
 
