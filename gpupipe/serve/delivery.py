@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gpupipe.errors import GpupipeError
+from gpupipe.log import Log
 from gpupipe.serve.costs import Costs
 from gpupipe.serve.talk import Picture, Talk
 from gpupipe.threads import POLL_SECONDS, Worker
 
 QUEUED: Final = 8
 """Answers that wait for the event loop, of each talk: then its pictures wait, and it alone becomes late."""
+
+_log = Log(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Delivery:
             finally:
                 self._encoder.close()
         except BaseException as error:
-            self._error = error if isinstance(error, GpupipeError) else _unexpected(error)
+            self._error = error if isinstance(error, GpupipeError) else _unexpected(talk, error)
         finally:
             self._over = True
             self._wake()
@@ -144,5 +149,6 @@ class Delivery:
             self._closed = True
 
 
-def _unexpected(error: BaseException) -> GpupipeError:
+def _unexpected(talk: Talk, error: BaseException) -> GpupipeError:
+    _log.event("talk failed", logging.ERROR, talk=talk.number, error="".join(traceback.format_exception(error)))
     return GpupipeError(f"the server failed: {type(error).__name__}", remedy="see its log")
