@@ -20,6 +20,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from softcuda.build import BuildError, build
 from softcuda.run import environment
 
@@ -245,3 +246,21 @@ def talker() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the filmed character is not at {folder} (GPUPIPE_TALKER names another folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of characters to be served: anna, of 30 frames. Nobody changes it."""
+    from gpupipe.demo import make_demo  # not before this process is the one that runs the tests
+
+    found = tmp_path_factory.mktemp("served")
+    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
+    return found
+
+
+@pytest.fixture(scope="session")
+def pcm(folder: Path) -> NDArray[np.float32]:
+    """What anna was filmed saying, float32 `[n]`, 16 kHz."""
+    from gpupipe.media.sound import read_pcm
+
+    return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, sync_playwright
 from serving import Counted, served
 
-from gpupipe.demo import make_demo
 from gpupipe.media.sound import read_pcm
 from gpupipe.serve.http.app import application
 from gpupipe.serve.hub import Hub
@@ -31,13 +30,6 @@ WAIT_MS, POLL_MS = 30_000, 50
 
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
-    return found
 
 
 @pytest.fixture(scope="module")

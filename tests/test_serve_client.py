@@ -16,19 +16,11 @@ import pytest
 from grpc_scene import served
 
 from gpupipe.cli.client import main
-from gpupipe.demo import make_demo
 from gpupipe.media.sound import read_pcm
 from gpupipe.serve.client.rpc import Rpc
 from gpupipe.serve.hub import Hub
 
 TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
-    return found
 
 
 @pytest.fixture(scope="module")

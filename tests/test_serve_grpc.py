@@ -25,10 +25,8 @@ from grpc_scene import Counted, method, served
 from grpc_tools import protoc
 from numpy.typing import NDArray
 
-from gpupipe.demo import make_demo
 from gpupipe.errors import OptionError
 from gpupipe.media.images import FromNv12
-from gpupipe.media.sound import read_pcm
 from gpupipe.serve.grpc import avatar_pb2 as pb
 from gpupipe.serve.grpc import monolithic_pb2
 from gpupipe.serve.grpc.server import AVATAR, grpc_server
@@ -40,18 +38,6 @@ from gpupipe.serve.tokens import Tokens
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
-    return found
-
-
-@pytest.fixture(scope="module")
-def pcm(folder: Path) -> NDArray[np.float32]:
-    return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))
 
 
 @pytest.fixture(scope="module")

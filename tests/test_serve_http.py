@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import threading
 import time
@@ -20,7 +21,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gpupipe.demo import make_demo
 from gpupipe.media.sound import decode_sound, read_pcm
 from gpupipe.media.video import read_frames
 from gpupipe.render.verify import verify
@@ -35,9 +35,10 @@ LIMITS = ServeLimits(seconds=20, upload_bytes=2_000_000, idle_seconds=1.5)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
+def folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One more, that cannot be used."""
+    found = tmp_path_factory.mktemp("broken") / "served"
+    shutil.copytree(folder, found)
     (found / "broken").mkdir()
     (found / "broken" / "full_body_video.mp4").write_bytes(b"no video")
     return found

@@ -11,24 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpupipe.demo import make_demo
-from gpupipe.media.sound import read_pcm
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
-    return found
-
-
-@pytest.fixture(scope="module")
-def pcm(folder: Path) -> NDArray[np.float32]:
-    return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from serving import Counted, served
 
-from gpupipe.demo import make_demo
 from gpupipe.errors import OutputError
 from gpupipe.media.sound import read_pcm
 from gpupipe.render.parts import parts_folder
@@ -28,13 +27,6 @@ from gpupipe.serve.refusals import NotFound, Refused
 from gpupipe.serve.tokens import Tokens
 
 LIMITS = ServeLimits(jobs=3)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
-    return found
 
 
 @pytest.fixture(scope="module")

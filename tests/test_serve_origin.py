@@ -21,7 +21,6 @@ from grpc_tools import protoc
 from numpy.typing import NDArray
 
 from gpupipe.character.folder import Character
-from gpupipe.demo import make_demo
 from gpupipe.media.sound import read_pcm
 from gpupipe.media.video import read_frames
 from gpupipe.serve.batches import Batch, Batches
@@ -52,13 +51,6 @@ class Stub:
         assert answer.success, answer.error
         assert answer.error == ""
         return list(answer.composited_frames)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=FRAMES, size=(320, 192), model_size=SIZE)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -19,26 +19,12 @@ import pytest
 from numpy.typing import NDArray
 
 from gpupipe.cli import main
-from gpupipe.demo import make_demo
 from gpupipe.errors import OptionError
-from gpupipe.media.sound import read_pcm
 from gpupipe.options import ServeOptions
 from gpupipe.serve.listen import bound, check_exposure, is_loopback
 from gpupipe.serve.load.process import ServerProcess
 from gpupipe.serve.load.talker import Heard, Said, over_grpc, talk
 from gpupipe.serve.server import Listening, serve
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=30, size=(320, 192), model_size=160)
-    return found
-
-
-@pytest.fixture(scope="module")
-def pcm(folder: Path) -> NDArray[np.float32]:
-    return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))
 
 
 def status(url: str, token: str | None = None) -> int:

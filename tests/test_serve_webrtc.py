@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from peering import Peer, Says, serving
 
 from gpupipe.character.folder import Character
-from gpupipe.demo import make_demo
 from gpupipe.geometry import Rect, frame_at
 from gpupipe.media.rtc import SOUND_RATE
 from gpupipe.media.sound import read_pcm
@@ -34,13 +33,6 @@ pytestmark = pytest.mark.timeout(120)
 FRAMES, FPS = 30, 25
 IN_STEP_SECONDS = 0.08
 """Between a picture and the sound that belongs to it: nobody sees that they are apart."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("served")
-    make_demo(found / "anna", frames=FRAMES, size=(320, 192), model_size=160)
-    return found
 
 
 @pytest.fixture(scope="module")
