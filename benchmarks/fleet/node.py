@@ -129,6 +129,7 @@ class Machine:
     """Nodes that share cores.
 
     Attributes:
+        power: core seconds that it gives a second.
         talks: of all its nodes.
         at: until when everything has been told.
         version: of its plan; what was planned before is void.
@@ -138,6 +139,7 @@ class Machine:
         self, number: int, hardware: Hardware, costs: Costs, first: int, count: int, fps: float, *, own_models: bool
     ) -> None:
         self.number, self.cores, self.costs, self._fps = number, hardware.cores, costs, fps
+        self.power = hardware.cores * hardware.core_speed
         self.nodes = [Node(first + n, self, hardware, costs, own_models=own_models) for n in range(count)]
         self.talks = 0
         self.at = 0.0
@@ -149,7 +151,7 @@ class Machine:
         seconds, self.at = now - self.at, now
         if seconds <= 0:
             return
-        crowded = self._fps * self.costs.talk_core_seconds * self.talks / self.cores
+        crowded = self._fps * self.costs.talk_core_seconds * self.talks / self.power
         for node in self.nodes:
             if node.drawing:
                 self._draw(node, max(node.device, crowded), seconds)
@@ -179,7 +181,7 @@ class Machine:
     def plan(self) -> float:
         """Set the rates from now on; when the next thing happens on its own, seconds."""
         costs, now = self.costs, self.at
-        spare = max(0.0, self.cores - self._fps * costs.talk_core_seconds * self.talks)
+        spare = max(0.0, self.power - self._fps * costs.talk_core_seconds * self.talks)
         wanted = 0.0
         rates: list[tuple[Node, int, float]] = []
         following = math.inf

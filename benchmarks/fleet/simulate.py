@@ -54,7 +54,7 @@ class Fleet:
             self._prefill(rng)
 
     def run(self) -> Counts:
-        """From the beginning to the end."""
+        """From the beginning to the end of the world's time, or until all who came are served if that is infinite."""
         times, wanted, sizes, jobs = (
             array.tolist()
             for array in (self._coming.times, self._coming.characters, self._coming.sizes, self._coming.jobs)
@@ -72,7 +72,8 @@ class Fleet:
         while self._events and self._events[0][0] <= self.until:
             self.now, _, happens, what = heapq.heappop(self._events)
             happens(*what)
-        self.now = self.until
+        if self.until < math.inf:
+            self.now = self.until
         for machine in self._machines:
             machine.advance(self.now)
         self.counts.add_up(self.nodes)
@@ -152,7 +153,8 @@ class Fleet:
 
         def begins(node: Node) -> float:
             held = job.character in node.cache
-            return float(board.waiting[node.number]) + (0.0 if held else self._load_seconds(job.character))
+            wait: float = board.waiting[node.number]
+            return wait + (0.0 if held else self._load_seconds(job.character))
 
         # A sticky router sends it to its place, however many wait there; the others to where it would begin first.
         node = tried[0] if self.world.policy == "sticky" else min(tried, key=begins)
@@ -187,7 +189,10 @@ class Fleet:
             seconds = self._filmed[work.character] * costs.load_core_seconds
             load = node.loads[work.character] = Load(node, work.character, self.now + costs.load_open_seconds, seconds)
             self.counts.loads += 1
-        load.waiting.append(work)
+        if self.world.costs.load_blocks:
+            load.waiting.append(work)
+        else:
+            self._ready(node, work)
 
     def _ready(self, node: Node, work: Work) -> None:
         work.ready = self.now
@@ -214,6 +219,13 @@ class Fleet:
         self._start_jobs(node)
         self._changed(node.machine)
 
+    def _job_over(self, node: Node, job: Work) -> None:
+        del node.jobs[job]
+        node.queued_frames -= job.frames
+        job.node = None
+        self.counts.finished(job, self.now)
+        self._left_cache(node, node.cache.give_back(job.character))
+
     def _happens(self, machine: Machine, version: int) -> None:
         """What a machine's plan has foreseen: loads and jobs that are done."""
         if machine.version != version:
@@ -225,11 +237,7 @@ class Fleet:
                 for work in load.waiting:
                     self._ready(node, work)
             for job in [job for job, opens in node.jobs.items() if job.left <= DONE and opens <= self.now + EPSILON]:
-                del node.jobs[job]
-                node.queued_frames -= job.frames
-                job.node = None
-                self.counts.finished(job, self.now)
-                self._left_cache(node, node.cache.give_back(job.character))
+                self._job_over(node, job)
             self._start_jobs(node)
         self._changed(machine)
 
@@ -239,8 +247,11 @@ class Fleet:
         following = machine.plan()
         if following < math.inf:
             self._at(max(self.now, following), self._happens, machine, machine.version)
-        crowded = self._fps * self.world.costs.talk_core_seconds * machine.talks / machine.cores
-        costs, cores = self.world.costs, max(1e-3, 1 - crowded) * machine.cores / len(machine.nodes)
+        self._tell_router(machine)
+
+    def _tell_router(self, machine: Machine) -> None:
+        crowded = self._fps * self.world.costs.talk_core_seconds * machine.talks / machine.power
+        costs, cores = self.world.costs, max(1e-3, 1 - crowded) * machine.power / len(machine.nodes)
         for node in machine.nodes:
             if node.alive:
                 self._board.load[node.number] = max(node.device, crowded) + 1e-6 * len(node.loads)

@@ -33,6 +33,8 @@ class Costs:
         load_core_seconds: CPU time of one cached frame of a character that is loaded.
         load_open_seconds: of a load, in which nothing is computed: files are fetched.
         load_threads: cores that one load keeps busy.
+        load_blocks: whether nothing is drawn of a character before all of it is there. On a CPU its first frames are drawn
+            while others are decoded.
     """
 
     batch: int = 8
@@ -41,9 +43,10 @@ class Costs:
     job_core_seconds: float = 0.012
     job_fps: float = 500.0
     job_open_seconds: float = 1.0
-    load_core_seconds: float = 0.006
+    load_core_seconds: float = 0.0075
     load_open_seconds: float = 1.0
     load_threads: float = 2.0
+    load_blocks: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Hardware:
         nodes: engines in all.
         nodes_each: engines that share a machine's cores.
         cores: of a machine.
+        core_speed: of each of them; less than 1 where others use the machine too. Admission does not know of it.
         memory_bytes: for the characters of one node, those in use too.
         unused_bytes: for those of a node that nobody uses; None: what the others leave.
         parallel: jobs under way on a node at a time.
@@ -62,6 +66,7 @@ class Hardware:
     nodes: int = 100
     nodes_each: int = 8
     cores: int = 96
+    core_speed: float = 1.0
     memory_bytes: float = 60e9
     unused_bytes: float | None = None
     parallel: int = 2
