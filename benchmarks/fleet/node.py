@@ -17,6 +17,8 @@ from gpupipe.engine.scheduler import MARGIN
 from gpupipe.serve.admission import Demand, admits
 
 EPSILON = 1e-9
+LEAST_SHARE = 0.1
+"""Of the cores: what loads and jobs get, however many talks there are, as the system gives every thread a turn."""
 
 
 class Work:
@@ -154,7 +156,7 @@ class Machine:
         crowded = self._fps * self.costs.talk_core_seconds * self.talks / self.power
         for node in self.nodes:
             if node.drawing:
-                self._draw(node, max(node.device, crowded), seconds)
+                self._draw(node, crowded, seconds)
             for load in node.loads.values():
                 if load.open_until <= now - seconds + EPSILON:
                     load.left -= self._load_rate * seconds
@@ -166,22 +168,28 @@ class Machine:
                     busy += drawn * self.costs.batch_seconds / self.costs.batch
             node.busy += busy
 
-    def _draw(self, node: Node, wanted: float, seconds: float) -> None:
+    def _draw(self, node: Node, crowded: float, seconds: float) -> None:
+        """Frames of talks, and those of them that are late.
+
+        Of what is wanted, a share is spent for every frame, so that passing frames over saves only the rest of it.
+        """
+        wanted = max(node.device, crowded)
         frames = node.drawing * self._fps * seconds
         over = wanted - 1
-        late_seconds = 0.0
         if over > 0:
             late_seconds = max(0.0, seconds - (SLACK_SECONDS - node.backlog) / over)
-            node.backlog = min(SLACK_SECONDS, node.backlog + over * seconds)
-        else:
-            node.backlog = max(0.0, node.backlog + over * seconds)
-        node.late += frames * late_seconds / seconds * over / wanted if over > 0 else 0.0
+            node.late += frames * late_seconds / seconds * min(1.0, over / (wanted * self._saved(node, crowded)))
+        node.backlog = min(SLACK_SECONDS, max(0.0, node.backlog + over * seconds))
         node.drawn += frames
+
+    def _saved(self, node: Node, crowded: float) -> float:
+        costs = self.costs
+        return 1.0 if node.device >= crowded else 1 - costs.hear_core_seconds / costs.talk_core_seconds
 
     def plan(self) -> float:
         """Set the rates from now on; when the next thing happens on its own, seconds."""
         costs, now = self.costs, self.at
-        spare = max(0.0, self.power - self._fps * costs.talk_core_seconds * self.talks)
+        spare = max(LEAST_SHARE * self.power, self.power - self._fps * costs.talk_core_seconds * self.talks)
         wanted = 0.0
         rates: list[tuple[Node, int, float]] = []
         following = math.inf

@@ -1,9 +1,9 @@
-"""A fleet whose nodes are real workers: the same router and the same arrivals as `simulate`, on the clock of the wall."""
+"""A fleet whose nodes are real workers: the same router and the same arrivals as `simulate`, on the wall's clock."""
 
 from __future__ import annotations
 
 import time
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 
 from fleet.counts import Counts
 from fleet.node import Machine, Node, Work
@@ -23,7 +23,7 @@ class RealFleet(Fleet):
     def run(self) -> Counts:
         """Until all who came are served."""
         arrivals = self._coming
-        self._arrays = arrivals.times.tolist(), arrivals.characters.tolist(), arrivals.sizes.tolist(), arrivals.jobs.tolist()
+        self._arrays = arrivals.lists()
         before = [worker.spent() for worker in self._workers]
         began = time.monotonic()
         if len(arrivals.times):
@@ -36,7 +36,8 @@ class RealFleet(Fleet):
                 happens(*what)
                 continue
             for pipe in wait(pipes, self._events[0][0] - self.now if self._events else None):
-                told = pipe.recv()  # type: ignore[union-attr]
+                assert isinstance(pipe, Connection)
+                told = pipe.recv()
                 self.now = time.monotonic() - began
                 assert isinstance(told, Told), told
                 self._hears(told)

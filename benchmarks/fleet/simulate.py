@@ -43,8 +43,8 @@ class Fleet:
         self.nodes = [node for machine in self._machines for node in machine.nodes]
         self._board, self._policy = Board(self.nodes), POLICIES[world.policy]
         self._random = random.Random(world.seed)
-        self._nbytes = (self.catalogue.filmed * world.traffic.frame_bytes).tolist()
-        self._filmed = self.catalogue.filmed.tolist()
+        self._nbytes: list[float] = (self.catalogue.filmed * world.traffic.frame_bytes).tolist()
+        self._filmed: list[int] = self.catalogue.filmed.tolist()
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._numbers = itertools.count()
@@ -55,10 +55,6 @@ class Fleet:
 
     def run(self) -> Counts:
         """From the beginning to the end of the world's time, or until all who came are served if that is infinite."""
-        times, wanted, sizes, jobs = (
-            array.tolist()
-            for array in (self._coming.times, self._coming.characters, self._coming.sizes, self._coming.jobs)
-        )
         failures = self.world.failures
         for node in self.nodes[: failures.killed]:
             self._at(failures.killed_at, self._fail, node)
@@ -66,9 +62,9 @@ class Fleet:
             for node in self.nodes:
                 self._at(self._random.expovariate(1 / failures.mean_seconds), self._fail, node)
         self._at(self.world.warm_seconds, self._begin)
-        if times:
-            self._at(times[0], self._comes, 0)
-        self._arrays = times, wanted, sizes, jobs
+        self._arrays = self._coming.lists()
+        for first in self._arrays[0][:1]:
+            self._at(first, self._comes, 0)
         while self._events and self._events[0][0] <= self.until:
             self.now, _, happens, what = heapq.heappop(self._events)
             happens(*what)
@@ -153,8 +149,8 @@ class Fleet:
 
         def begins(node: Node) -> float:
             held = job.character in node.cache
-            wait: float = board.waiting[node.number]
-            return wait + (0.0 if held else self._load_seconds(job.character))
+            wait = float(board.waiting[node.number])
+            return wait if held else wait + self.world.costs.load_seconds(self._filmed[job.character])
 
         # A sticky router sends it to its place, however many wait there; the others to where it would begin first.
         node = tried[0] if self.world.policy == "sticky" else min(tried, key=begins)
@@ -164,10 +160,6 @@ class Fleet:
         node.queued_frames += job.left
         self._start_jobs(node)
         self._changed(node.machine)
-
-    def _load_seconds(self, character: int) -> float:
-        costs = self.world.costs
-        return costs.load_open_seconds + self._filmed[character] * costs.load_core_seconds / costs.load_threads
 
     def _start_jobs(self, node: Node) -> None:
         while node.queue and len(node.jobs) < self.world.hardware.parallel:

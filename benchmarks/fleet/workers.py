@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from gpupipe import Character, Engine
 from gpupipe.media.sound import read_pcm
+from gpupipe.model.runtime import SessionOptions
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.talk import Talk
+from gpupipe.speech.encoder import AudioEncoder
+from gpupipe.speech.rows import SpeechRows
+from gpupipe.speech.stream import LIVE_BATCH, FeatureStream
 
 RATE = 16_000
 CHUNK_SECONDS = 0.04
@@ -133,7 +137,8 @@ class _Work:
             pushing.start()
             frames = sum(1 for _ in talk)
             pushing.join()
-            self.say(Told(number, opened - began, frames, talk.late + talk.dropped))
+            # A talk all of whose frames were passed over has no picture to repeat.
+            self.say(Told(number, opened - began, max(frames, talk.dropped), talk.late + talk.dropped))
 
     def job(self, number: int, who: int, frames: int) -> None:
         """Render a video."""
@@ -142,6 +147,18 @@ class _Work:
         self.engine.render(self.people[who], path, features=said, sound=False)
         path.unlink()
         self.say(Told(number, 0.0, frames))
+
+    def hear(self, number: int, seconds: float) -> None:
+        """Make features of sound that comes as a talk's does."""
+        opened = AudioEncoder(self.people[0].audio_encoder_path, SessionOptions(provider="cpu"), batch=LIVE_BATCH)
+        stream = FeatureStream(opened, SpeechRows(), batch=opened.batch)
+        pcm = np.resize(self.pcm, round(seconds * RATE))
+        step = round(CHUNK_SECONDS * RATE)
+        for first in range(0, len(pcm), step):
+            stream.push(pcm[first : first + step])
+        stream.finish()
+        opened.close()
+        self.say(Told(number, 0.0, round(seconds * 25)))
 
     def load(self, number: int, who: int) -> None:
         """Load all of a character, and let it go."""

@@ -27,19 +27,21 @@ class Costs:
         batch: frames in a full batch.
         batch_seconds: of the GPU, for a batch, full or not; 0 where a CPU draws.
         talk_core_seconds: CPU time of a realtime frame: drawing on a CPU, and encoding.
+        hear_core_seconds: of these, what makes features of the sound; it is spent for frames that are passed over, too.
         job_core_seconds: CPU time of a job's frame.
         job_fps: the most frames a second of one job, alone on its machine.
         job_open_seconds: before a job's first frame, and after its last, in which it draws nothing.
         load_core_seconds: CPU time of one cached frame of a character that is loaded.
         load_open_seconds: of a load, in which nothing is computed: files are fetched.
         load_threads: cores that one load keeps busy.
-        load_blocks: whether nothing is drawn of a character before all of it is there. On a CPU its first frames are drawn
-            while others are decoded.
+        load_blocks: whether nothing is drawn of a character before all of it is there. On a CPU its first frames are
+            drawn while others are decoded.
     """
 
     batch: int = 8
     batch_seconds: float = 0.012
     talk_core_seconds: float = 0.012
+    hear_core_seconds: float = 0.001
     job_core_seconds: float = 0.012
     job_fps: float = 500.0
     job_open_seconds: float = 1.0
@@ -47,6 +49,10 @@ class Costs:
     load_open_seconds: float = 1.0
     load_threads: float = 2.0
     load_blocks: bool = True
+
+    def load_seconds(self, filmed: int) -> float:
+        """What a load of so many cached frames takes that has its cores to itself."""
+        return self.load_open_seconds + filmed * self.load_core_seconds / self.load_threads
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,10 @@ class Arrivals:
     sizes: NDArray[np.float64]
     jobs: NDArray[np.bool_]
 
+    def lists(self) -> tuple[list[float], list[int], list[float], list[bool]]:
+        """The same as Python's own numbers."""
+        return self.times.tolist(), self.characters.tolist(), self.sizes.tolist(), self.jobs.tolist()
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -190,9 +200,17 @@ class Catalogue:
 
 
 def arrivals(traffic: Traffic, catalogue: Catalogue, seconds: float, rng: np.random.Generator) -> Arrivals:
-    """Poisson arrivals of talks and of jobs."""
-    talks, jobs = (int(rng.poisson(rate * seconds)) for rate in (traffic.talks, traffic.jobs))
-    times = rng.uniform(0, seconds, talks + jobs)
+    """Poisson arrivals of talks and of jobs.
+
+    The talks that would be under way at the beginning come in its first second, as long as what would be left of them:
+    an exponential length knows no age.
+    """
+    standing, talks, jobs = (
+        int(rng.poisson(mean))
+        for mean in (traffic.talks * traffic.talk_seconds, traffic.talks * seconds, traffic.jobs * seconds)
+    )
+    times = np.concatenate([rng.uniform(0, min(1.0, seconds), standing), rng.uniform(0, seconds, talks + jobs)])
+    talks += standing
     frames = np.maximum(1, traffic.job_frames * np.exp(rng.normal(0, traffic.job_spread, jobs))).round()
     sizes: Any = np.concatenate([rng.exponential(traffic.talk_seconds, talks), frames])
     kinds = np.arange(talks + jobs) >= talks
