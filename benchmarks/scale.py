@@ -29,7 +29,7 @@ def main() -> None:
     found = []
     for row in rows(sizes, args.seconds):
         found.append(asdict(row))
-        print(f"{row.scene} {row.case}: {row.took:.1f} s", flush=True)
+        print(f"{row.scene} {row.case}: {row.took:.1f} CPU seconds", flush=True)
     for scene in COLUMNS:
         print(f"\n{scene}\n\n{table(scene, found)}")
     if args.json:

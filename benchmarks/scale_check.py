@@ -116,7 +116,6 @@ def measured(worker: Worker, seconds: float) -> Costs:
         job_open_seconds=0.0,
         load_core_seconds=load,
         load_open_seconds=0.0,
-        load_blocks=False,
     )
 
 

@@ -45,8 +45,11 @@ def test_a_job_takes_what_a_calculation_says() -> None:
     costs = Costs(batch=8, batch_seconds=0.08, job_core_seconds=0.001, job_open_seconds=0.5, load_core_seconds=0.02)
     fleet = Fleet(by_hand(costs=costs), arrivals((1.0, 3, 500.0, True), (20.0, 3, 500.0, True)))
     counts = fleet.run()
-    # Fetched for 1 s, 100 frames at 20 ms on two cores, half a second to open, then 100 frames a second of the GPU.
-    assert [took for took, _ in counts.turnarounds] == pytest.approx([1 + 1 + 0.5 + 5, 0.5 + 5])
+    # Fetched for 1 s, half a second to open, then 100 frames a second of the GPU; 100 frames are decoded meanwhile.
+    assert [took for took, _ in counts.turnarounds] == pytest.approx([1 + 0.5 + 5, 0.5 + 5])
+    blocked = Fleet(by_hand(costs=replace(costs, load_blocks=True)), arrivals((1.0, 3, 500.0, True))).run()
+    # They take 20 ms each of one of two cores.
+    assert [took for took, _ in blocked.turnarounds] == pytest.approx([1 + 1 + 0.5 + 5])
     assert counts.loads == 1
     assert counts.job_frames == pytest.approx(1000)
     assert counts.busy == pytest.approx(10)

@@ -181,7 +181,7 @@ class Fleet:
             seconds = self._filmed[work.character] * costs.load_core_seconds
             load = node.loads[work.character] = Load(node, work.character, self.now + costs.load_open_seconds, seconds)
             self.counts.loads += 1
-        if self.world.costs.load_blocks:
+        if self.world.costs.load_blocks or load.open_until > self.now + EPSILON:
             load.waiting.append(work)
         else:
             self._ready(node, work)
@@ -224,10 +224,14 @@ class Fleet:
             return
         machine.advance(self.now)
         for node in machine.nodes:
-            for load in [each for each in node.loads.values() if each.left <= DONE]:
-                del node.loads[load.character]
+            for load in list(node.loads.values()):
+                if load.left <= DONE:
+                    del node.loads[load.character]
+                elif self.world.costs.load_blocks or load.open_until > self.now + EPSILON:
+                    continue
                 for work in load.waiting:
                     self._ready(node, work)
+                load.waiting.clear()
             for job in [job for job, opens in node.jobs.items() if job.left <= DONE and opens <= self.now + EPSILON]:
                 self._job_over(node, job)
             self._start_jobs(node)
@@ -242,8 +246,9 @@ class Fleet:
         self._tell_router(machine)
 
     def _tell_router(self, machine: Machine) -> None:
-        crowded = self._fps * self.world.costs.talk_core_seconds * machine.talks / machine.power
-        costs, cores = self.world.costs, max(1e-3, 1 - crowded) * machine.power / len(machine.nodes)
+        costs = self.world.costs
+        crowded = self._fps * costs.talk_core_seconds * machine.talks / machine.power
+        cores = max(1e-3, 1 - crowded) * machine.power / len(machine.nodes)
         for node in machine.nodes:
             if node.alive:
                 self._board.load[node.number] = max(node.device, crowded) + 1e-6 * len(node.loads)
@@ -272,9 +277,7 @@ class Fleet:
             job.node = None
             job.left = job.frames = job.left + lost
             self.counts.redrawn_frames += lost
-        drawn, late, job_frames, busy = node.drawn, node.late, node.job_frames, node.busy
         node.clear()
-        node.drawn, node.late, node.job_frames, node.busy = drawn, late, job_frames, busy
         node.alive = False
         self._changed(machine)
         self.counts.failures += 1

@@ -27,7 +27,7 @@ class Row:
     Attributes:
         scene: the question.
         case: what distinguishes the world from the scene's others.
-        took: seconds that the simulation ran.
+        took: CPU seconds of the simulation.
         found: see `Counts.summary`.
     """
 
@@ -49,10 +49,10 @@ def world(nodes: int, *, talks: float = TALK_LOAD, jobs: float = JOB_LOAD, seed:
 
 def run(scene: str, case: dict[str, Any], simulated: World) -> Row:
     """Simulate one world."""
-    began = time.perf_counter()
+    began = time.process_time()
     counts = Fleet(simulated).run()
     found = counts.summary(simulated.hardware.nodes, simulated.seconds)
-    return Row(scene, case, time.perf_counter() - began, found)
+    return Row(scene, case, time.process_time() - began, found)
 
 
 def rows(sizes: tuple[int, ...], seconds: float) -> Iterator[Row]:

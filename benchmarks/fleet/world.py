@@ -32,10 +32,10 @@ class Costs:
         job_fps: the most frames a second of one job, alone on its machine.
         job_open_seconds: before a job's first frame, and after its last, in which it draws nothing.
         load_core_seconds: CPU time of one cached frame of a character that is loaded.
-        load_open_seconds: of a load, in which nothing is computed: files are fetched.
+        load_open_seconds: of a load, in which nothing is computed: files are fetched, a model is opened.
         load_threads: cores that one load keeps busy.
-        load_blocks: whether nothing is drawn of a character before all of it is there. On a CPU its first frames are
-            drawn while others are decoded.
+        load_blocks: whether nothing is drawn of a character before all of it is there; else its first frames are drawn
+            while others are decoded.
     """
 
     batch: int = 8
@@ -48,7 +48,7 @@ class Costs:
     load_core_seconds: float = 0.0075
     load_open_seconds: float = 1.0
     load_threads: float = 2.0
-    load_blocks: bool = True
+    load_blocks: bool = False
 
     def load_seconds(self, filmed: int) -> float:
         """What a load of so many cached frames takes that has its cores to itself."""
