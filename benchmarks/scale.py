@@ -1,6 +1,6 @@
 """What 100 and 1,000 GPUs would do, simulated: throughput, late frames, refusals, loads, and what a failure costs.
 
-    python benchmarks/scale.py [--gpus 100,1000] [--seconds 600] [--json benchmarks/results/scale.json] [--svg docs]
+    python benchmarks/scale.py [--gpus 100,1000] [--seconds 600] [--json benchmarks/results/scale.json] [--docs docs/scale.md] [--svg docs]
 
 `docs/scale.md` says what the model is, what of it was measured, how it compares with real workers (`scale_check.py`),
 and what it leaves out. The same arguments give the same numbers, but for the time that the simulation takes.
@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from fleet.page import COLUMNS, drawing, page, pictures, table
+from fleet.page import COLUMNS, drawing, filled, page, pictures, table
 from fleet.sweeps import rows, world
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--gpus", default="100,1000", help="sizes of the fleets")
     parser.add_argument("--seconds", type=float, default=600, help="that are counted, after half as many that are not")
     parser.add_argument("--json", type=Path, help="write every number there")
+    parser.add_argument("--docs", type=Path, help="put the tables into this page, docs/scale.md")
     parser.add_argument("--html", type=Path, help="draw the plots there, on one page")
     parser.add_argument("--svg", type=Path, help="the same as SVG files, in this folder")
     args = parser.parse_args()
@@ -35,6 +36,9 @@ def main() -> None:
     if args.json:
         settings = {"seconds": args.seconds, "world": asdict(world(min(sizes)))}
         args.json.write_text(json.dumps(settings | {"rows": found}, indent=1) + "\n", "utf-8")
+    if args.docs:
+        tables = {scene: table(scene, found) for scene in COLUMNS}
+        args.docs.write_text(filled(args.docs.read_text("utf-8"), tables), "utf-8")
     if args.html:
         args.html.write_text(page(found), "utf-8")
     if args.svg:

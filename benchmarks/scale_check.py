@@ -1,6 +1,6 @@
 """Is the simulated fleet like a real one? 1 to 4 worker processes on this machine, and the simulator, side by side.
 
-    python benchmarks/scale_check.py [--seconds 30] [--workers 1,2,3,4] [--json benchmarks/results/scale-check.json]
+    python benchmarks/scale_check.py [--seconds 30] [--workers 1,2,3,4] [--json FILE] [--docs docs/scale.md]
 
 Each worker is a process with an engine on the CPU, and room for a few characters that nobody uses; all share the
 machine's cores. First one worker is measured: what a load, a job's frame and a realtime frame take. Then the same
@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from fleet.counts import Counts
+from fleet.page import filled
 from fleet.real import RealFleet
 from fleet.simulate import Fleet
 from fleet.workers import Spent, Told, Worker
@@ -214,6 +215,24 @@ def rows(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:20} {real:9.3f} {simulated:9.3f} {off:+7.1%}{mark}"
 
 
+def table(runs: list[dict[str, Any]]) -> str:
+    """All runs as a Markdown table: really · simulated."""
+    heads = dict.fromkeys(name for run in runs for name in run["real"])
+    lines = ["| | workers | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    for each in runs:
+        pairs = (_pair(name, each["real"].get(name), each["simulated"].get(name)) for name in heads)
+        lines.append(f"| {each['scene']} | {each['workers']} | " + " | ".join(pairs) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _pair(name: str, real: float | None, simulated: float | None) -> str:
+    if real is None or simulated is None:
+        return ""
+    form = ".1%" if name == "late" else ".1f" if real < 100 and real != round(real) else ".0f"
+    text = f"{real:{form}} · {simulated:{form}}"
+    return text if differs(name, real, simulated) <= WITHIN else f"**{text}**"
+
+
 def differs(name: str, real: float, simulated: float) -> float:
     """By how much a simulated number differs from the real one: shares absolutely, others relatively."""
     if name == "late":
@@ -226,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="that each run lasts, about")
     parser.add_argument("--workers", default="1,2,3,4", help="how many, of each run")
     parser.add_argument("--scenes", default=",".join(SCENES), help="which")
+    parser.add_argument("--docs", type=Path, help="put the table into this page, docs/scale.md")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     args = parser.parse_args()
     numbers = [int(each) for each in args.workers.split(",")]
@@ -254,6 +274,8 @@ def main() -> None:
                 )
                 print("\n".join(rows(runs[-1])), flush=True)
     found = {"cpu": cpu_name(), "cores": cpu_count(), "seconds": args.seconds, "costs": asdict(costs), "runs": runs}
+    if args.docs:
+        args.docs.write_text(filled(args.docs.read_text("utf-8"), {"check": table(runs)}), "utf-8")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpupipe.report.plots import Bar, bars, legend, lines
@@ -72,6 +72,19 @@ def table(scene: str, rows: Rows) -> str:
     lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(text(row) for _, text in columns) + " |" for row in rows if row["scene"] == scene]
     return "\n".join(lines) + "\n"
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """A Markdown text, its tables replaced: what stands between `<!-- table: NAME -->` and the next `<!-- end -->`.
+
+    >>> filled("a\\n<!-- table: b -->\\nold\\n<!-- end -->\\nc", {"b": "new\\n"})
+    'a\\n<!-- table: b -->\\nnew\\n<!-- end -->\\nc'
+    """
+    for name, new in tables.items():
+        begin = f"<!-- table: {name} -->\n"
+        before, rest = text.split(begin)
+        text = before + begin + new + rest[rest.index("<!-- end -->") :]
+    return text
 
 
 def pictures(rows: Rows) -> dict[str, str]:
