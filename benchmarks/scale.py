@@ -1,6 +1,6 @@
 """What 100 and 1,000 GPUs would do, simulated: throughput, late frames, refusals, loads, and what a failure costs.
 
-    python benchmarks/scale.py [--gpus 100,1000] [--seconds 600] [--json benchmarks/results/scale.json] [--docs docs/scale.md] [--svg docs]
+    python benchmarks/scale.py [--json benchmarks/results/scale.json] [--docs docs/scale.md] [--svg docs]
 
 `docs/scale.md` says what the model is, what of it was measured, how it compares with real workers (`scale_check.py`),
 and what it leaves out. The same arguments give the same numbers, but for the time that the simulation takes.

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -115,16 +116,37 @@ def build(out: Path, pythons: Sequence[str], constraints: Path | None) -> list[P
         command += ["--constraints", str(constraints)]
     call(command, environment)
     versions = target.with_suffix(".txt")
-    versions.write_text("".join(f"{name}=={number}\n" for name, number in held(target)), "utf-8")
+    versions.write_text("".join(f"{line}\n" for line in held(target, pythons)), "utf-8")
     return [wheel, out / f"gpupipe-{version}.tar.gz", target, versions]
 
 
-def held(pex: Path) -> list[tuple[str, str]]:
-    """Names and versions of the packages in a PEX, without gpupipe's."""
+def held(pex: Path, pythons: Sequence[str]) -> list[str]:
+    """What a PEX holds besides gpupipe, as pip reads it: versions, with the Pythons they are for where these differ."""
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import parse_wheel_filename
+
     with zipfile.ZipFile(pex) as archive:
-        names = {part for name in archive.namelist() for part in name.split("/")[:2] if part.endswith(".whl")}
-    found = {(name.split("-")[0].lower().replace("_", "-"), name.split("-")[1]) for name in names}
-    return sorted(each for each in found if each[0] != "gpupipe")
+        metadata = [
+            name for name in archive.namelist() if re.fullmatch(r"\.deps/[^/]+/[^/]+\.dist-info/METADATA", name)
+        ]
+        wheels = []
+        for name in metadata:
+            wants = re.search(r"^Requires-Python: (.*)$", archive.read(name).decode("utf-8"), re.MULTILINE)
+            wheel, version, _, tags = parse_wheel_filename(name.split("/")[1])
+            wheels.append((wheel, version, set(map(str, tags)), SpecifierSet(wants[1] if wants else "")))
+    chosen: dict[str, dict[str, str]] = {}
+    for python in pythons:
+        fitting = set(platform(python)["compatible_tags"])
+        for wheel, version, tags, wants in sorted(wheels, key=lambda each: each[1]):
+            if wheel != "gpupipe" and tags & fitting and f"{python}.0" in wants:
+                chosen.setdefault(wheel, {})[python] = str(version)  # the newest of those that fit
+    lines = []
+    for wheel, versions in sorted(chosen.items()):
+        if len(set(versions.values())) == 1 and len(versions) == len(pythons):
+            lines.append(f"{wheel}=={next(iter(versions.values()))}")
+        else:
+            lines += [f'{wheel}=={version}; python_version == "{python}"' for python, version in versions.items()]
+    return lines
 
 
 def digest(path: Path) -> str:

@@ -217,10 +217,25 @@ def test_what_is_built_is_named_for_what_it_runs_on(tmp_path: Path) -> None:
     assert dist.file_name("1.2.3", ["3.11"]) == "gpupipe-1.2.3-cpu-linux-x86_64-py3.11.pex"
     assert dist.file_name("1.2.3", ["3.11", "3.12", "3.13"]) == "gpupipe-1.2.3-cpu-linux-x86_64-py3.11-3.13.pex"
     assert dist.epoch().isdecimal()
+    wheels = {
+        "numpy-2.4.6-cp311-cp311-manylinux_2_28_x86_64": ">=3.11",
+        "numpy-2.5.5-cp312-cp312-manylinux_2_28_x86_64": ">=3.12",
+        "pyee-13.0.1-py3-none-any": ">=3.8",
+        "pyee-16.0.1-py3-none-any": ">=3.12",
+        "av-18.1.0-cp311-abi3-manylinux_2_28_x86_64": ">=3.11",
+        "gpupipe-0.1.0-py3-none-any": ">=3.11",
+    }
     with zipfile.ZipFile(tmp_path / "some.pex", "w") as archive:
-        for wheel in ("numpy-2.3.1-cp311-cp311-manylinux.whl", "rich-14.0.0-py3-none-any.whl", "gpupipe-0.1.0-py3.whl"):
-            archive.writestr(f".deps/{wheel}/there.py", "")
-    assert dist.held(tmp_path / "some.pex") == [("numpy", "2.3.1"), ("rich", "14.0.0")]
+        for wheel, python in wheels.items():
+            info = "-".join(wheel.split("-")[:2]) + ".dist-info"
+            archive.writestr(f".deps/{wheel}.whl/{info}/METADATA", f"Name: some\nRequires-Python: {python}\n")
+    assert dist.held(tmp_path / "some.pex", ["3.11", "3.12"]) == [
+        "av==18.1.0",
+        'numpy==2.4.6; python_version == "3.11"',
+        'numpy==2.5.5; python_version == "3.12"',
+        'pyee==13.0.1; python_version == "3.11"',
+        'pyee==16.0.1; python_version == "3.12"',
+    ]
     for extra in dist.EXTRAS.split(","):
         assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
 
