@@ -130,22 +130,22 @@ def held(pex: Path, pythons: Sequence[str]) -> list[str]:
             name for name in archive.namelist() if re.fullmatch(r"\.deps/[^/]+/[^/]+\.dist-info/METADATA", name)
         ]
         wheels = []
-        for name in metadata:
-            wants = re.search(r"^Requires-Python: (.*)$", archive.read(name).decode("utf-8"), re.MULTILINE)
-            wheel, version, _, tags = parse_wheel_filename(name.split("/")[1])
-            wheels.append((wheel, version, set(map(str, tags)), SpecifierSet(wants[1] if wants else "")))
+        for path in metadata:
+            said = re.search(r"^Requires-Python: (.*)$", archive.read(path).decode("utf-8"), re.MULTILINE)
+            wheel, version, _, tags = parse_wheel_filename(path.split("/")[1])
+            wheels.append((wheel, version, set(map(str, tags)), SpecifierSet(said[1] if said else "")))
     chosen: dict[str, dict[str, str]] = {}
     for python in pythons:
         fitting = set(platform(python)["compatible_tags"])
-        for wheel, version, tags, wants in sorted(wheels, key=lambda each: each[1]):
-            if wheel != "gpupipe" and tags & fitting and f"{python}.0" in wants:
+        for wheel, version, names, wants in sorted(wheels, key=lambda each: each[1]):
+            if wheel != "gpupipe" and names & fitting and f"{python}.0" in wants:
                 chosen.setdefault(wheel, {})[python] = str(version)  # the newest of those that fit
     lines = []
-    for wheel, versions in sorted(chosen.items()):
+    for name, versions in sorted(chosen.items()):
         if len(set(versions.values())) == 1 and len(versions) == len(pythons):
-            lines.append(f"{wheel}=={next(iter(versions.values()))}")
+            lines.append(f"{name}=={next(iter(versions.values()))}")
         else:
-            lines += [f'{wheel}=={version}; python_version == "{python}"' for python, version in versions.items()]
+            lines += [f'{name}=={version}; python_version == "{python}"' for python, version in versions.items()]
     return lines
 
 

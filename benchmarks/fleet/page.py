@@ -11,6 +11,18 @@ from gpupipe.report.style import COLOURS, STYLE
 
 Rows = Sequence[dict[str, Any]]
 
+
+def _pair(row: dict[str, Any], name: str, unit: str) -> str:
+    found = row["found"]
+    return f"{found[f'{name}_median']:.1f} · {found[f'{name}_p99']:.1f} {unit}"
+
+
+def _lost_each(row: dict[str, Any]) -> str:
+    found = row["found"]
+    talks = found["interrupted"] - found["cut_off"]
+    return f"{found['lost_frames'] / talks:.0f}" if talks > 0 else ""
+
+
 COLUMNS: dict[str, tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]] = {
     "policies": (
         ("GPUs", lambda row: f"{row['case']['nodes']:,}"),
@@ -46,7 +58,7 @@ COLUMNS: dict[str, tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]] = {
         ("talks interrupted", lambda row: f"{row['found']['interrupted']:,}"),
         ("that found no other", lambda row: f"{row['found']['cut_off']:,}"),
         ("talk frames lost", lambda row: f"{row['found']['lost_frames']:,.0f}"),
-        ("for each talk", lambda row: _each(row, "lost_frames", "interrupted")),
+        ("for each that found one", _lost_each),
         ("job frames drawn again", lambda row: f"{row['found']['redrawn_frames']:,.0f}"),
         ("loads", lambda row: f"{row['found']['loads']:,}"),
         ("late, of all", lambda row: f"{row['found']['late']:.3%}"),
@@ -54,16 +66,6 @@ COLUMNS: dict[str, tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]] = {
     ),
 }
 """Of each scene, the columns of its table."""
-
-
-def _pair(row: dict[str, Any], name: str, unit: str) -> str:
-    found = row["found"]
-    return f"{found[f'{name}_median']:.1f} · {found[f'{name}_p99']:.1f} {unit}"
-
-
-def _each(row: dict[str, Any], what: str, of: str) -> str:
-    found = row["found"]
-    return f"{found[what] / found[of]:.0f}" if found[of] else ""
 
 
 def table(scene: str, rows: Rows) -> str:
