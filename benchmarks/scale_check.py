@@ -218,10 +218,11 @@ def rows(found: dict[str, Any]) -> Iterator[str]:
 def table(runs: list[dict[str, Any]]) -> str:
     """All runs as a Markdown table: really · simulated."""
     heads = dict.fromkeys(name for run in runs for name in run["real"])
-    lines = ["| | workers | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    lines = ["| | workers | cores | " + " | ".join(heads) + " |", "|---" * (3 + len(heads)) + "|"]
     for each in runs:
         pairs = (_pair(name, each["real"].get(name), each["simulated"].get(name)) for name in heads)
-        lines.append(f"| {each['scene']} | {each['workers']} | " + " | ".join(pairs) + " |")
+        cores = f"{each['core_speed']:.0%}"
+        lines.append(f"| {each['scene']} | {each['workers']} | {cores} | " + " | ".join(pairs) + " |")
     return "\n".join(lines) + "\n"
 
 
