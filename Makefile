@@ -4,6 +4,7 @@
 # make faults 20 times as many faults as make test puts in
 # make protos gpupipe/serve/grpc/*_pb2.py of the .proto files beside them
 # make fuzz   10 000 spoiled inputs, other ones each time (make test tries 500, always the same)
+# make dist   wheel, sdist and one executable file, in dist/ (docs/deploy.md)
 PYTHON ?= python3
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check fuzz faults protos clean
+.PHONY: demo test check fuzz faults protos dist clean
 demo: $(VENV)/installed-demo
 	$(BIN)/gpupipe demo build/demo --overwrite
 	$(BIN)/gpupipe render build/demo -o build/demo.mp4 --overwrite
@@ -36,6 +37,10 @@ protos: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	GPUPIPE_FAULTS=20 $(BIN)/python -X faulthandler -m pytest tests/test_faults.py tests/test_faults_gpu.py -rP --timeout 7200
 
+# ARGUMENTS: of deploy/dist.py, such as --again
+dist: $(VENV)/installed-dist
+	$(BIN)/python deploy/dist.py $(ARGUMENTS)
+
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("gpupipe needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +52,10 @@ $(VENV)/installed-demo: $(VENV)/created pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/created pyproject.toml
 	$(PIP) -e '.[cpu,dev]'
+	@echo made > $@
+
+$(VENV)/installed-dist: $(VENV)/created
+	$(PIP) 'build>=1.2' 'hatchling>=1.25' 'pex>=2.40'
 	@echo made > $@
 
 clean:

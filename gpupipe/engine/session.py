@@ -177,9 +177,9 @@ class Session:
         return FrameTask(self, index, drawing)
 
     def _pass_over_late(self) -> None:
-        """Pass over frames that could be drawn, but not in time."""
+        """Pass over frames that could be drawn, but not in time; never the first: others are shown as it."""
         soonest = time.monotonic() + self.lane.pace.seconds
-        while self.available and self.deadline(0) < soonest:
+        while self.started and self.available and self.deadline(0) < soonest:
             self.outputs.pop()
             self.started, self.finished, self.dropped = self.started + 1, self.finished + 1, self.dropped + 1
         self._condition.notify_all()

@@ -17,17 +17,19 @@ class Pace:
 
     Attributes:
         seconds: of a batch, which the last few have not exceeded, but for one.
+        fill: frames in a batch, in the mean of the last few.
     """
 
     def __init__(self) -> None:
-        self.seconds = UNKNOWN_SECONDS
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self.seconds, self.fill = UNKNOWN_SECONDS, 1.0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
-    def took(self, seconds: float) -> None:
-        """A batch has taken so long."""
-        self._recent.append(seconds)
-        longest = sorted(self._recent)
+    def took(self, seconds: float, frames: int = 1) -> None:
+        """A batch of so many frames has taken so long."""
+        self._recent.append((seconds, frames))
+        longest = sorted(seconds for seconds, _ in self._recent)
         self.seconds = longest[max(0, len(longest) - 1 - OUTLIERS)]
+        self.fill = sum(frames for _, frames in self._recent) / len(self._recent)
 
 
 class Timetable:
@@ -41,7 +43,7 @@ class Timetable:
     def __init__(self) -> None:
         self.departed: Counter[int] = Counter()
         self.places = 0
-        self._under_way: deque[tuple[Pace, float]] = deque()
+        self._under_way: deque[tuple[Pace, float, int]] = deque()
         self._free_since = 0.0
 
     @property
@@ -56,21 +58,21 @@ class Timetable:
 
     def left(self, pace: Pace, now: float, frames: int = 1, places: int = 1) -> None:
         """A batch leaves, with so many frames of those that it has places for."""
-        self._under_way.append((pace, now))
+        self._under_way.append((pace, now, frames))
         self.departed[frames] += 1
         self.places += places
 
     def landed(self, now: float, *, counts: bool = True) -> None:
         """The first of those under way is done; it tells how long the next take unless it failed."""
-        pace, left = self._under_way.popleft()
+        pace, left, frames = self._under_way.popleft()
         if counts:
-            pace.took(now - max(left, self._free_since))
+            pace.took(now - max(left, self._free_since), frames)
         self._free_since = now
 
     def busy(self, now: float) -> float:
         """Seconds until all that is under way will be done."""
         if not self._under_way:
             return 0.0
-        (first, left), *others = self._under_way
+        (first, left, _), *others = self._under_way
         done = now - max(left, self._free_since)
-        return max(0.0, first.seconds - done) + sum(pace.seconds for pace, _ in others)
+        return max(0.0, first.seconds - done) + sum(pace.seconds for pace, *_ in others)

@@ -88,14 +88,10 @@ class Live:
         return self._session.format
 
     @property
-    def batch_seconds(self) -> float:
-        """How long a batch with its frames takes on the device, as measured lately."""
-        return self._session.lane.pace.seconds
-
-    @property
-    def batch(self) -> int:
-        """The most frames in a batch."""
-        return self._session.lane.batch
+    def frame_seconds(self) -> float:
+        """What a frame takes of the device, as measured lately: of a batch's time, divided by the frames in it."""
+        pace = self._session.lane.pace
+        return pace.seconds / pace.fill
 
     @property
     def missing(self) -> int:

@@ -131,8 +131,8 @@ class Talk:
 
     @property
     def device_seconds(self) -> float:
-        """What a frame takes of the device, as measured lately, in a batch that is full."""
-        return self._live.batch_seconds / self._live.batch
+        """What a frame takes of the device, as measured lately, in batches as full as they were."""
+        return self._live.frame_seconds
 
     @property
     def open(self) -> bool:

@@ -56,4 +56,4 @@ def try_out(engine: Engine, character: Character, model: ModelKeywords) -> Trial
         while (surface := live.take()) is not None:
             surface.release()
             frames += 1
-        return Trial(frames, live.batch_seconds / live.batch, hearing)
+        return Trial(frames, live.frame_seconds, hearing)
