@@ -6,7 +6,8 @@
     node    an engine on a node, and what it can be asked   store     files that a node was sent, by what they hold
     work    what is sent: plain data                        transfer  files to a node, and segments from it
     facts   what the nodes must have in common              stats     what each node did
-    fleet   Ray's only home: the cluster, engines as actors, what is lost
+    fleet   Ray's only home: the cluster, engines as        shares    which engines there are to be
+            actors, what is lost                            begun     a job as a node has it
 
 A segment is drawn like one of `gpupipe render --segments`, and put with the parts of its output like those: so the
 joined file is the same, byte for byte, whoever drew which. May touch files, and Ray in `fleet`; how a frame is drawn,

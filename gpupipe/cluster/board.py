@@ -75,9 +75,9 @@ class Board:
             return self._changed.wait_for(self._is_over, seconds)
 
     def join(self, engine: str, slots: int) -> None:
-        """An engine takes part, with room for so many segments at a time."""
+        """An engine takes part, with room for so many segments at a time; started anew, it holds nothing."""
         with self._changed:
-            self._engines[engine] = _Engine(slots)
+            self._engines.setdefault(engine, _Engine(slots)).held.clear()
             self._changed.notify_all()
 
     def leave(self, engine: str) -> None:
@@ -85,12 +85,6 @@ class Board:
         with self._changed:
             self._engines.pop(engine, None)
             self._changed.notify_all()
-
-    def forgets(self, engine: str) -> None:
-        """An engine has been started anew, and holds nothing."""
-        with self._changed:
-            if engine in self._engines:
-                self._engines[engine].held.clear()
 
     def take(self, engine: str) -> Work | None:
         """What an engine is to do next, once there is something; None: nothing more will come."""
@@ -126,12 +120,19 @@ class Board:
             self._given_back(engine)
             return not (job.ended or work.segment is None or job.running or job.waiting)
 
-    def lost(self, work: Work, engine: str) -> bool:
-        """What an engine did has been lost; whether it is tried again: else the job has to end."""
+    def lost(self, work: Work, engine: str, *, blamed: bool = True) -> bool:
+        """What an engine did has been lost; whether it is tried again: else the job has to end.
+
+        Args:
+            work: what it did.
+            engine: which.
+            blamed: whether that counts: what was not begun has not ended the engine.
+        """
         with self._changed:
             job = self._jobs[work.job]
-            job.lost[work.segment] += 1
-            job.lost_on.setdefault(work.segment, set()).add(engine)
+            if blamed:
+                job.lost[work.segment] += 1
+                job.lost_on.setdefault(work.segment, set()).add(engine)
             if work.segment is None:
                 job.opening = None
             else:

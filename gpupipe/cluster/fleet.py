@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from gpupipe.cluster.node import Node
+from gpupipe.cluster.shares import CORES, Share, shares
 from gpupipe.cluster.work import Failure
 from gpupipe.errors import ClusterError, GpupipeError, reason
 from gpupipe.log import Log
@@ -22,8 +23,6 @@ T = TypeVar("T")
 
 LOCAL: Final = "local"
 """The address of a Ray that is started and stopped with the run, on this machine."""
-CORES: Final = 4
-"""The most CPU cores of an engine where no number is asked for: more compositing threads than that are of no use."""
 CALLS: Final = 4
 """Calls that an engine answers at a time, besides the segments that it draws."""
 LOCAL_STORE_BYTES: Final = 128 << 20
@@ -34,47 +33,6 @@ _log = Log(__name__)
 
 class Lost(Exception):
     """An engine does not answer any more: its process, or its node, has ended."""
-
-
-class Share(NamedTuple):
-    """What one engine is given of a node: Ray's number of it, its name for people, CPU cores, and 1 GPU or none."""
-
-    node_id: str
-    node: str
-    cores: int
-    gpus: int
-
-
-def shares(nodes: Sequence[dict[str, Any]], device: str, cores: int | None) -> list[Share]:
-    """The engines that there are to be: one a GPU, or one a share of a node's CPU cores.
-
-    Args:
-        nodes: as `ray.nodes` tells them.
-        device: "auto" takes the GPUs, if there are any.
-        cores: of an engine on the CPU; None: up to 4.
-
-    Raises:
-        ClusterError: there is no room for any.
-    """
-    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: str(node["NodeID"]))
-    gpus = {str(node["NodeID"]): int(node["Resources"].get("GPU", 0)) for node in alive}
-    on_gpu = device == "cuda" or (device == "auto" and any(gpus.values()))
-    found = []
-    for node in alive:
-        node_id, has = str(node["NodeID"]), int(node["Resources"].get("CPU", 0))
-        name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
-        if on_gpu:
-            count = gpus[node_id]
-            found += [Share(node_id, name, min(1, has // count), 1) for _ in range(count)]
-        elif has:
-            each = min(cores or CORES, has)
-            found += [Share(node_id, name, each, 0) for _ in range(has // each)]
-    if not found:
-        what = "GPUs" if on_gpu else "CPU cores"
-        raise ClusterError(
-            f"no node has {what}", field="--ray", remedy="start nodes that have, or use another --device"
-        )
-    return found
 
 
 @contextmanager
@@ -160,61 +118,26 @@ class EngineActor:
             return Failure.of(error)
 
 
-@dataclass
-class Remote:
-    """An engine on a node, as the driver has it; started anew when it is lost, as long as its node is there.
+class Link:
+    """An engine that has been started, until it is lost; what is asked of it then is not asked of its successor.
 
-    Attributes:
-        name: of the engine.
-        share: what it has of its node.
-        options: of the engine.
-        slots: segments that it draws at a time.
+    Args:
+        actor: Ray's handle of it.
+        remote: which engine.
     """
 
-    name: str
-    share: Share
-    options: EngineKeywords
-    slots: int
-    _actor: Any = None
-    _is_open: bool = False
-    _closed: bool = False
+    def __init__(self, actor: Any, remote: Remote) -> None:
+        self._actor = actor
+        self.name, self.node, self.node_id = remote.name, remote.share.node, remote.share.node_id
 
-    @property
-    def node(self) -> str:
-        """The name of its node."""
-        return self.share.node
-
-    def start(self) -> dict[str, str]:
-        """Start it, and wait until its engine is open.
-
-        Returns:
-            Its facts.
+    def open(self, options: EngineKeywords, slots: int, cores: int) -> dict[str, str]:
+        """Open the engine, and wait until it is; its facts.
 
         Raises:
-            Lost: its node is gone, or it ends at once.
-            GpupipeError: the engine cannot be opened.
+            Lost: it ends.
+            GpupipeError: it cannot be opened.
         """
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        if not any(node["Alive"] and node["NodeID"] == self.share.node_id for node in cast(Any, ray).nodes()):
-            raise Lost(f"node {self.node} is gone")
-        self.kill()
-        share = self.share
-        actor = cast(Any, ray.remote(EngineActor)).options(
-            num_cpus=share.cores,
-            num_gpus=share.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=self.slots + CALLS,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(share.node_id, soft=False),
-        )
-        self._actor = actor.remote()
-        if self._closed:
-            self.kill()
-        facts: dict[str, str] = self._answer(self._actor.open.remote(self.options, self.slots, share.cores))
-        self._is_open = True
-        _log.event("engine joined", engine=self.name, node=self.node, device=facts["device"])
+        facts: dict[str, str] = self._answer(self._actor.open.remote(options, slots, cores))
         return facts
 
     def ask(self, what: str, *given: Any, **named: Any) -> Any:
@@ -224,27 +147,17 @@ class Remote:
             Lost: it does not answer any more.
             GpupipeError: what it raised.
         """
-        if (actor := self._actor) is None:
-            raise Lost(f"{self.name} on {self.node} was ended")
-        return self._answer(actor.ask.remote(what, *given, **named))
+        return self._answer(self._actor.ask.remote(what, *given, **named))
 
     def begin_to_ask(self, what: str, *given: Any) -> Any:
-        """Ask its `Node` something; `answers` has the answer. None: there is nobody to be asked."""
-        actor = self._actor
-        return actor.ask.remote(what, *given) if actor is not None and self._is_open else None
+        """Ask its `Node` something; `answers` has the answer."""
+        return self._actor.ask.remote(what, *given)
 
     def kill(self) -> None:
         """End its process, with all that it does."""
         import ray
 
-        actor, self._actor, self._is_open = self._actor, None, False
-        if actor is not None:
-            ray.kill(actor)
-
-    def close(self) -> None:
-        """End it for good: it is not started anew."""
-        self._closed = True
-        self.kill()
+        ray.kill(self._actor)
 
     def _answer(self, asked: Any) -> Any:
         import ray
@@ -259,13 +172,71 @@ class Remote:
         return answer
 
 
+@dataclass
+class Remote:
+    """An engine on a node, as the driver has it; it can be started anew when it was lost, as long as its node is there.
+
+    Attributes:
+        name: of the engine.
+        share: what it has of its node.
+        options: of the engine.
+        slots: segments that it draws at a time.
+    """
+
+    name: str
+    share: Share
+    options: EngineKeywords
+    slots: int
+    _last: Link | None = None
+    _closed: bool = False
+
+    def start(self) -> tuple[Link, dict[str, str]]:
+        """Start it, and wait until its engine is open.
+
+        Returns:
+            The engine, and its facts.
+
+        Raises:
+            Lost: its node is gone, or it ends at once.
+            GpupipeError: the engine cannot be opened.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        share = self.share
+        if not any(node["Alive"] and node["NodeID"] == share.node_id for node in cast(Any, ray).nodes()):
+            raise Lost(f"node {share.node} is gone")
+        if self._last is not None:
+            self._last.kill()
+        actor = cast(Any, ray.remote(EngineActor)).options(
+            num_cpus=share.cores,
+            num_gpus=share.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=self.slots + CALLS,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(share.node_id, soft=False),
+        )
+        self._last = Link(actor.remote(), self)
+        if self._closed:
+            self._last.kill()
+        facts = self._last.open(self.options, self.slots, share.cores)
+        _log.event("engine joined", engine=self.name, node=share.node, device=facts["device"])
+        return self._last, facts
+
+    def close(self) -> None:
+        """End it for good."""
+        self._closed = True
+        if self._last is not None:
+            self._last.kill()
+
+
 def answers(asked: Sequence[tuple[T, Any]], seconds: float) -> list[tuple[T, Any]]:
     """Those of some answers that come within so many seconds, each with what it was asked for."""
+    if not asked:
+        return []
     import ray
     from ray.exceptions import RayError
 
-    if not asked:
-        return []
     ready, _ = ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=seconds)
     found = []
     for what, ref in asked:

@@ -6,12 +6,11 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from gpupipe.cluster.board import TRIES, Board, Work
 from gpupipe.cluster.facts import JOINING, facts_here, require_alike, require_same_inputs
-from gpupipe.cluster.fleet import Lost, Remote, answers
+from gpupipe.cluster.fleet import Link, Lost, Remote, answers
 from gpupipe.cluster.job import ClusterJob, OnEnd
 from gpupipe.cluster.stats import ClusterStats
 from gpupipe.cluster.transfer import fetch, send
@@ -33,26 +32,34 @@ class Damaged(Exception):
     """A segment did not come as it was drawn."""
 
 
-class Crew:
-    """An engine, what it has been told, and how often it was started.
+class Hand:
+    """An engine that is open, and what it has been told.
 
     Args:
-        remote: the engine.
+        link: the engine.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.lost = False
+        self.begun: set[int] = set()
+        self.sees: dict[int, bool] = {}
+        self.telling = threading.Lock()
+
+
+class Crew:
+    """An engine's place in a run, whoever has it: it is started anew when it was lost.
+
+    Args:
+        remote: starts it.
     """
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
+        self.hand: Hand | None = None
         self.starts = 0
         self.gone = False
-        self.begun: set[int] = set()
-        self.sees: dict[int, bool] = {}
         self.lock = threading.Lock()
-        self.telling = threading.Lock()
-
-    def forget(self) -> None:
-        """It has been started anew."""
-        self.begun.clear()
-        self.sees.clear()
 
 
 class Run:
@@ -72,7 +79,7 @@ class Run:
         self._first: tuple[str, dict[str, str]] | None = None
         self._failed: BaseException | None = None
         self._sending: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
-        self._stopping = False
+        self._stopping = self._interrupted = False
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
 
@@ -90,6 +97,9 @@ class Run:
                 thread.start()
             while not self._board.wait(POLL_SECONDS):
                 pass
+        except BaseException:
+            self._interrupted = True
+            raise
         finally:
             self._stopping = True
             self._board.stop()
@@ -102,48 +112,54 @@ class Run:
 
     def _serve(self, crew: Crew) -> None:
         """Do what one engine is given, one thing at a time."""
+        name = crew.remote.name
         try:
-            starts = 1
-            while self._is_started(crew, starts) and (work := self._board.take(crew.remote.name)) is not None:
-                starts = crew.starts
+            while self._open_hand(crew) is not None and (work := self._board.take(name)) is not None:
+                if (hand := self._open_hand(crew)) is None:  # lost while this one waited
+                    self._board.lost(work, name, blamed=False)
+                    return
                 try:
-                    self._do(crew, work)
-                except (Lost, Damaged) as error:
-                    self._lose(crew, work, error)
-                    starts += isinstance(error, Lost)
+                    self._do(hand, work)
+                except Damaged as error:
+                    self._lose(hand, work, error)
+                except Lost as error:
+                    hand.lost = True
+                    self._lose(hand, work, error)
         except BaseException as error:  # of the run, or of gpupipe itself
             self._fail(error)
 
-    def _is_started(self, crew: Crew, starts: int) -> bool:
-        """Start an engine, unless it has been started so often already; whether it is there."""
+    def _open_hand(self, crew: Crew) -> Hand | None:
+        """The engine, started if it was not, or if the one that was is lost; None: there is none any more."""
         with crew.lock:
-            if crew.starts < starts and not crew.gone and not self._stopping:
+            if (crew.hand is None or crew.hand.lost) and not crew.gone and not self._stopping:
                 try:
-                    facts = crew.remote.start()
-                    self._compare(crew, facts)
-                    crew.starts += 1
-                    crew.forget()
+                    if crew.starts > RESTARTS:
+                        raise Lost(f"it has ended {crew.starts} times")
+                    link, facts = crew.remote.start()
+                    self._compare(link.node, facts)
+                    crew.hand, crew.starts = Hand(link), crew.starts + 1
                     self._board.join(crew.remote.name, crew.remote.slots)
                 except Lost as error:
                     self._drop(crew, str(error))
-            return not (crew.gone or self._stopping)
+            return None if crew.gone or self._stopping else crew.hand
 
-    def _compare(self, crew: Crew, facts: dict[str, str]) -> None:
+    def _compare(self, node: str, facts: dict[str, str]) -> None:
         """See that an engine would make the same bytes as the others."""
-        require_alike(crew.remote.node, facts, "the machine that joins them", facts_here(), JOINING)
+        require_alike(node, facts, "the machine that joins them", facts_here(), JOINING)
         with self._lock:
             if self._first is None:
-                self._first = crew.remote.node, facts
+                self._first = node, facts
             first, others = self._first
-        require_alike(crew.remote.node, facts, first, others)
+        require_alike(node, facts, first, others)
 
-    def _do(self, crew: Crew, work: Work) -> None:
+    def _do(self, hand: Hand, work: Work) -> None:
         job = self._jobs[work.job]
         try:
             try:
-                last = self._open(crew, job, work) if work.segment is None else self._draw(crew, job, work)
+                last = self._open(hand, job, work) if work.segment is None else self._draw(hand, job, work)
                 if last:
                     stats = job.finish()
+                    self._forget(job)
                     if self._board.end(job.number):
                         self._report(job, None, stats)
             except MemoryError as error:
@@ -153,60 +169,61 @@ class Run:
         except GpupipeError as error:
             broken = isinstance(error, (DeviceError, EngineClosed)) and not isinstance(error, DeviceMemoryError)
             if broken and not self._stopping:
-                crew.remote.kill()
+                hand.link.kill()
                 raise Lost(str(error)) from error
-            self._board.done(work, crew.remote.name)
+            self._board.done(work, hand.link.name)
             self._end(job, error)
 
-    def _open(self, crew: Crew, job: ClusterJob, work: Work) -> bool:
+    def _open(self, hand: Hand, job: ClusterJob, work: Work) -> bool:
         """Open a job; whether no segment is left to be drawn."""
+        link = hand.link
         if not job.look():
-            self._board.done(work, crew.remote.name)
+            self._board.done(work, link.name)
             if self._board.end(job.number):
                 self._report(job, None, None)
             return False
         assert job.spec is not None
-        send(crew.remote, job.spec, self._sending, shared=self._shared)
-        left = job.begin(crew.remote.ask("begin", job.spec, shared=self._shared))
-        crew.begun.add(job.number)
+        send(link, job.spec, self._sending, shared=self._shared)
+        left = job.begin(link.ask("begin", job.spec, shared=self._shared))
+        hand.begun.add(job.number)
         self._board.opened(work, left)
-        self._board.done(work, crew.remote.name)
+        self._board.done(work, link.name)
         return not left
 
-    def _draw(self, crew: Crew, job: ClusterJob, work: Work) -> bool:
+    def _draw(self, hand: Hand, job: ClusterJob, work: Work) -> bool:
         """Draw a segment; whether it was the last that was missing."""
-        remote, segment = crew.remote, work.segment
+        link, segment = hand.link, work.segment
         assert segment is not None
-        self._introduce(crew, job)
-        drawn = remote.ask("draw", job.number, segment, job.fingerprint)
-        written = fetch(remote, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=crew.sees[job.number])
+        self._introduce(hand, job)
+        drawn = link.ask("draw", job.number, segment, job.fingerprint)
+        written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees[job.number])
         if not job.gathered.keep(segment, written, drawn.sha256):
-            raise Damaged(f"segment {segment} of {job.asked.output} did not come as {remote.node} had drawn it")
-        job.tally.add(remote.node, remote.name, drawn)
-        remote.begin_to_ask("discard", drawn.ticket)
-        return self._board.done(work, remote.name)
+            raise Damaged(f"segment {segment} of {job.asked.output} did not come as {link.node} had drawn it")
+        job.tally.add(link.node, link.name, drawn)
+        link.begin_to_ask("discard", drawn.ticket)
+        return self._board.done(work, link.name)
 
-    def _introduce(self, crew: Crew, job: ClusterJob) -> None:
+    def _introduce(self, hand: Hand, job: ClusterJob) -> None:
         """Tell an engine of a job, once."""
-        remote, spec = crew.remote, job.spec
+        link, spec = hand.link, job.spec
         assert spec is not None
-        with crew.telling:
-            if job.number not in crew.begun:
-                send(remote, spec, self._sending, shared=self._shared)
-                manifest = remote.ask("begin", spec, shared=self._shared)
-                require_same_inputs(remote.node, dict(manifest.fingerprint), job.fingerprint)
-                crew.begun.add(job.number)
-            if job.number not in crew.sees:
-                crew.sees[job.number] = self._shared and remote.ask("sees", str(job.mark), job.token)
+        with hand.telling:
+            if job.number not in hand.begun:
+                send(link, spec, self._sending, shared=self._shared)
+                manifest = link.ask("begin", spec, shared=self._shared)
+                require_same_inputs(link.node, dict(manifest.fingerprint), job.fingerprint)
+                hand.begun.add(job.number)
+            if job.number not in hand.sees:
+                hand.sees[job.number] = self._shared and link.ask("sees", str(job.mark), job.token)
 
-    def _lose(self, crew: Crew, work: Work, error: Exception) -> None:
+    def _lose(self, hand: Hand, work: Work, error: Exception) -> None:
         """An engine has not done what it took."""
         job = self._jobs[work.job]
         if self._stopping:
             return
-        _log.event("segment lost", logging.WARNING, node=crew.remote.node, segment=work.segment, error=str(error))
-        job.tally.lose(crew.remote.node)
-        if not self._board.lost(work, crew.remote.name):
+        _log.event("segment lost", logging.WARNING, node=hand.link.node, segment=work.segment, error=str(error))
+        job.tally.lose(hand.link.node)
+        if not self._board.lost(work, hand.link.name):
             what = "it could not be opened" if work.segment is None else f"segment {work.segment}"
             self._end(
                 job,
@@ -222,7 +239,7 @@ class Run:
         """An engine is gone for good."""
         crew.gone = True
         self._board.leave(crew.remote.name)
-        _log.event("engine gone", logging.WARNING, engine=crew.remote.name, node=crew.remote.node, error=why)
+        _log.event("engine gone", logging.WARNING, engine=crew.remote.name, node=crew.remote.share.node, error=why)
         if all(each.gone for each in self._crews):
             raise ClusterError(
                 f"no engine is left, the last went so: {why}",
@@ -235,15 +252,18 @@ class Run:
         if not self._board.end(job.number):
             return
         job.leave()
-        for crew in self._crews:
-            if job.number in crew.begun:
-                with suppress(Exception):  # it may be gone itself
-                    crew.remote.begin_to_ask("end", job.number)
+        self._forget(job)
         self._report(job, error, None)
+
+    def _forget(self, job: ClusterJob) -> None:
+        """Let the engines forget a job, and call off what they do of it."""
+        for crew in self._crews:
+            if (hand := crew.hand) is not None and job.number in hand.begun:
+                hand.link.begin_to_ask("end", job.number)
 
     def _report(self, job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
         with self._reporting:
-            if not self._stopping or error is None:
+            if not self._interrupted:
                 self._ended(job, error, stats)
 
     def _fail(self, error: BaseException) -> None:
@@ -256,7 +276,7 @@ class Run:
     def _tell(self) -> None:
         """Tell how far the jobs are, now and then, until they have ended."""
         while not self._board.wait(PROGRESS_SECONDS):
-            asked = [(crew, ref) for crew in self._crews if (ref := crew.remote.begin_to_ask("underway")) is not None]
+            asked = self._ask_all("underway")
             found: defaultdict[int, list[Underway]] = defaultdict(list)
             for _, told in answers(asked, PROGRESS_SECONDS):
                 for (number, _), at in told.items():
@@ -264,9 +284,13 @@ class Run:
             for job in self._jobs:
                 job.tell(found.get(job.number, ()))
 
+    def _ask_all(self, what: str) -> list[tuple[Hand, Any]]:
+        hands = [crew.hand for crew in self._crews if crew.hand is not None]
+        return [(hand, ref) for hand in hands if (ref := hand.link.begin_to_ask(what)) is not None]
+
     def _close_engines(self) -> None:
         """Let the engines end what they do, and then end them."""
-        asked = [(crew, ref) for crew in self._crews if (ref := crew.remote.begin_to_ask("close")) is not None]
+        asked = self._ask_all("close")
         answers(asked, CLOSE_SECONDS)
         for crew in self._crews:
             crew.remote.close()

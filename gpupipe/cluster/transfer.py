@@ -6,7 +6,7 @@ import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from gpupipe.cluster.fleet import Remote
+from gpupipe.cluster.fleet import Link
 from gpupipe.cluster.work import PIECE_BYTES, Bundle, Drawn, JobSpec
 from gpupipe.errors import ClusterError, reason
 from gpupipe.log import Log
@@ -17,11 +17,11 @@ Sending = MutableMapping[tuple[str, str], threading.Lock]
 _log = Log(__name__)
 
 
-def send(remote: Remote, spec: JobSpec, sending: Sending, *, shared: bool) -> None:
+def send(link: Link, spec: JobSpec, sending: Sending, *, shared: bool) -> None:
     """See that a node has all that a job needs.
 
     Args:
-        remote: an engine on the node.
+        link: an engine on the node.
         spec: the job.
         sending: locks.
         shared: whether a folder of the same name there may be the same one.
@@ -31,29 +31,29 @@ def send(remote: Remote, spec: JobSpec, sending: Sending, *, shared: bool) -> No
         Lost: the engine does not answer any more.
     """
     for bundle in spec.bundles:
-        with sending[remote.share.node_id, bundle.key]:
-            if remote.ask("lacks", bundle, shared=shared):
-                with _log.timed("files sent", node=remote.node, file=bundle.root, bytes=bundle.nbytes):
-                    _send(remote, bundle)
+        with sending[link.node_id, bundle.key]:
+            if link.ask("lacks", bundle, shared=shared):
+                with _log.timed("files sent", node=link.node, file=bundle.root, bytes=bundle.nbytes):
+                    _send(link, bundle)
 
 
-def _send(remote: Remote, bundle: Bundle) -> None:
+def _send(link: Link, bundle: Bundle) -> None:
     for each in bundle.files:
         path = Path(bundle.root) / each.name
         try:
             with path.open("rb") as file:
                 for offset in range(0, max(1, each.size), PIECE_BYTES):
-                    remote.ask("write", bundle, each.name, offset, file.read(min(PIECE_BYTES, each.size - offset)))
+                    link.ask("write", bundle, each.name, offset, file.read(min(PIECE_BYTES, each.size - offset)))
         except OSError as error:
             raise ClusterError(f"cannot be read: {reason(error)}", file=path, remedy="check its rights") from error
-    remote.ask("seal", bundle)
+    link.ask("seal", bundle)
 
 
-def fetch(remote: Remote, drawn: Drawn, path: Path, *, shared: bool) -> Path:
+def fetch(link: Link, drawn: Drawn, path: Path, *, shared: bool) -> Path:
     """Bring a segment from a node.
 
     Args:
-        remote: the engine that has drawn it.
+        link: the engine that has drawn it.
         drawn: what it has told of it.
         path: where it is to be, a file or a folder; nothing is there yet.
         shared: whether the node sees that path too.
@@ -65,12 +65,12 @@ def fetch(remote: Remote, drawn: Drawn, path: Path, *, shared: bool) -> Path:
         Lost: the engine does not answer any more.
         OSError: it cannot be written.
     """
-    if shared and remote.ask("deliver", drawn.ticket, str(path.resolve())):
+    if shared and link.ask("deliver", drawn.ticket, str(path.resolve())):
         return path
     if drawn.folder:
         path.mkdir(exist_ok=True)
     for name, size in drawn.files:
         with (path / name if drawn.folder else path).open("wb") as file:
             for offset in range(0, size, PIECE_BYTES):
-                file.write(remote.ask("read", drawn.ticket, name, offset, PIECE_BYTES))
+                file.write(link.ask("read", drawn.ticket, name, offset, PIECE_BYTES))
     return path
