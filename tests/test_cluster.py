@@ -290,9 +290,9 @@ def test_a_worker_is_killed_in_the_middle(
 
 
 def test_a_driver_is_killed_and_another_goes_on(cluster: str, folder: Path, tmp_path: Path) -> None:
-    np.save(folder / "aud_ave.npy", small.features(900))
+    np.save(folder / "aud_ave.npy", small.features(240))
     output = tmp_path / "talk.mp4"
-    options = ["--segment-frames", "9", "--device", "cpu", "--ray", cluster, "--ray-cores", "1", "--quiet"]
+    options = ["--segment-frames", "6", "--device", "cpu", "--ray", cluster, "--ray-cores", "2", "--quiet"]
     command = [sys.executable, "-m", "gpupipe", "render", str(folder), "-o", str(output), *options]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
@@ -303,10 +303,10 @@ def test_a_driver_is_killed_and_another_goes_on(cluster: str, folder: Path, tmp_
     driver.kill()
     driver.communicate()
     with pytest.raises(OutputError, match="was not finished"):
-        render_on_cluster(folder, output, address=cluster, cores=1, device="cpu", segment_frames=9)
-    stats = render_on_cluster(folder, output, address=cluster, cores=1, device="cpu", segment_frames=9, resume=True)
-    assert any(note.endswith("of 900 frames were finished before") for note in stats.notes)
-    gpupipe.render(folder, tmp_path / "whole.mp4", device="cpu", segment_frames=9)
+        render_on_cluster(folder, output, address=cluster, cores=2, device="cpu", segment_frames=6)
+    stats = render_on_cluster(folder, output, address=cluster, cores=2, device="cpu", segment_frames=6, resume=True)
+    assert any(note.endswith("of 240 frames were finished before") for note in stats.notes)
+    gpupipe.render(folder, tmp_path / "whole.mp4", device="cpu", segment_frames=6)
     assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 

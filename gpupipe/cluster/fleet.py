@@ -59,7 +59,7 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
     except ImportError as error:
         remedy = "install it with pip install 'gpupipe[ray]'"
         raise ClusterError("Ray is not installed", field="--ray", remedy=remedy) from error
-    settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == LOCAL:
         settings |= {"num_cpus": cpu_count(), "include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
     mine = not ray.is_initialized()
