@@ -193,7 +193,7 @@ def test_a_node_refuses_what_it_would_draw_otherwise(folder: Path, tmp_path: Pat
     try:
         wanted = dict(node.begin(job.spec, shared=True).fingerprint) | {"onnxruntime": "0.1"}
         with pytest.raises(ClusterError, match=r"onnxruntime is .* there, and 0\.1 where this was begun"):
-            node.draw(0, 0, wanted)
+            node.draw(job.id, 0, wanted)
     finally:
         node.close()
 

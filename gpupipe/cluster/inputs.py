@@ -33,12 +33,12 @@ OWN: Final = ("resume", "overwrite", "segments", "encoders")
 
 
 def spec_of(
-    number: int, character: Character, output: Path | str, options: JobKeywords, *, whole: bool, hash_of: HashOf
+    job: str, character: Character, output: Path | str, options: JobKeywords, *, whole: bool, hash_of: HashOf
 ) -> JobSpec:
     """A job as a node is told of it.
 
     Args:
-        number: of the job.
+        job: what tells it from all other jobs.
         character: whom.
         output: a video, or a folder.
         options: of the job.
@@ -64,7 +64,7 @@ def spec_of(
         named[name] = file_bundle(Path(path), hash_of, field=options_of(JobKeywords)[name].flag, model=name == "model")
     masked = bool(options.get("masked_video", False))
     suffix = "/" if str(output).endswith(("/", os.sep)) or Path(output).is_dir() else Path(output).suffix
-    return JobSpec(number, suffix, character_bundle(character, hash_of, masked=masked), named, rest, whole)
+    return JobSpec(job, suffix, character_bundle(character, hash_of, masked=masked), named, rest, whole)
 
 
 def character_bundle(character: Character, hash_of: HashOf, *, masked: bool) -> Bundle:

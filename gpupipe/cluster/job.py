@@ -55,6 +55,7 @@ class ClusterJob:
         progress: told how far it is.
 
     Attributes:
+        id: what tells it from all other jobs, of other runs too.
         spec: what nodes are told of it, once it is opened.
         tally: what they have done.
     """
@@ -63,6 +64,7 @@ class ClusterJob:
         self, number: int, asked: Asked, limits: Limits, hash_of: HashOf, progress: OnProgress | None = None
     ) -> None:
         self.number, self.asked, self.tally = number, asked, Tally()
+        self.id = uuid.uuid4().hex
         self.spec: JobSpec | None = None
         self.token = uuid.uuid4().hex
         self._limits, self._hash_of, self._progress = limits, hash_of, progress
@@ -102,7 +104,7 @@ class ClusterJob:
         several = plan.total > writing.segment_frames
         whole = several and plan.total >= plan.order.period
         self._character, self._plan = character, plan
-        self.spec = spec_of(self.number, character, asked.output, asked.options, whole=whole, hash_of=self._hash_of)
+        self.spec = spec_of(self.id, character, asked.output, asked.options, whole=whole, hash_of=self._hash_of)
         return True
 
     def begin(self, manifest: Manifest) -> tuple[int, ...]:

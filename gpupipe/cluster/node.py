@@ -59,8 +59,8 @@ class Node:
         except BaseException:
             self._store.close()
             raise
-        self._begun: dict[int, Begun] = {}
-        self._running: dict[tuple[int, int], Job] = {}
+        self._begun: dict[str, Begun] = {}
+        self._running: dict[tuple[str, int], Job] = {}
         self._drawn: dict[str, Path] = {}
         self._lock = threading.Lock()
 
@@ -95,21 +95,21 @@ class Node:
             GpupipeError: something is wrong with it.
         """
         with self._lock:
-            if spec.number in self._begun:
-                return self._begun[spec.number].manifest
+            if spec.job in self._begun:
+                return self._begun[spec.job].manifest
         roots = {bundle.key: self._find(bundle, shared=shared) for bundle in spec.bundles}
         found = {key: root for key, root in roots.items() if root is not None}
         if len(found) < len(roots):
             raise ClusterError("was not sent", file=spec.character.root)
         begun = Begun.of(spec, found, self._engine, self._cores)
         with self._lock:
-            return self._begun.setdefault(spec.number, begun).manifest
+            return self._begun.setdefault(spec.job, begun).manifest
 
-    def draw(self, number: int, segment: int, fingerprint: dict[str, str]) -> Drawn:
+    def draw(self, job: str, segment: int, fingerprint: dict[str, str]) -> Drawn:
         """Draw and encode a segment of a job that was begun here; it is kept until `discard`.
 
         Args:
-            number: of the job.
+            job: which.
             segment: its number.
             fingerprint: of the job, which must be what this node gives it.
 
@@ -118,7 +118,7 @@ class Node:
             Cancelled: `cancel` was called.
             GpupipeError: it cannot be drawn.
         """
-        begun = self._begun[number]
+        begun = self._begun[job]
         require_same_inputs("this node", dict(begun.manifest.fingerprint), fingerprint)
         ticket = uuid.uuid4().hex
         folder = self._store.work / ticket
@@ -133,7 +133,7 @@ class Node:
             remove(folder)
             raise
 
-    def underway(self) -> dict[tuple[int, int], Underway]:
+    def underway(self) -> dict[tuple[str, int], Underway]:
         """How far each segment is that is being drawn, by job and segment."""
         with self._lock:
             running = {work: (job.progress, self._begun.get(work[0])) for work, job in self._running.items()}
@@ -179,13 +179,13 @@ class Node:
             remove(self._store.work / ticket)
             assert drawn.is_relative_to(self._store.work)
 
-    def end(self, number: int) -> None:
+    def end(self, job: str) -> None:
         """Call off what is under way of a job, and forget it."""
         with self._lock:
-            self._begun.pop(number, None)
-            running = [job for work, job in self._running.items() if work[0] == number]
-        for job in running:
-            job.cancel()
+            self._begun.pop(job, None)
+            running = [one for work, one in self._running.items() if work[0] == job]
+        for one in running:
+            one.cancel()
 
     def close(self) -> None:
         """End everything, and leave nothing but what the store keeps."""
@@ -212,9 +212,9 @@ class Node:
 
     def _render(self, begun: Begun, segment: int, output: str) -> RenderStats:
         options: JobKeywords = {**begun.options, "segments": str(segment), "encoders": 1}
-        work = (begun.spec.number, segment)
+        work = (begun.spec.job, segment)
         with self._lock:
-            if begun.spec.number not in self._begun:
+            if begun.spec.job not in self._begun:
                 raise Cancelled("the job was called off")
             job = self._engine.submit(begun.character, output, **options)
             self._running[work] = job

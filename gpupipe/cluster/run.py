@@ -42,8 +42,8 @@ class Hand:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.lost = False
-        self.begun: set[int] = set()
-        self.sees: dict[int, bool] = {}
+        self.begun: set[str] = set()
+        self.sees: dict[str, bool] = {}
         self.telling = threading.Lock()
 
 
@@ -185,7 +185,7 @@ class Run:
         assert job.spec is not None
         send(link, job.spec, self._sending, shared=self._shared)
         left = job.begin(link.ask("begin", job.spec, shared=self._shared))
-        hand.begun.add(job.number)
+        hand.begun.add(job.id)
         self._board.opened(work, left)
         self._board.done(work, link.name)
         return not left
@@ -195,8 +195,8 @@ class Run:
         link, segment = hand.link, work.segment
         assert segment is not None
         self._introduce(hand, job)
-        drawn = link.ask("draw", job.number, segment, job.fingerprint)
-        written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees[job.number])
+        drawn = link.ask("draw", job.id, segment, job.fingerprint)
+        written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees[job.id])
         if not job.gathered.keep(segment, written, drawn.sha256):
             raise Damaged(f"segment {segment} of {job.asked.output} did not come as {link.node} had drawn it")
         job.tally.add(link.node, link.name, drawn)
@@ -208,13 +208,13 @@ class Run:
         link, spec = hand.link, job.spec
         assert spec is not None
         with hand.telling:
-            if job.number not in hand.begun:
+            if job.id not in hand.begun:
                 send(link, spec, self._sending, shared=self._shared)
                 manifest = link.ask("begin", spec, shared=self._shared)
                 require_same_inputs(link.node, dict(manifest.fingerprint), job.fingerprint)
-                hand.begun.add(job.number)
-            if job.number not in hand.sees:
-                hand.sees[job.number] = self._shared and link.ask("sees", str(job.mark), job.token)
+                hand.begun.add(job.id)
+            if job.id not in hand.sees:
+                hand.sees[job.id] = self._shared and link.ask("sees", str(job.mark), job.token)
 
     def _lose(self, hand: Hand, work: Work, error: Exception) -> None:
         """An engine has not done what it took."""
@@ -258,8 +258,8 @@ class Run:
     def _forget(self, job: ClusterJob) -> None:
         """Let the engines forget a job, and call off what they do of it."""
         for crew in self._crews:
-            if (hand := crew.hand) is not None and job.number in hand.begun:
-                hand.link.begin_to_ask("end", job.number)
+            if (hand := crew.hand) is not None and job.id in hand.begun:
+                hand.link.begin_to_ask("end", job.id)
 
     def _report(self, job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
         with self._reporting:
@@ -277,12 +277,12 @@ class Run:
         """Tell how far the jobs are, now and then, until they have ended."""
         while not self._board.wait(PROGRESS_SECONDS):
             asked = self._ask_all("underway")
-            found: defaultdict[int, list[Underway]] = defaultdict(list)
+            found: defaultdict[str, list[Underway]] = defaultdict(list)
             for _, told in answers(asked, PROGRESS_SECONDS):
-                for (number, _), at in told.items():
-                    found[number].append(at)
+                for (which, _), at in told.items():
+                    found[which].append(at)
             for job in self._jobs:
-                job.tell(found.get(job.number, ()))
+                job.tell(found.get(job.id, ()))
 
     def _ask_all(self, what: str) -> list[tuple[Hand, Any]]:
         hands = [crew.hand for crew in self._crews if crew.hand is not None]

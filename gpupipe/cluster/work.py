@@ -63,7 +63,7 @@ class JobSpec:
     """A job, as a node is told of it.
 
     Attributes:
-        number: of the job, in its run.
+        job: what tells it from all other jobs, of other runs too.
         output: the end of the output's name: a video's suffix, or a slash for a folder of images.
         character: its folder.
         files: other files, by the option that names each: the bundle, and the name in it.
@@ -71,7 +71,7 @@ class JobSpec:
         whole: whether the character is loaded as a whole, ahead of its first segment.
     """
 
-    number: int
+    job: str
     output: str
     character: Bundle
     files: Mapping[str, tuple[Bundle, str]]
