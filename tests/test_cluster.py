@@ -310,21 +310,33 @@ def test_a_driver_is_killed_and_another_goes_on(cluster: str, folder: Path, tmp_
     assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
-def test_a_batch_on_a_cluster(cluster: str, folder: Path, tmp_path: Path, whole: bytes) -> None:
+def test_a_batch_whose_engine_is_kept_found_again_and_ends_when_idle(
+    cluster: str, folder: Path, tmp_path: Path, whole: bytes
+) -> None:
     (tmp_path / "done.mp4").write_bytes(whole)
     outputs = ["a.mp4", "done.mp4", "wrong.mp4", "b.mp4"]
     jobs = [JobLine(n, folder, str(tmp_path / name), {**OPTIONS}) for n, name in enumerate(outputs)]
     jobs[2].options["start_frame"] = 99
     told: list[JobReport] = []
-    run_jobs_on_cluster(jobs, {"device": "cpu"}, address=cluster, cores=1, told=told.append)
+    run_jobs_on_cluster(jobs, {"device": "cpu"}, address=cluster, cores=2, keep_minutes=0.05, told=told.append)
     assert {report.job.line: report.status for report in told} == {0: "done", 1: "skipped", 2: "failed", 3: "done"}
     [wrong] = [report.error for report in told if report.error is not None]
     assert isinstance(wrong, OptionError)
     assert "the character has 12 frames (got 99)" in str(wrong)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes() == whole
+    kept = engine_processes()
+    assert len(kept) == 1
+    render_on_cluster(folder, tmp_path / "c.mp4", address=cluster, cores=2, device="cpu", keep_minutes=0.05, **OPTIONS)
+    assert engine_processes() == kept
+    assert {(tmp_path / name).read_bytes() for name in ("a.mp4", "b.mp4", "c.mp4")} == {whole}
+    end = time.monotonic() + 60
+    while engine_processes():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
-def test_a_cluster_that_does_not_answer(tmp_path: Path, folder: Path) -> None:
+def test_what_makes_no_sense_on_a_cluster(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(OptionError, match="a Ray that is started for a render ends with it"):
+        render_on_cluster(folder, tmp_path / "talk.mp4", keep_minutes=1)
     with pytest.raises(OptionError, match="device: names a GPU of one machine"):
         render_on_cluster(folder, tmp_path / "talk.mp4", device="cuda:1")
 

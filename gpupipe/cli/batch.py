@@ -108,6 +108,7 @@ def run(options: argparse.Namespace) -> int:
                 {**engine, "device": ",".join(options.device)},
                 address=options.ray,
                 cores=options.ray_cores,
+                keep_minutes=options.ray_keep,
                 parallel=options.parallel,
                 overwrite=options.overwrite,
                 told=told,

@@ -28,11 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU cores of an engine, where frames are composited on the CPU [default: 4, or what the node has]",
     )
+    group(
+        "--ray-keep",
+        type=number(1),
+        metavar="MINUTES",
+        help="let the engines stay on the cluster until they have had no work for so long, for later renders with the "
+        "same options [default: they end with the render]",
+    )
 
 
 def check(options: argparse.Namespace) -> None:
     """Raise an OptionError for what goes with a cluster only."""
-    if options.ray is None and options.ray_cores is not None:
-        raise OptionError(
-            "is for engines of a cluster", field="--ray-cores", value=options.ray_cores, remedy="give --ray too"
-        )
+    for flag, value in (("--ray-cores", options.ray_cores), ("--ray-keep", options.ray_keep)):
+        if options.ray is None and value is not None:
+            raise OptionError("is for engines of a cluster", field=flag, value=value, remedy="give --ray too")

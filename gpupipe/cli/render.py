@@ -77,6 +77,7 @@ def _rendered(options: argparse.Namespace, trace: Trace, progress: OnProgress | 
         options.output,
         address=options.ray,
         cores=options.ray_cores,
+        keep_minutes=options.ray_keep,
         progress=progress,
         **keywords,
     )

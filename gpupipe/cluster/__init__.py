@@ -7,7 +7,8 @@
     work    what is sent: plain data                        transfer  files to a node, and segments from it
     facts   what the nodes must have in common              stats     what each node did
     fleet   Ray's only home: the cluster, engines as        shares    which engines there are to be
-            actors, what is lost                            begun     a job as a node has it
+            actors (`actor`), what is lost                  crew      engines, and what each has been told
+                                                            begun     a job as a node has it
 
 A segment is drawn like one of `gpupipe render --segments`, and put with the parts of its output like those: so the
 joined file is the same, byte for byte, whoever drew which. May touch files, and Ray in `fleet`; how a frame is drawn,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -11,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
-from gpupipe.cluster.node import Node
+from gpupipe import __version__
+from gpupipe.cluster.actor import EngineActor
 from gpupipe.cluster.shares import CORES, Share, shares
 from gpupipe.cluster.work import Failure
-from gpupipe.errors import ClusterError, GpupipeError, reason
+from gpupipe.errors import ClusterError, reason
 from gpupipe.log import Log
 from gpupipe.machine import cpu_count
 from gpupipe.options import EngineKeywords
@@ -23,6 +25,10 @@ T = TypeVar("T")
 
 LOCAL: Final = "local"
 """The address of a Ray that is started and stopped with the run, on this machine."""
+NAMESPACE: Final = "gpupipe"
+"""In which engines that are kept have their names."""
+SHOWN: Final = 300
+"""Letters of what Ray says of an engine that was lost."""
 CALLS: Final = 4
 """Calls that an engine answers at a time, besides the segments that it draws."""
 LOCAL_STORE_BYTES: Final = 128 << 20
@@ -94,30 +100,6 @@ def _handler_of_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class EngineActor:
-    """What runs on a node: it opens an engine when asked, and passes questions on to it."""
-
-    def __init__(self) -> None:
-        self._node: Node | None = None
-
-    def open(self, options: EngineKeywords, slots: int, cores: int) -> dict[str, str] | Failure:
-        """Open the engine; see `Node`. Returns its facts."""
-        try:
-            if self._node is None:
-                self._node = Node(options, slots, cores)
-            return self._node.facts()
-        except GpupipeError as error:
-            return Failure.of(error)
-
-    def ask(self, what: str, *given: Any, **named: Any) -> Any:
-        """Have the node do something; an error of gpupipe's comes back as a `Failure`."""
-        assert self._node is not None, "it has been opened"
-        try:
-            return getattr(self._node, what)(*given, **named)
-        except GpupipeError as error:
-            return Failure.of(error)
-
-
 class Link:
     """An engine that has been started, until it is lost; what is asked of it then is not asked of its successor.
 
@@ -130,14 +112,14 @@ class Link:
         self._actor = actor
         self.name, self.node, self.node_id = remote.name, remote.share.node, remote.share.node_id
 
-    def open(self, options: EngineKeywords, slots: int, cores: int) -> dict[str, str]:
-        """Open the engine, and wait until it is; its facts.
+    def open(self, *given: Any) -> dict[str, str]:
+        """Open the engine, unless it is; see `EngineActor.open`. Waits until it has room on its node.
 
         Raises:
             Lost: it ends.
             GpupipeError: it cannot be opened.
         """
-        facts: dict[str, str] = self._answer(self._actor.open.remote(options, slots, cores))
+        facts: dict[str, str] = self._answer(self._actor.open.remote(*given))
         return facts
 
     def ask(self, what: str, *given: Any, **named: Any) -> Any:
@@ -166,7 +148,7 @@ class Link:
         try:
             answer = ray.get(asked)
         except (RayActorError, ActorUnschedulableError, WorkerCrashedError, RaySystemError) as error:
-            raise Lost(f"{self.name} on {self.node}: {reason(error)}") from error
+            raise Lost(f"{self.name} on {self.node}: {reason(error)[:SHOWN]}") from error
         if isinstance(answer, Failure):
             raise answer.error()
         return answer
@@ -181,13 +163,17 @@ class Remote:
         share: what it has of its node.
         options: of the engine.
         slots: segments that it draws at a time.
+        keep_seconds: how long it stays on its node without work, for later runs, which find it again if they ask for
+            the same; None: it ends with the run.
     """
 
     name: str
     share: Share
     options: EngineKeywords
     slots: int
+    keep_seconds: float | None = None
     _last: Link | None = None
+    _is_open: bool = False
     _closed: bool = False
 
     def start(self) -> tuple[Link, dict[str, str]]:
@@ -206,8 +192,12 @@ class Remote:
         share = self.share
         if not any(node["Alive"] and node["NodeID"] == share.node_id for node in cast(Any, ray).nodes()):
             raise Lost(f"node {share.node} is gone")
+        self._is_open = False
         if self._last is not None:
             self._last.kill()
+        kept: dict[str, Any] = {}
+        if self.keep_seconds is not None:
+            kept = {"name": self._known_by, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
         actor = cast(Any, ray.remote(EngineActor)).options(
             num_cpus=share.cores,
             num_gpus=share.gpus,
@@ -215,19 +205,28 @@ class Remote:
             max_task_retries=0,
             max_concurrency=self.slots + CALLS,
             scheduling_strategy=NodeAffinitySchedulingStrategy(share.node_id, soft=False),
+            **kept,
         )
         self._last = Link(actor.remote(), self)
         if self._closed:
             self._last.kill()
-        facts = self._last.open(self.options, self.slots, share.cores)
+        facts = self._last.open(self.options, self.slots, share.cores, self.keep_seconds)
+        self._is_open = True
         _log.event("engine joined", engine=self.name, node=share.node, device=facts["device"])
         return self._last, facts
 
     def close(self) -> None:
-        """End it for good."""
+        """End it for good, unless it is open and to be kept: who waits for its answers waits on then."""
         self._closed = True
-        if self._last is not None:
+        if self._last is not None and not (self._is_open and self.keep_seconds is not None):
             self._last.kill()
+
+    @property
+    def _known_by(self) -> str:
+        """The name of one that is kept: the same for the same options, in the same place."""
+        asked = sorted((name, str(value)) for name, value in self.options.items())
+        told = repr((asked, self.slots, self.share, __version__))
+        return f"engine-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def answers(asked: Sequence[tuple[T, Any]], seconds: float) -> list[tuple[T, Any]]:
@@ -250,7 +249,14 @@ def answers(asked: Sequence[tuple[T, Any]], seconds: float) -> list[tuple[T, Any
     return found
 
 
-def engines(nodes: Sequence[dict[str, Any]], options: EngineKeywords, *, cores: int | None, slots: int) -> list[Remote]:
+def engines(
+    nodes: Sequence[dict[str, Any]],
+    options: EngineKeywords,
+    *,
+    cores: int | None,
+    slots: int,
+    keep_seconds: float | None = None,
+) -> list[Remote]:
     """The engines of a run, not started yet.
 
     Args:
@@ -258,11 +264,12 @@ def engines(nodes: Sequence[dict[str, Any]], options: EngineKeywords, *, cores: 
         options: of the engines.
         cores: see `shares`.
         slots: segments that each draws at a time.
+        keep_seconds: how long each stays without work; None: it ends with the run.
     """
     found = []
     for number, share in enumerate(shares(nodes, str(options.get("device") or "auto"), cores)):
         own: EngineKeywords = {**options, "device": "cuda" if share.gpus else "cpu"}
         if not share.gpus and own.get("workers") in (None, "auto"):
             own["workers"] = min(share.cores, CORES)
-        found.append(Remote(f"engine {number}", share, own, slots))
+        found.append(Remote(f"engine {number}", share, own, slots, keep_seconds))
     return found

@@ -30,6 +30,7 @@ def render_on_cluster(
     *,
     address: str = LOCAL,
     cores: int | None = None,
+    keep_minutes: float | None = None,
     progress: OnProgress | None = None,
     shared: bool = True,
     **options: Unpack[RenderKeywords],
@@ -41,6 +42,8 @@ def render_on_cluster(
         output: a video (`.mp4`, `.mkv`), or a folder (existing, or ending in `/`) for images.
         address: of the cluster: `auto`, `host:port` or `ray://host:port`; `local` starts one on this machine.
         cores: CPU cores of each engine, where frames are composited on the CPU; None: up to 4.
+        keep_minutes: how long engines stay on the cluster without work, for later renders with the same options; None:
+            they end with this one.
         progress: told now and then how far it is.
         shared: whether files that nodes find in the same folders, with the same content, are used; else all are sent.
 
@@ -59,6 +62,7 @@ def render_on_cluster(
         engine,
         address,
         cores=cores,
+        keep_minutes=keep_minutes,
         slots=PARALLEL,
         shared=shared,
         progress=[progress],
@@ -77,6 +81,7 @@ def run_jobs_on_cluster(
     *,
     address: str = LOCAL,
     cores: int | None = None,
+    keep_minutes: float | None = None,
     parallel: int | None = None,
     overwrite: bool = False,
     told: Told,
@@ -88,7 +93,7 @@ def run_jobs_on_cluster(
     Args:
         jobs: in order.
         engine: the engines' options.
-        address, cores, shared: see `render_on_cluster`.
+        address, cores, keep_minutes, shared: see `render_on_cluster`.
         parallel: segments at a time on each engine; None for 2.
         overwrite: replace outputs; else those that are complete are skipped, and those that were begun gone on with.
         told: given each job's report, one at a time, in any thread.
@@ -116,6 +121,7 @@ def run_jobs_on_cluster(
         engine,
         address,
         cores=cores,
+        keep_minutes=keep_minutes,
         slots=slots,
         shared=shared,
         progress=[of(job) for job in jobs],
@@ -129,6 +135,7 @@ def _run(
     address: str,
     *,
     cores: int | None,
+    keep_minutes: float | None,
     slots: int,
     shared: bool,
     progress: Sequence[OnProgress | None],
@@ -142,6 +149,9 @@ def _run(
             value=device,
             remedy="give auto, cpu or cuda: Ray picks GPUs",
         )
+    if address == LOCAL and keep_minutes is not None:
+        remedy = "start one with `ray start --head`, and give --ray auto"
+        raise OptionError("a Ray that is started for a render ends with it", field="--ray-keep", remedy=remedy)
     chosen, *_ = split(options, EngineKeywords, by="a cluster")
     if not asked:
         return
@@ -152,4 +162,5 @@ def _run(
             ClusterJob(number, each, limits, hash_of, progress=told)
             for number, (each, told) in enumerate(zip(asked, progress, strict=True))
         ]
-        Run(jobs, engines(nodes, options, cores=cores, slots=slots), ended, shared=shared).run()
+        keep = None if keep_minutes is None else keep_minutes * 60.0
+        Run(jobs, engines(nodes, options, cores=cores, slots=slots, keep_seconds=keep), ended, shared=shared).run()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster.board import TRIES, Board, Work
+from gpupipe.cluster.crew import Crew, Hand, asked_of, close_all
 from gpupipe.cluster.facts import JOINING, facts_here, require_alike, require_same_inputs
-from gpupipe.cluster.fleet import Link, Lost, Remote, answers
+from gpupipe.cluster.fleet import Lost, Remote, answers
 from gpupipe.cluster.job import ClusterJob, OnEnd
 from gpupipe.cluster.stats import ClusterStats
 from gpupipe.cluster.transfer import fetch, send
@@ -22,44 +26,13 @@ from gpupipe.threads import POLL_SECONDS, Worker, join_started
 RESTARTS: Final = 10
 """How often an engine is started anew whose process has ended."""
 PROGRESS_SECONDS: Final = 0.5
-CLOSE_SECONDS: Final = 5.0
-"""How long engines have to end what they do and clean up, before they are killed."""
-
+PATIENCE_SECONDS: Final = 30.0
+"""After so long without an engine, somebody is told."""
 _log = Log(__name__)
 
 
 class Damaged(Exception):
     """A segment did not come as it was drawn."""
-
-
-class Hand:
-    """An engine that is open, and what it has been told.
-
-    Args:
-        link: the engine.
-    """
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.lost = False
-        self.begun: set[str] = set()
-        self.sees: dict[str, bool] = {}
-        self.telling = threading.Lock()
-
-
-class Crew:
-    """An engine's place in a run, whoever has it: it is started anew when it was lost.
-
-    Args:
-        remote: starts it.
-    """
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote
-        self.hand: Hand | None = None
-        self.starts = 0
-        self.gone = False
-        self.lock = threading.Lock()
 
 
 class Run:
@@ -95,20 +68,30 @@ class Run:
         try:
             for thread in threads:
                 thread.start()
-            while not self._board.wait(POLL_SECONDS):
-                pass
+            self._wait()
         except BaseException:
             self._interrupted = True
             raise
         finally:
             self._stopping = True
             self._board.stop()
-            self._close_engines()
+            close_all(self._crews)
             join_started(threads)
             for job in self._jobs:
                 job.leave()
         if self._failed is not None:
             raise self._failed
+
+    def _wait(self) -> None:
+        """Until all is done."""
+        patience: float | None = time.monotonic() + PATIENCE_SECONDS
+        while not self._board.wait(POLL_SECONDS):
+            if patience is not None and (self._first is not None or time.monotonic() > patience):
+                patience = None
+                if self._first is None:
+                    warnings.warn(
+                        "the cluster has no room for an engine yet: waiting for it", GpupipeWarning, stacklevel=4
+                    )
 
     def _serve(self, crew: Crew) -> None:
         """Do what one engine is given, one thing at a time."""
@@ -239,6 +222,9 @@ class Run:
         """An engine is gone for good."""
         crew.gone = True
         self._board.leave(crew.remote.name)
+        if self._stopping:
+            return
+        warnings.warn(f"{crew.remote.share.node}: draws no more: {why}", GpupipeWarning, stacklevel=4)
         _log.event("engine gone", logging.WARNING, engine=crew.remote.name, node=crew.remote.share.node, error=why)
         if all(each.gone for each in self._crews):
             raise ClusterError(
@@ -263,7 +249,7 @@ class Run:
 
     def _report(self, job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
         with self._reporting:
-            if not self._interrupted:
+            if not self._interrupted and self._failed is None:
                 self._ended(job, error, stats)
 
     def _fail(self, error: BaseException) -> None:
@@ -276,21 +262,10 @@ class Run:
     def _tell(self) -> None:
         """Tell how far the jobs are, now and then, until they have ended."""
         while not self._board.wait(PROGRESS_SECONDS):
-            asked = self._ask_all("underway")
+            asked = [each for crew in self._crews if crew.hand is not None for each in asked_of(crew.hand, "underway")]
             found: defaultdict[str, list[Underway]] = defaultdict(list)
             for _, told in answers(asked, PROGRESS_SECONDS):
                 for (which, _), at in told.items():
                     found[which].append(at)
             for job in self._jobs:
                 job.tell(found.get(job.id, ()))
-
-    def _ask_all(self, what: str) -> list[tuple[Hand, Any]]:
-        hands = [crew.hand for crew in self._crews if crew.hand is not None]
-        return [(hand, ref) for hand in hands if (ref := hand.link.begin_to_ask(what)) is not None]
-
-    def _close_engines(self) -> None:
-        """Let the engines end what they do, and then end them."""
-        asked = self._ask_all("close")
-        answers(asked, CLOSE_SECONDS)
-        for crew in self._crews:
-            crew.remote.close()

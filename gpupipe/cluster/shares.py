@@ -12,12 +12,14 @@ CORES: Final = 4
 
 
 class Share(NamedTuple):
-    """What one engine is given of a node: Ray's number of it, its name for people, CPU cores, and 1 GPU or none."""
+    """What one engine is given of a node: Ray's number of it, its name for people, CPU cores, 1 GPU or none; and the
+    engine's own number there."""
 
     node_id: str
     node: str
     cores: int
     gpus: int
+    number: int = 0
 
 
 def shares(nodes: Sequence[dict[str, Any]], device: str, cores: int | None) -> list[Share]:
@@ -40,10 +42,10 @@ def shares(nodes: Sequence[dict[str, Any]], device: str, cores: int | None) -> l
         name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
         if on_gpu:
             count = gpus[node_id]
-            found += [Share(node_id, name, min(1, has // count), 1) for _ in range(count)]
+            found += [Share(node_id, name, min(1, has // count), 1, number) for number in range(count)]
         elif has:
             each = min(cores or CORES, has)
-            found += [Share(node_id, name, each, 0) for _ in range(has // each)]
+            found += [Share(node_id, name, each, 0, number) for number in range(has // each)]
     if not found:
         what = "GPUs" if on_gpu else "CPU cores"
         raise ClusterError(
