@@ -151,7 +151,7 @@ def many_jobs(bench: Bench, count: int) -> dict[str, Any]:
     api: Any = import_module("ray._private.internal_api")
     state = api.get_state_from_address(bench.address)
     jobs = [
-        JobLine(n, bench.character, str(bench.work / f"{n}.mp4"), {"frames": 12, "segment_frames": 6, "start_frame": n})
+        JobLine(n, bench.character, str(bench.work / f"{n}.mp4"), {"frames": 12, "segment_frames": 6})
         for n in range(count)
     ]
     store: list[int] = []

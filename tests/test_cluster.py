@@ -335,6 +335,9 @@ def test_a_batch_whose_engine_is_kept_found_again_and_ends_when_idle(
 
 
 def test_what_makes_no_sense_on_a_cluster(tmp_path: Path, folder: Path) -> None:
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x"):
+        with pytest.raises(ClusterError, match=f"ray: no Ray cluster answers: .*{address}"):
+            render_on_cluster(folder, tmp_path / "talk.mp4", address=address)
     with pytest.raises(OptionError, match="a Ray that is started for a render ends with it"):
         render_on_cluster(folder, tmp_path / "talk.mp4", keep_minutes=1)
     with pytest.raises(OptionError, match="device: names a GPU of one machine"):

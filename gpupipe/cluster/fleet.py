@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ LOCAL: Final = "local"
 """The address of a Ray that is started and stopped with the run, on this machine."""
 NAMESPACE: Final = "gpupipe"
 """In which engines that are kept have their names."""
+ANSWER_SECONDS: Final = 10.0
 SHOWN: Final = 300
 """Letters of what Ray says of an engine that was lost."""
 CALLS: Final = 4
@@ -65,6 +67,7 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
     except ImportError as error:
         remedy = "install it with pip install 'gpupipe[ray]'"
         raise ClusterError("Ray is not installed", field="--ray", remedy=remedy) from error
+    _require_answer(address)
     settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == LOCAL:
         settings |= {"num_cpus": cpu_count(), "include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
@@ -74,17 +77,33 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
             with _handler_of_sigterm(), _log.timed("cluster joined", address=address):
                 ray.init(**settings)
         except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError, ImportError) as error:
-            raise ClusterError(
-                f"no Ray cluster answers: {reason(error)}",
-                field="--ray",
-                value=address,
-                remedy="start one with `ray start --head`, or leave the address out for one on this machine",
-            ) from error
+            raise _no_answer(address, error) from error
     try:
         yield cast(Any, ray).nodes()
     finally:
         if mine:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """See that somebody listens there: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # a word, for which Ray looks on this machine
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS):
+            pass
+    except (OSError, ValueError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: BaseException) -> ClusterError:
+    return ClusterError(
+        f"no Ray cluster answers: {reason(error)}",
+        field="--ray",
+        value=address,
+        remedy="start one with `ray start --head`, or leave the address out for one on this machine",
+    )
 
 
 @contextmanager

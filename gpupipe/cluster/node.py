@@ -118,7 +118,8 @@ class Node:
             Cancelled: `cancel` was called.
             GpupipeError: it cannot be drawn.
         """
-        begun = self._begun[job]
+        if (begun := self._begun.get(job)) is None:
+            raise Cancelled("the job was called off")
         require_same_inputs("this node", dict(begun.manifest.fingerprint), fingerprint)
         ticket = uuid.uuid4().hex
         folder = self._store.work / ticket

@@ -179,7 +179,7 @@ class Run:
         assert segment is not None
         self._introduce(hand, job)
         drawn = link.ask("draw", job.id, segment, job.fingerprint)
-        written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees[job.id])
+        written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees.get(job.id, False))
         if not job.gathered.keep(segment, written, drawn.sha256):
             raise Damaged(f"segment {segment} of {job.asked.output} did not come as {link.node} had drawn it")
         job.tally.add(link.node, link.name, drawn)
@@ -245,6 +245,8 @@ class Run:
         """Let the engines forget a job, and call off what they do of it."""
         for crew in self._crews:
             if (hand := crew.hand) is not None and job.id in hand.begun:
+                hand.begun.discard(job.id)
+                hand.sees.pop(job.id, None)
                 hand.link.begin_to_ask("end", job.id)
 
     def _report(self, job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
