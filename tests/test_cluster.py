@@ -194,6 +194,9 @@ def test_a_node_refuses_what_it_would_draw_otherwise(folder: Path, tmp_path: Pat
         wanted = dict(node.begin(job.spec, shared=True).fingerprint) | {"onnxruntime": "0.1"}
         with pytest.raises(ClusterError, match=r"onnxruntime is .* there, and 0\.1 where this was begun"):
             node.draw(job.id, 0, wanted)
+        (folder / "crops_328_video.mp4").write_bytes((folder / "crops_328_video.mp4").read_bytes() + bytes(8))
+        with pytest.raises(ClusterError, match=r"crops_328_video\.mp4 is \w{12}… there, and \w{12}… where this"):
+            node.draw(job.id, 0, dict(node.begin(job.spec, shared=True).fingerprint))
     finally:
         node.close()
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,9 @@ from gpupipe.render.segments import Segments
 from gpupipe.render.stats import RenderStats
 
 _log = Log(__name__)
+
+THIS_NODE: Final = "this node"
+"""What a node calls itself, whose name it does not know."""
 
 TOLD: Final = (
     "width",
@@ -114,13 +118,13 @@ class Node:
             fingerprint: of the job, which must be what this node gives it.
 
         Raises:
-            ClusterError: the fingerprints differ.
+            ClusterError: the fingerprints differ; before, or by what has been drawn.
             Cancelled: `cancel` was called.
             GpupipeError: it cannot be drawn.
         """
         if (begun := self._begun.get(job)) is None:
             raise Cancelled("the job was called off")
-        require_same_inputs("this node", dict(begun.manifest.fingerprint), fingerprint)
+        require_same_inputs(THIS_NODE, begun.manifest.fingerprint, fingerprint)
         ticket = uuid.uuid4().hex
         folder = self._store.work / ticket
         folder.mkdir()
@@ -129,7 +133,7 @@ class Node:
             with in_users_words(begun.spec, begun.roots), errors_of_the_system():
                 begun.load(self._engine)
                 stats = self._render(begun, segment, f"{output}{'/' * (begun.spec.output == '/')}")
-            return self._kept(ticket, output, segment, stats)
+            return self._kept(ticket, output, segment, stats, fingerprint)
         except BaseException:
             remove(folder)
             raise
@@ -225,10 +229,13 @@ class Node:
             with self._lock:
                 del self._running[work]
 
-    def _kept(self, ticket: str, output: Path, segment: int, stats: RenderStats) -> Drawn:
+    def _kept(
+        self, ticket: str, output: Path, segment: int, stats: RenderStats, fingerprint: Mapping[str, str]
+    ) -> Drawn:
         parts = parts_folder(output)
         manifest = read_manifest(parts)
         assert manifest is not None, "a render of a segment leaves a manifest"
+        require_same_inputs(THIS_NODE, manifest.fingerprint, fingerprint)  # files may have changed since
         one = manifest.segments[segment]
         path = self._drawn[ticket] = parts / one.name
         files = sorted(path.iterdir()) if path.is_dir() else [path]

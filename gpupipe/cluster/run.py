@@ -16,6 +16,7 @@ from gpupipe.cluster.crew import Crew, Hand, asked_of, close_all
 from gpupipe.cluster.facts import JOINING, facts_here, require_alike, require_same_inputs
 from gpupipe.cluster.fleet import Lost, Remote, answers
 from gpupipe.cluster.job import ClusterJob, OnEnd
+from gpupipe.cluster.node import THIS_NODE
 from gpupipe.cluster.stats import ClusterStats
 from gpupipe.cluster.transfer import fetch, send
 from gpupipe.cluster.work import Underway
@@ -167,7 +168,9 @@ class Run:
             return False
         assert job.spec is not None
         send(link, job.spec, self._sending, shared=self._shared)
-        left = job.begin(link.ask("begin", job.spec, shared=self._shared))
+        manifest = link.ask("begin", job.spec, shared=self._shared)
+        left = job.begin(manifest)
+        require_same_inputs(link.node, manifest.fingerprint, job.fingerprint)  # if another had opened it before
         hand.begun.add(job.id)
         self._board.opened(work, left)
         self._board.done(work, link.name)
@@ -178,7 +181,10 @@ class Run:
         link, segment = hand.link, work.segment
         assert segment is not None
         self._introduce(hand, job)
-        drawn = link.ask("draw", job.id, segment, job.fingerprint)
+        try:
+            drawn = link.ask("draw", job.id, segment, job.fingerprint)
+        except ClusterError as error:
+            raise error if error.file != THIS_NODE else error.naming(link.node) from error
         written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees.get(job.id, False))
         if not job.gathered.keep(segment, written, drawn.sha256):
             raise Damaged(f"segment {segment} of {job.asked.output} did not come as {link.node} had drawn it")
@@ -194,7 +200,7 @@ class Run:
             if job.id not in hand.begun:
                 send(link, spec, self._sending, shared=self._shared)
                 manifest = link.ask("begin", spec, shared=self._shared)
-                require_same_inputs(link.node, dict(manifest.fingerprint), job.fingerprint)
+                require_same_inputs(link.node, manifest.fingerprint, job.fingerprint)
                 hand.begun.add(job.id)
             if job.id not in hand.sees:
                 hand.sees[job.id] = self._shared and link.ask("sees", str(job.mark), job.token)
