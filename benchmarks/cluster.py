@@ -148,8 +148,6 @@ class Bench:
 
 def many_jobs(bench: Bench, count: int) -> dict[str, Any]:
     """The object store and the engines' memory after each of many short jobs."""
-    api: Any = import_module("ray._private.internal_api")
-    state = api.get_state_from_address(bench.address)
     jobs = [
         JobLine(n, bench.character, str(bench.work / f"{n}.mp4"), {"frames": 12, "segment_frames": 6})
         for n in range(count)
@@ -159,7 +157,7 @@ def many_jobs(bench: Bench, count: int) -> dict[str, Any]:
 
     def told(report: JobReport) -> None:
         assert report.error is None, report.error
-        store.append(api.get_memory_info_reply(state).store_stats.object_store_bytes_used)
+        store.append(stored(bench.address))
         memory.append(sum(resident(process) for process in bench.engines()))
 
     began = time.perf_counter()
@@ -167,7 +165,6 @@ def many_jobs(bench: Bench, count: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     for job in jobs:
         Path(job.output).unlink()
-    left = api.get_memory_info_reply(state).store_stats.object_store_bytes_used
     third = count // 3
     return {
         "jobs": count,
@@ -177,9 +174,21 @@ def many_jobs(bench: Bench, count: int) -> dict[str, Any]:
             "first_third": max(store[:third]),
             "last_third": max(store[-third:]),
         },
-        "object_store_bytes_left": left,
-        "engines_resident_mb": {"after_a_third": memory[third] // 10**6, "at_the_end": memory[-1] // 10**6},
+        "object_store_bytes_left": stored(bench.address),
+        "engines_resident_mb": {
+            "first_third": max(memory[:third]) // 10**6,
+            "last_third": max(memory[-third:]) // 10**6,
+        },
     }
+
+
+def stored(address: str) -> int:
+    """Bytes in the object stores of all nodes."""
+    api: Any = import_module("ray._private.internal_api")
+    state = api.get_state_from_address(address)
+    nodes = [node for node in state.node_table() if node["Alive"]]
+    replies = [api.get_memory_info_reply(state, node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes]
+    return sum(reply.store_stats.object_store_bytes_used for reply in replies)
 
 
 def resident(process: int) -> int:

@@ -20,7 +20,7 @@ import gpupipe
 from gpupipe.cluster.fleet import Link, Lost, Remote
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.node import Node
-from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster
+from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster, wanted
 from gpupipe.cluster.run import Run
 from gpupipe.cluster.shares import Share, shares
 from gpupipe.cluster.stats import ClusterStats
@@ -230,6 +230,14 @@ def test_jobs_stay_with_the_engines_that_hold_their_character(folder: Path, tmp_
     for who, outputs in ((folder, (0, 2, 4)), (ben, (1, 3, 5))):
         gpupipe.render(who, tmp_path / "whole.mp4", device="cpu", segment_frames=6, overwrite=True)
         assert {(tmp_path / f"{n}.mp4").read_bytes() for n in outputs} == {(tmp_path / "whole.mp4").read_bytes()}
+
+
+def test_no_more_engines_than_segments(folder: Path, tmp_path: Path) -> None:
+    asked = [Asked(folder, tmp_path / "talk.mp4", {**OPTIONS, "frames": n}) for n in (13, 1, 61)]
+    jobs = [ClusterJob(n, each, DEFAULT, Digests().sha256) for n, each in enumerate(asked)]
+    assert [wanted(jobs[:count], 9) for count in (0, 1, 2, 3)] == [1, 3, 4, 9]
+    missing = ClusterJob(0, Asked(tmp_path / "none", tmp_path / "talk.mp4", OPTIONS), DEFAULT, Digests().sha256)
+    assert wanted([missing], 9) == 1
 
 
 # With Ray

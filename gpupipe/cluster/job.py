@@ -70,6 +70,7 @@ class ClusterJob:
         self._limits, self._hash_of, self._progress = limits, hash_of, progress
         self._character: Character | None = None
         self._plan: Plan | None = None
+        self._segments: Segments | None = None
         self._gathered: Gathered | None = None
         self._fingerprint: dict[str, str] = {}
         self._began = 0.0
@@ -101,11 +102,16 @@ class ClusterJob:
                     return False
         pixel_format = pixel_format_of(writing, video=video)
         plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)
-        several = plan.total > writing.segment_frames
-        whole = several and plan.total >= plan.order.period
-        self._character, self._plan = character, plan
+        segments = Segments(plan.total, writing.segment_frames, writing.segments)
+        whole = len(segments.chosen) > 1 and plan.total >= plan.order.period
+        self._character, self._plan, self._segments = character, plan, segments
         self.spec = spec_of(self.id, character, asked.output, asked.options, whole=whole, hash_of=self._hash_of)
         return True
+
+    @property
+    def count(self) -> int:
+        """How many segments it has, at most, once it was looked at."""
+        return 0 if self._segments is None else len(self._segments.left)
 
     def begin(self, manifest: Manifest) -> tuple[int, ...]:
         """Open the output.
@@ -125,7 +131,8 @@ class ClusterJob:
             return self._gathered.segments.left
         *_, writing = split(self.asked.options, JobKeywords, by="a job")
         sound = self._plan.speech.sound
-        segments = Segments(self._plan.total, writing.segment_frames, writing.segments)
+        segments = self._segments
+        assert segments is not None
         self._gathered = Gathered(
             self.asked.output,
             self._character.body,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Unpack
 
@@ -163,4 +164,17 @@ def _run(
             for number, (each, told) in enumerate(zip(asked, progress, strict=True))
         ]
         keep = None if keep_minutes is None else keep_minutes * 60.0
-        Run(jobs, engines(nodes, options, cores=cores, slots=slots, keep_seconds=keep), ended, shared=shared).run()
+        remotes = engines(nodes, options, cores=cores, slots=slots, keep_seconds=keep)
+        Run(jobs, remotes[: wanted(jobs, len(remotes))], ended, shared=shared).run()
+
+
+def wanted(jobs: Sequence[ClusterJob], most: int) -> int:
+    """How many engines have something to do, of so many: one a segment; and one where there is none, to tell why."""
+    count = 0
+    for job in jobs:
+        if count >= most:
+            break
+        with suppress(GpupipeError, OSError):  # who opens it is told again
+            job.look()
+        count += job.count
+    return max(1, min(count, most))

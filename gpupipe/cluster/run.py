@@ -186,10 +186,10 @@ class Run:
         except ClusterError as error:
             raise error if error.file != THIS_NODE else error.naming(link.node) from error
         written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees.get(job.id, False))
+        link.begin_to_ask("discard", drawn.ticket)
         if not job.gathered.keep(segment, written, drawn.sha256):
             raise Damaged(f"segment {segment} of {job.asked.output} did not come as {link.node} had drawn it")
         job.tally.add(link.node, link.name, drawn)
-        link.begin_to_ask("discard", drawn.ticket)
         return self._board.done(work, link.name)
 
     def _introduce(self, hand: Hand, job: ClusterJob) -> None:
