@@ -36,6 +36,8 @@ from gpupipe.render.parts import parts_folder
 from gpupipe.render.queue import JobReport
 
 STORE_BYTES = 100 << 20
+SETTLE_SECONDS = 5.0
+"""Within which Ray frees what nobody refers to any more."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # it listens on the loopback only
@@ -165,6 +167,7 @@ def many_jobs(bench: Bench, count: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     for job in jobs:
         Path(job.output).unlink()
+    time.sleep(SETTLE_SECONDS)
     third = count // 3
     return {
         "jobs": count,

@@ -17,6 +17,7 @@ import pytest
 import small
 
 import gpupipe
+from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster.fleet import Link, Lost, Remote
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.node import Node
@@ -204,7 +205,10 @@ def test_a_node_refuses_what_it_would_draw_otherwise(folder: Path, tmp_path: Pat
 def test_without_a_node_left_the_run_ends(folder: Path, tmp_path: Path) -> None:
     gone = Here(0, tmp_path / "0")
     gone.gone = True
-    with pytest.raises(ClusterError, match="no engine is left, the last went so: the node is gone"):
+    with (
+        pytest.warns(GpupipeWarning, match="node 0: draws no more: the node is gone"),
+        pytest.raises(ClusterError, match="no engine is left, the last went so: the node is gone"),
+    ):
         run_here([gone], [Asked(folder, tmp_path / "talk.mp4", OPTIONS)])
 
 
