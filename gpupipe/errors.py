@@ -70,6 +70,11 @@ class GpupipeError(Exception):
         return " ".join(f"{where}{prose(parts['what'])}{got}{end}".split())
 
     @property
+    def file(self) -> str | PathLike[str] | None:
+        """The file or folder it is about."""
+        return self._file
+
+    @property
     def parts(self) -> dict[str, Any]:
         """What it was made with, but for the file: how another process tells it."""
         return dict(self._parts)
@@ -150,6 +155,10 @@ class OutputError(GpupipeError):
 
 class JobFileError(GpupipeError):
     """A list of jobs cannot be read, or one of its lines is no job."""
+
+
+class ClusterError(GpupipeError):
+    """A cluster, or one of its nodes, cannot do what is asked of it."""
 
 
 class OptionError(GpupipeError, ValueError):

@@ -148,7 +148,8 @@ def test_help_names_every_option(capfd: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     options = set(re.findall(r"^  (?:-o OUT, )?(?:-[ov], )?(--[a-z0-9-]+)", capfd.readouterr().out, re.MULTILINE))
     known = {option.flag for option in options_of(RenderKeywords).values()}
-    assert options == {"--output", "--stats", "--trace", "--quiet", "--verbose", "--log-json", *known}
+    cluster = {"--ray", "--ray-cores", "--ray-keep"}
+    assert options == {"--output", "--stats", "--trace", "--quiet", "--verbose", "--log-json", *cluster, *known}
 
 
 def test_help_tells_each_default_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ LAYERS = (
     {"render"},
     {"tune"},
     {"serve"},
+    {"cluster"},
     {"demo"},
     {"doctor"},
     {"bench"},
@@ -49,6 +50,7 @@ OWNERS = {
     "uvicorn": {"serve"},
     "aiortc": {"serve"},
     "prometheus_client": {"serve"},
+    "ray": {"cluster"},
     "matplotlib": set(),
 }
 """Third-party packages, and the packages of the house that may import them."""

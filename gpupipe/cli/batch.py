@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from gpupipe.cli import ray
 from gpupipe.cli.arguments import add_options, given, number, reader
 from gpupipe.cli.progress import JobsProgress
 from gpupipe.cli.show import check_folders
@@ -50,13 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(1),
         default=PARALLEL,
         metavar="N",
-        help="jobs at a time on each device, whose frames share batches",
+        help="jobs at a time on each device, whose frames share batches; on a cluster, segments",
     )
+    ray.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Render the jobs, and tell of each; 1 if any failed."""
     check_folders(options.report)
+    ray.check(options)
     jobs, faults = read_jobs(options.jobs, confined=options.isolate)
     total = len(jobs) + len(faults)
     failed = len(faults)
@@ -86,15 +89,31 @@ def run(options: argparse.Namespace) -> int:
             elif not options.quiet:
                 print(line, flush=True)
 
-        run_jobs(
-            jobs,
-            options.device,
-            cast(EngineKeywords, given(options, EngineKeywords, but=OWN)),
-            parallel=options.parallel,
-            overwrite=options.overwrite,
-            told=told,
-            progress=shown,
-        )
+        engine = cast(EngineKeywords, given(options, EngineKeywords, but=OWN))
+        if options.ray is None:
+            run_jobs(
+                jobs,
+                options.device,
+                engine,
+                parallel=options.parallel,
+                overwrite=options.overwrite,
+                told=told,
+                progress=shown,
+            )
+        else:
+            from gpupipe.cluster.render import run_jobs_on_cluster
+
+            run_jobs_on_cluster(
+                jobs,
+                {**engine, "device": ",".join(options.device)},
+                address=options.ray,
+                cores=options.ray_cores,
+                keep_minutes=options.ray_keep,
+                parallel=options.parallel,
+                overwrite=options.overwrite,
+                told=told,
+                progress=shown,
+            )
     if not options.quiet:
         print(f"{total - failed} of {total} jobs are complete")
     return 1 if failed else 0

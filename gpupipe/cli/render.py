@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import cast
 
+from gpupipe.cli import ray
 from gpupipe.cli.arguments import add_options, given
 from gpupipe.cli.progress import LineProgress, TerminalProgress
 from gpupipe.cli.show import check_folders, write_json
-from gpupipe.errors import OutputError
+from gpupipe.errors import OptionError, OutputError
 from gpupipe.options import RenderKeywords
 from gpupipe.render.image_output import parts_beside
 from gpupipe.render.parts import resumable
 from gpupipe.render.render import render
-from gpupipe.render.stats import RenderStats
+from gpupipe.render.stats import OnProgress, RenderStats
 from gpupipe.trace import Trace
 
 
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("character", type=Path, metavar="CHARACTER", help="the character's folder")
     add("-o", "--output", required=True, metavar="OUT", help="FILE.mp4, FILE.mkv, or a folder (ending in /) for images")
     add_options(parser, RenderKeywords)
+    ray.add_arguments(parser)
     told = parser.add_argument_group("what is told").add_argument
     told("--stats", type=Path, metavar="FILE.json", help="write what was measured")
     told("--trace", type=Path, metavar="FILE.json", help="write a trace for chrome://tracing or Perfetto")
@@ -38,14 +41,15 @@ def run(options: argparse.Namespace) -> int:
             raise OutputError("is a folder", file=path, remedy="give the name of a file")
         if path is not None and path.resolve() == Path(options.output).resolve():
             raise OutputError("is the output itself", file=path, remedy="give the name of another file")
+    ray.check(options)
+    if options.ray is not None and options.trace is not None:
+        raise OptionError("is of one machine", field="--trace", value=str(options.trace), remedy="leave --ray out")
     trace = Trace(spans=options.trace is not None)
     progress = None
     if not options.quiet:
         progress = TerminalProgress() if sys.stderr.isatty() else LineProgress(lambda line: print(line, flush=True))
     try:
-        stats = render(
-            options.character, options.output, trace=trace, progress=progress, **given(options, RenderKeywords)
-        )
+        stats = _rendered(options, trace, progress)
     except BaseException:
         if (left := what_is_left(options.output)) is not None:
             print(left, file=sys.stderr)
@@ -60,6 +64,23 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(summary(stats))
     return 0
+
+
+def _rendered(options: argparse.Namespace, trace: Trace, progress: OnProgress | None) -> RenderStats:
+    keywords = cast(RenderKeywords, given(options, RenderKeywords))
+    if options.ray is None:
+        return render(options.character, options.output, trace=trace, progress=progress, **keywords)
+    from gpupipe.cluster.render import render_on_cluster
+
+    return render_on_cluster(
+        options.character,
+        options.output,
+        address=options.ray,
+        cores=options.ray_cores,
+        keep_minutes=options.ray_keep,
+        progress=progress,
+        **keywords,
+    )
 
 
 def what_is_left(output: str) -> str | None:
@@ -81,5 +102,14 @@ def summary(stats: RenderStats) -> str:
         f"save {save.mean_ms:.2f} ms\n"
         f"  inference alone: {stats.inference_fps:.1f} FPS; "
         f"peak memory {stats.peak_rss_bytes / 1e6:.0f} MB, of it {stats.cache_bytes / 1e6:.0f} MB cached frames"
-        + "".join(f"\n  {note}" for note in stats.notes)
+        + "".join(f"\n  {line}" for line in (*_nodes(stats), *stats.notes))
     )
+
+
+def _nodes(stats: RenderStats) -> list[str]:
+    """What each node of a cluster did, a line each; none on one machine."""
+    return [
+        f"{node.node}: {node.frames} frames, {node.segments} segments in {node.seconds:.2f} s"
+        + (f", {node.retries} lost" if node.retries else "")
+        for node in getattr(stats, "nodes", ())
+    ]

@@ -182,6 +182,12 @@ def part_suffix(encoder: str, output_suffix: str) -> str:
         return ".mp4" if codec in container.supported_codecs else output_suffix
 
 
+def codec_versions() -> str:
+    """The versions of FFmpeg's libraries, which tell its builds apart where PyAV's own version is the same."""
+    libraries = sorted(av.library_versions.items())
+    return ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in libraries)
+
+
 def _codec(encoder: str) -> av.Codec:
     try:
         codec = av.Codec(encoder, "w")

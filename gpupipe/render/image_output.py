@@ -36,6 +36,24 @@ def parts_beside(folder: Path) -> Path:
     return folder / "images" if folder.is_dir() and not parts_folder(folder).is_dir() else folder
 
 
+def open_parts(folder: Path, options: OutputOptions, manifest: Manifest) -> Parts:
+    """Begin, or go on with, the parts of a folder of images.
+
+    Raises:
+        OutputError: it is no folder, or holds images already; and what `Parts` raises.
+    """
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "is a link to nothing"
+        raise OutputError(what, file=folder, field="output", remedy="use another folder")
+    # Who resumes may find images that were being moved here when the render was cut off.
+    resumed = options.resume and parts_folder(parts_beside(folder)).is_dir()
+    if images_in(folder) and not (options.overwrite or resumed):
+        raise OutputError(
+            "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
+        )
+    return Parts(parts_beside(folder), manifest, start_of(options), named=folder)
+
+
 def join_images(parts: Parts, folder: Path) -> None:
     """Move the images of the finished segments, which are all, into their folder, whose other images go.
 
@@ -67,18 +85,9 @@ class ImageOutput:
         self, folder: Path, options: OutputOptions, workers: int, segments: Segments, manifest: Manifest
     ) -> None:
         self.folder = folder
-        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
-            what = "is a file, not a folder" if folder.exists() else "is a link to nothing"
-            raise OutputError(what, file=folder, field="output", remedy="use another folder")
-        # Who resumes may find images that were being moved here when the render was cut off.
-        resumed = options.resume and parts_folder(parts_beside(folder)).is_dir()
-        if images_in(self.folder) and not (options.overwrite or resumed):
-            raise OutputError(
-                "holds images already", file=folder, field="output", remedy="use --overwrite or another folder"
-            )
         self._format: ImageFormat = options.image_format
         self._quality = options.jpeg_quality
-        self._parts = Parts(parts_beside(folder), manifest, start_of(options), named=folder)
+        self._parts = open_parts(folder, options, manifest)
         self.segments = segments
         segments.skip(self._parts.finished)
         self._segment: int | None = None

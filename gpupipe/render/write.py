@@ -75,6 +75,29 @@ def write(
         return stats
 
 
+def outline(
+    engines: Sequence[EngineCore], character: Character, output: Path | str, options: JobOptions
+) -> tuple[Plan, Manifest]:
+    """What a render would draw, and what its output is known again by; see `write`.
+
+    Raises:
+        GpupipeError: one of its kinds.
+    """
+    tuned, said, writing = options
+    video = is_video(output)
+    pixel_format = pixel_format_of(writing, video=video)
+    plan = Plan.make(character, pixel_format, tuned.model, said, sound=said.sound and video)
+    plan = replace(plan, order=tuned.ordered(plan.order))
+    manifest = Manifest(
+        fingerprint(plan, tuned.model, said, writing, engines, video=video),
+        plan.total,
+        writing.segment_frames,
+        fps=str(character.body.fps) if video else None,
+        sound=None if plan.speech.sound is None else str(plan.speech.sound.resolve()),
+    )
+    return plan, manifest
+
+
 def _write(
     engines: Sequence[EngineCore],
     character: Character,
@@ -87,19 +110,10 @@ def _write(
     opened: Callable[[Session], None] | None,
 ) -> RenderStats:
     began = time.perf_counter()
-    tuned, said, writing = options
-    video = is_video(output)
-    pixel_format = pixel_format_of(writing, video=video)
-    plan = Plan.make(character, pixel_format, tuned.model, said, sound=said.sound and video)
-    plan = replace(plan, order=tuned.ordered(plan.order))
+    tuned, _, writing = options
+    plan, manifest = outline(engines, character, output, options)
+    video, pixel_format = is_video(output), plan.order.spec.pixel_format
     segments = Segments(plan.total, writing.segment_frames, writing.segments)
-    manifest = Manifest(
-        fingerprint(plan, tuned.model, said, writing, engines, video=video),
-        plan.total,
-        writing.segment_frames,
-        fps=str(character.body.fps) if video else None,
-        sound=None if plan.speech.sound is None else str(plan.speech.sound.resolve()),
-    )
     sink = open_output(
         output,
         character.body,
