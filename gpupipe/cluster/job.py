@@ -86,10 +86,10 @@ class ClusterJob:
         Raises:
             GpupipeError: something is wrong with it.
         """
+        self._began = time.perf_counter()
         if self.spec is not None:
             return True
         asked = self.asked
-        self._began = time.perf_counter()
         _, model, said, writing = split(asked.options, JobKeywords, by="a job")
         video = is_video(asked.output)
         character = Character.load(asked.character, self._limits)
