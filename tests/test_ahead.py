@@ -18,7 +18,7 @@ from gpupipe.character.folder import Character
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine import order
 from gpupipe.engine.ahead import FramesAhead
-from gpupipe.engine.cache_bound import first_within
+from gpupipe.engine.cache_bound import Slots, divided, slots_ahead
 from gpupipe.errors import MediaError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import read_frames
@@ -196,12 +196,26 @@ def test_a_frame_that_cannot_be_decoded_ends_the_session(
 
 
 @pytest.mark.parametrize(
-    ("bound", "kept"), [(0, 0), (100 * 7, 0), (100 * 8, 0), (100 * 9, 1), (100 * 99, 91), (100 * 100, 100)]
+    ("room", "group", "kept", "slots"),
+    [
+        (0, 0, 0, 8),  # there are never fewer slots than two for each surface
+        (7, 0, 0, 8),
+        (9, 0, 1, 8),
+        (99, 0, 91, 8),
+        (100, 0, 100, 0),
+        (99, 1, 91, 8),  # groups that fit in these slots want no more
+        (20, 30, 0, 20),
+        (34, 30, 0, 34),
+        (50, 30, 16, 34),
+        (99, 100, 0, 99),
+        (100, 100, 100, 0),
+    ],
 )
-def test_as_many_stay_as_fit_beside_the_slots(bound: int, kept: int) -> None:
+def test_as_many_stay_as_fit_beside_the_slots(room: int, group: int, kept: int, slots: int) -> None:
     spec = FrameSpec(CropLayout(32), "bgr24", 4, 2, (Rect(0, 0, 4, 2),) * 100)
-    bound = bound * (spec.cache_bytes // 100) // 100
-    assert first_within(spec, bound, 8, spec.cache_bytes // 100).count == kept
+    found = divided(spec, room, slots_ahead(spec, depth=4, group=group))
+    assert (found.kept.count, found.slots) == (kept, slots)
+    assert divided(spec, 5, Slots(2, 9)).slots == 5
 
 
 def test_speech_that_still_comes(character: Character, whole: list[bytes]) -> None:

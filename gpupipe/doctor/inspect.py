@@ -12,7 +12,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.device_memory import place_bytes
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.engine.cache_bound import first_within
+from gpupipe.engine.cache_bound import Slots, divided
 from gpupipe.errors import GpupipeError, PackageError
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
@@ -144,7 +144,7 @@ def _kept_frames(character: Character) -> dict[str, dict[str, dict[str, int]]]:
     for name, spec in _specs(character).items():
         for where, each in (("host", spec.cache_bytes // spec.count), ("device", place_bytes(spec))):
             found[where][name] = {
-                bound: first_within(spec, read_bytes(bound), slots=0, each=each).count for bound in BOUNDS
+                bound: divided(spec, read_bytes(bound) // each, Slots(0, 0)).kept.count for bound in BOUNDS
             }
     return found
 
