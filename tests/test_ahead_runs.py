@@ -1,4 +1,4 @@
-"""ahead, without videos: any keyframes, turns and slots; each frame is there in time, and decoded no more than it must."""
+"""ahead, without videos: with any keyframes, turns and slots each frame is there in time, and decoded when it must."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def starts_of(groups: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("groups", [[1], [7], [30], [12, 1, 30, 3, 3, 25], [200]])
 def test_every_frame_is_there_in_time(groups: list[int]) -> None:
-    """From anywhere, forwards and backwards, over both turns; with slots for less than a group, for one, and for more."""
+    """From anywhere, over both turns, or closed early; with slots for less than a group, for one, and for more."""
     count, seeds = 90, random.Random(str(groups))
     for slots in (8, 29, 34, 50, 89):
         start, kept = seeds.randrange(2 * count), seeds.choice((0, 5, 40))
         sources = [frame_at(start + output, count) for output in range(250)]
         films = [Film(starts_of(groups, count)), Film(starts_of([9], count))]
         assert shown(films, count, slots, sources, kept, most=250) == sources
-        early = seeds.randrange(100)  # closed early
+        early = seeds.randrange(100)
         assert shown(films, count, slots, sources, kept, most=early) == sources[:early]
 
 

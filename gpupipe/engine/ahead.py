@@ -71,8 +71,8 @@ class FramesAhead:
         elif self._group > self._longest:
             wanted = megabytes(each * (self._group + self._depth))
             backwards = (
-                f"; backwards {self._longest} of a group, each time from its keyframe: to decode each frame once, of groups "
-                f"of up to {self._group} frames, wants {wanted}"
+                f"; backwards {self._longest} of a group at a time, each time from its keyframe: to decode each frame "
+                f"once, of groups of up to {self._group} frames, wants {wanted}"
             )
         return (
             f"{self._count} of {spec.count} cached frames are kept, {megabytes(each * self._count)}; "
