@@ -120,19 +120,21 @@ def compared(person: Character, keyframes: int, cache: int, turns: int, work: Pa
     """Both ways in turn, forwards and backwards."""
     each = person.body.width * person.body.height * 3 // 2 + 3 * person.layout.crop_size**2
     room = cache // each
-    # Forwards no more stay than there is room for; backwards the last ones do, and a group is there ahead.
+    # The first frames may stay, which are the last ones backwards, where besides a group is decoded ahead.
     middle = {
-        False: range(room, person.count),
         True: range(keyframes, person.count - keyframes - max(0, room - keyframes)),
+        False: range(room, person.count),
     }
     found: dict[str, Any] = {}
     for backwards, timed in middle.items():
         name, speeds = "backwards" if backwards else "forwards", dict[str, list[Drawn]]()
         with Engine(device="cpu", cache="auto") as all_kept, Engine(device="cpu", cache=cache) as within:
-            right = drawn(all_kept, person, work / "part.mp4", timed, backwards=backwards).video
+            all_kept.load(person)
+            right: bytes | None = None
             for _ in range(turns):
                 for way, engine in zip(WAYS, (all_kept, within), strict=True):
                     one = drawn(engine, person, work / "part.mp4", timed, backwards=backwards)
+                    right = right or one.video
                     assert one.video == right, f"other bytes: {way}"
                     speeds.setdefault(way, []).append(one)
                     shown = f"{one.fps:6.2f} frames a second, {one.processor_fps:6.2f} of processor time"
