@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import av
 import pytest
 import small
+from av.video.frame import PictureType
 from engine_scene import Person, assert_at_rest, eventually, make_person
 
 from gpupipe.character.folder import Character
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine import order
 from gpupipe.engine.ahead import FramesAhead
-from gpupipe.engine.cache_bound import first_within
+from gpupipe.engine.cache_bound import Slots, divided, slots_ahead
 from gpupipe.errors import MediaError
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.media.video import read_frames
@@ -43,14 +45,19 @@ def character(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Character.load(folder)
 
 
-def again(path: Path, group: int) -> None:
+def again(path: Path, group: int, cuts: Collection[int] = ()) -> None:
+    """Encode a video with a keyframe every so many frames, and at cuts."""
     frames = list(read_frames(path, "bgr24"))
     height, width, _ = frames[0].shape
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"g": str(group), "bf": "2", "sc_threshold": "0"})
+        options = {"g": str(group), "bf": "2", "sc_threshold": "0", "forced-idr": "1"}
+        stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24")
+            if number in cuts:
+                frame.pict_type = PictureType.I
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
@@ -118,10 +125,17 @@ def test_what_is_kept_and_why_is_told(character: Character, tmp_path: Path) -> N
     with Engine(device="cpu", cache=40 * FRAME) as engine:
         stats = engine.render(character, tmp_path / "a.mp4", features=FEATURES, inference_threads=1)
         slots = 40 - int(stats.notes[-1].split()[0])
+    group = character.body.index.largest_group(range(90)) if character.body.index else 0
+    in_pieces = (
+        "; backwards 36 of a group at a time, each time from its keyframe: to decode each frame once, of groups of "
+    )
     assert stats.notes[-1] == (
         f"{40 - slots} of 90 cached frames are kept, {(40 - slots) * FRAME / 1e6:.1f} MB; "
         f"the others are decoded ahead, {slots} at a time"
+        + (f"{in_pieces}up to 90 frames, wants {94 * FRAME / 1e6:.1f} MB" if group == 90 else "")
     )
+    # A group, if it fits, and what is under way; groups of 7 are fewer frames than there are slots for anyway.
+    assert slots == {7: 13, 30: 34, 90: 40}[group]
     assert stats.cache_bytes == 40 * FRAME
 
 
@@ -136,18 +150,20 @@ def test_what_cannot_be_sought_in_is_told(character: Character, whole: list[byte
                 new.mux(packet)
     with Engine(device="cpu", cache=0) as engine:
         assert drawn(engine, Character.load(folder), features=FEATURES[:150]) == whole[:150]
-        stats = engine.render(folder, tmp_path / "a.mp4", features=FEATURES[:9])
+        stats = engine.render(folder, tmp_path / "a.mp4", features=FEATURES[:99])
+        forwards = engine.render(folder, tmp_path / "b.mp4", features=FEATURES[:9])
     assert stats.notes[-1].endswith("from the beginning of full_body_video.mp4, which cannot be sought in")
+    assert forwards.notes[-1].endswith("at a time")
 
 
 def test_without_a_bound_what_does_not_fit_is_decoded_ahead(
     character: Character, whole: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[int] = []
+    kept: list[bool] = []
     begin = FramesAhead.begin
 
     def beginning(self: FramesAhead, *given: Any) -> None:
-        kept.append(self._count)
+        kept.append(self._count + self.frames.slots > 8)  # two for each surface
         begin(self, *given)
 
     monkeypatch.setattr(FramesAhead, "begin", beginning)
@@ -155,20 +171,33 @@ def test_without_a_bound_what_does_not_fit_is_decoded_ahead(
         monkeypatch.setattr("gpupipe.engine.backend.memory_available_bytes", lambda memory=memory: memory)
         with Engine(device="cpu", workers=1) as engine:
             assert drawn(engine, character) == whole
-        assert [count > 0 for count in kept] == partly
+        assert kept == partly
 
 
 def test_each_group_is_decoded_once_forwards_and_in_pieces_backwards(
     character: Character, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = {"full_body_video.mp4": 0, "crops_328_video.mp4": 0}
+    passed_over = dict(decoded)
+    indexes = {info.path.name: info.index for info in (character.body, character.crops)}
 
     def read(path: Path, *arguments: Any) -> Iterator[Any]:
+        index, first = indexes[path.name], arguments[3].first if arguments[3:] else 0
+        assert index is not None
+        passed_over[path.name] += first - index.keyframe(first)
         for frame in read_frames(path, *arguments):
             decoded[path.name] += 1
             yield frame
 
     monkeypatch.setattr(order, "read_frames", read)
+    largest = max(index.largest_group(range(90)) for index in indexes.values() if index is not None)
+    # With slots for the largest group; of one of 90 frames for nearly all, else all would stay.
+    with Engine(device="cpu", cache=min(89, largest + 4) * FRAME) as engine:
+        drawn(engine, character, features=FEATURES[:179])
+    for name in decoded:
+        # A run may begin within one of the smaller groups, of 7 or 9 frames.
+        assert 90 <= decoded[name] + passed_over[name] <= 179 + 8 * (90 // largest + 1)
+        decoded[name] = 0
     with Engine(device="cpu", cache=0) as engine:
         drawn(engine, character, features=FEATURES[:90])
         assert decoded == {"full_body_video.mp4": 90, "crops_328_video.mp4": 90}
@@ -196,12 +225,57 @@ def test_a_frame_that_cannot_be_decoded_ends_the_session(
 
 
 @pytest.mark.parametrize(
-    ("bound", "kept"), [(0, 0), (100 * 7, 0), (100 * 8, 0), (100 * 9, 1), (100 * 99, 91), (100 * 100, 100)]
+    ("room", "group", "kept", "slots"),
+    [
+        (0, 0, 0, 8),  # there are never fewer slots than two for each surface
+        (7, 0, 0, 8),
+        (9, 0, 1, 8),
+        (99, 0, 91, 8),
+        (100, 0, 100, 0),
+        (99, 1, 91, 8),  # groups that fit in these slots want no more
+        (20, 30, 0, 20),
+        (34, 30, 0, 34),
+        (50, 30, 16, 34),
+        (99, 100, 0, 99),
+        (100, 100, 100, 0),
+    ],
 )
-def test_as_many_stay_as_fit_beside_the_slots(bound: int, kept: int) -> None:
+def test_as_many_stay_as_fit_beside_the_slots(room: int, group: int, kept: int, slots: int) -> None:
     spec = FrameSpec(CropLayout(32), "bgr24", 4, 2, (Rect(0, 0, 4, 2),) * 100)
-    bound = bound * (spec.cache_bytes // 100) // 100
-    assert first_within(spec, bound, 8, spec.cache_bytes // 100).count == kept
+    found = divided(spec, room, slots_ahead(spec, depth=4, group=group))
+    assert (found.kept.count, found.slots) == (kept, slots)
+    assert divided(spec, 5, Slots(2, 9)).slots == 5
+
+
+@pytest.mark.parametrize("cuts", [range(90), (12, 13, 43, 46, 49)])
+def test_groups_of_one_frame_and_as_scene_cuts_make_them(cuts: Collection[int], tmp_path: Path) -> None:
+    folder = make_person(tmp_path / "cut", LONG)
+    again(folder / "full_body_video.mp4", 250, cuts)
+    again(folder / "crops_328_video.mp4", 250, (30, 31, 60))
+    character = Character.load(folder)
+    assert character.body.index is not None
+    assert [number for number, _ in character.body.index.keyframes] == sorted({0, *cuts})
+    options: Any = {"features": FEATURES[:150], "start_frame": 60}
+    with Engine(device="cpu") as engine:
+        wanted = drawn(engine, character, **options)
+    for bound in (0, 20 * FRAME, 46 * FRAME):
+        with Engine(device="cpu", cache=bound) as engine:
+            assert drawn(engine, character, **options) == wanted
+
+
+def test_sessions_beside_each_other_share_the_bound(character: Character) -> None:
+    """What stays, and the slots of both; but for the eight that each has in any case."""
+    either = ordered(character, "nv12", ModelOptions(inference_threads=1))
+    forwards = replace(either, total=90).needing([range(90)])
+    assert (either.backwards, forwards.backwards) == (True, False)
+    with Engine(device="cpu", cache=40 * FRAME) as engine:
+        for pair in ((either, either), (forwards, either), (either, forwards)):
+            first, second = (engine.open_session(plan, lambda _: SpeechRows()) for plan in pair)
+            stay, slots = engine.holdings.residents.nbytes // FRAME, [each.frames.slots for each in (first, second)]
+            assert stay + slots[0] == 40
+            assert slots[1] == 8
+            first.close()
+            second.close()
 
 
 def test_speech_that_still_comes(character: Character, whole: list[bytes]) -> None:

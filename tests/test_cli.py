@@ -422,7 +422,7 @@ def test_inspect(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--json"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    video = {"codec": "h264", "fps": 25.0, "frames": 12, "matrix": 2, "range": 0}
+    video = {"codec": "h264", "fps": 25.0, "frames": 12, "largest_group": 12, "matrix": 2, "range": 0}
     tables = {"nv12": 12 * 96 * 96, "bgr24": 12 * 96 * 64 * 3}
     found = json.loads(out)
     device = found["cache_bytes"].pop("device")

@@ -180,6 +180,12 @@ class HostRing:
         self.spec, self.slots, self._kept = spec, slots, kept
         self._ring = HostFrames(replace(spec, rects=spec.rects[:slots]), recorded=spec.recorded)
         self._slot: dict[int, int] = {}
+        self._used: set[int] = set()
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the slots will take in which no frame has been yet."""
+        return (self.slots - len(self._used)) * (self.spec.cache_bytes // self.spec.count)
 
     @property
     def cache_bytes(self) -> int:
@@ -199,6 +205,7 @@ class HostRing:
         """See `protocol.Ring`."""
         self._ring.put(slot, decoded)
         self._slot[source] = slot
+        self._used.add(slot)
 
     def forget(self, source: int) -> None:
         """See `protocol.Ring`."""

@@ -12,8 +12,9 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.device_frames import bytes_wanted
 from gpupipe.compose.device_memory import place_bytes
 from gpupipe.compose.frames import FrameSpec
-from gpupipe.engine.cache_bound import first_within
+from gpupipe.engine.cache_bound import Slots, divided
 from gpupipe.errors import GpupipeError, PackageError
+from gpupipe.media.index import index_frames
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import probe
 from gpupipe.model.runtime import SessionOptions, open_session
@@ -85,8 +86,10 @@ def _once(faults: Iterable[GpupipeError]) -> list[GpupipeError]:
 
 
 def _video(path: Path, limits: Limits) -> dict[str, Any] | None:
+    """What a file holds. `largest_group`: the most frames from keyframe to keyframe, None where that is not known."""
     try:
         info = probe(path, limits)
+        index = index_frames(path, limits) if info.index is None else info.index
     except GpupipeError:
         return None  # `examine` has told why, if it matters
     return {
@@ -95,6 +98,7 @@ def _video(path: Path, limits: Limits) -> dict[str, Any] | None:
         "height": info.height,
         "fps": float(info.fps),
         "frames": info.frames,
+        "largest_group": index.largest_group(range(info.frames)) if index.pts else None,
         "matrix": info.colour.matrix,
         "range": info.colour.range,
     }
@@ -138,13 +142,13 @@ def _disk_bytes_an_hour(character: Character) -> int:
 
 
 def _kept_frames(character: Character) -> dict[str, dict[str, dict[str, int]]]:
-    """How many of its frames stay on the host and on a device with some bounds of `--cache`, less those that are
-    decoded ahead if not all of them do."""
+    """How many of its frames there is room for on the host and on a device with some bounds of `--cache`: all stay, or
+    those that are decoded ahead are among them, which backwards are as many as the `largest_group` has, and some."""
     found: dict[str, dict[str, dict[str, int]]] = {"host": {}, "device": {}}
     for name, spec in _specs(character).items():
         for where, each in (("host", spec.cache_bytes // spec.count), ("device", place_bytes(spec))):
             found[where][name] = {
-                bound: first_within(spec, read_bytes(bound), slots=0, each=each).count for bound in BOUNDS
+                bound: divided(spec, read_bytes(bound) // each, Slots(0, 0)).kept.count for bound in BOUNDS
             }
     return found
 

@@ -1,19 +1,22 @@
 """A character that is larger than its memory: the first frames stay, the others are decoded ahead of one session.
 
-What is decoded ahead lies in a ring of slots. Forwards one decoder goes on from frame to frame; backwards, on the way
-back of the ping-pong, it begins at the keyframe before, and as much of that group is kept as there are slots for.
+What is decoded ahead lies in a ring of slots, run by run (`engine/runs.py`): forwards on and on; backwards, on the way
+back of the ping-pong, group by group from its keyframe, into slots as they become free while later frames are shown.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gpupipe.compose.decoding import Frame
 from gpupipe.compose.protocol import Coming, Ring
 from gpupipe.engine.order import SessionOrder
+from gpupipe.engine.runs import Run, next_run
+from gpupipe.errors import MediaError
 from gpupipe.machine import megabytes
 from gpupipe.threads import Worker
 
@@ -21,14 +24,15 @@ from gpupipe.threads import Worker
 class FramesAhead:
     """Which of a session's cached frames are there, most of them only while they are needed; a `Coming`.
 
-    Those that are being drawn and the next ones, as many as there are slots, are never more than the slots: so there is
-    always one for the next frame that is missing.
+    A frame leaves its slot for one that is shown sooner. So what is shown before a run's next frame stays until it is
+    drawn, and there is a slot for that frame then at the latest.
 
     Args:
         order: what the session draws.
         kept: which of its first frames are there; they stay.
         count: how many that are.
         frames: those, and slots for the others, on the session's device; closed with this.
+        depth: the session's surfaces: as many frames may be under way.
 
     Attributes:
         frames: what a compositor reads.
@@ -36,12 +40,15 @@ class FramesAhead:
 
     whole = False
 
-    def __init__(self, order: SessionOrder, kept: Coming, count: int, frames: Ring) -> None:
+    def __init__(self, order: SessionOrder, kept: Coming, count: int, frames: Ring, depth: int) -> None:
         self.frames, self._kept, self._count = frames, kept, count
         self._first, self._readers = frames.spec.first, order.random_readers()
+        self._depth, self._longest = depth, frames.slots - min(depth, frames.slots // 4)
+        self._group = order.largest_group if order.backwards else 0
         self._where: dict[int, int] = {}
         self._free = list(range(frames.slots))
         self._drawn: Counter[int] = Counter()
+        self._failed: dict[int, BaseException] = {}
         self._changed: Callable[[], None] = lambda: None
         self._closed = False
         self._error: BaseException | None = None
@@ -56,12 +63,20 @@ class FramesAhead:
     def note(self) -> str:
         """What to say of it to a session's user."""
         spec = self.frames.spec
+        each = spec.cache_bytes // spec.count
         slow = ", ".join(reader.path.name for reader in self._readers if not reader.seeks)
+        backwards = ""
+        if self._group and slow:
+            backwards = f"; backwards always from the beginning of {slow}, which cannot be sought in"
+        elif self._group > self._longest:
+            wanted = megabytes(each * (self._group + self._depth))
+            backwards = (
+                f"; backwards {self._longest} of a group at a time, each time from its keyframe: to decode each frame "
+                f"once, of groups of up to {self._group} frames, wants {wanted}"
+            )
         return (
-            f"{self._count} of {spec.count} cached frames are kept, "
-            f"{megabytes(spec.cache_bytes * self._count // spec.count)}; "
-            f"the others are decoded ahead, {self.frames.slots} at a time"
-            + (f"; backwards always from the beginning of {slow}, which cannot be sought in" if slow else "")
+            f"{self._count} of {spec.count} cached frames are kept, {megabytes(each * self._count)}; "
+            f"the others are decoded ahead, {self.frames.slots} at a time{backwards}"
         )
 
     def begin(self, upcoming: Callable[[int], list[int]], lock: threading.Condition) -> None:
@@ -83,7 +98,7 @@ class FramesAhead:
         """Why a frame will never be there; None if it is, or may come."""
         if source < self._count:
             return self._kept.failure(source)
-        return None if source in self._where else self._error
+        return None if source in self._where else self._failed.get(source) or self._error
 
     def begun(self, source: int) -> None:
         """A frame is being drawn: its slot stays. Under the session's lock."""
@@ -119,8 +134,7 @@ class FramesAhead:
     def _run(self) -> None:
         try:
             while (run := self._next_run()) is not None:
-                for source in run:
-                    self._decode(source)
+                self._decode_run(run)
         except BaseException as error:
             self._error = error
         finally:
@@ -128,48 +142,77 @@ class FramesAhead:
                 reader.close()
         self._changed()
 
-    def _next_run(self) -> range | None:
-        """Frames to decode now, one behind the other, once there are some; None when this is closed."""
+    def _next_run(self) -> Run | None:
+        """What to decode now, once there is something; None when this is closed."""
         with self._lock:
             while not self._closed:
-                if (run := self._wanted()) is not None:
+                free = self.frames.slots - len(self._drawn)
+                run = next_run(self._upcoming, free, self._longest, self._count, self._begins, self._where.__contains__)
+                # What is shown after a frame that has failed is never shown.
+                if run is not None and not run.passes(self._failed):
                     return run
                 self._lock.wait()
             return None
 
-    def _wanted(self) -> range | None:
-        shown = self._upcoming(len(self._free) + len(self._where) - self._drawn.total())
-        missing = list(dict.fromkeys(source for source in shown if not self._there(source)))
-        if not missing:
-            return None
-        needed = {*shown, *self._drawn}
-        for source in [source for source in self._where if source not in needed]:
-            self.frames.forget(source)
-            self._free.append(self._where.pop(source))
-        next_one = missing[0]
-        body = self._readers[0]
-        if body.is_ahead(self._first + next_one):
-            return range(next_one, next_one + 1)
-        group = max(self._count, body.keyframe(self._first + next_one) - self._first)
-        back = 1
-        while back < len(missing) and missing[back] == next_one - back and next_one - back >= group:
-            back += 1
-        # Each piece of a group is decoded from its keyframe: so half of the slots at a time, unless it is wanted now.
-        enough = min(self.frames.slots // 2, next_one - group + 1)
-        if back < enough and shown[0] != next_one:
-            return None
-        return range(next_one - back + 1, next_one + 1)
+    def _begins(self, source: int) -> int:
+        """The frame from which all of the videos are decoded for one, if it is not among those that stay."""
+        keyframe = min(reader.keyframe(self._first + source) for reader in self._readers)
+        return max(self._count, keyframe - self._first)
 
-    def _there(self, source: int) -> bool:
-        return source < self._count or source in self._where
+    def _decode_run(self, run: Run) -> None:
+        failed: MediaError | None = None
+        for source in run.sources:
+            if self._closed:
+                return
+            try:
+                decoded = self._decoded(source)
+            except MediaError as error:
+                if failed is not None:  # the same fault, met again on the way from the keyframe
+                    raise failed from error
+                failed = error
+                self._fail(source, error)
+                if not run.backwards:
+                    return
+                continue
+            if (slot := self._slot(run)) is None:
+                return
+            self.frames.write(slot, source, decoded)
+            with self._lock:
+                self._where[source] = slot
+            self._changed()
 
-    def _decode(self, source: int) -> None:
-        if self._closed:
-            return
+    def _decoded(self, source: int) -> Sequence[Frame]:
         decoded = [reader.read(self._first + source) for reader in self._readers]
         if len(decoded) > 2:  # the two recorded inputs are kept as one
             decoded[2:] = [np.concatenate(decoded[2:], axis=2)]
-        self.frames.write(self._free[-1], source, decoded)
+        return decoded
+
+    def _fail(self, source: int, error: MediaError) -> None:
+        """A frame cannot be decoded. Backwards, those behind it in its group are shown before it, and still may be."""
+        for reader in self._readers:
+            reader.close()
         with self._lock:
-            self._where[source] = self._free.pop()
+            self._failed[source] = error
         self._changed()
+
+    def _slot(self, run: Run) -> int | None:
+        """A slot for a run's next frame, once there is one; None when the run is over, or this is closed."""
+        with self._lock:
+            while not self._closed:
+                shown = self._upcoming(1)
+                if shown and not run.advance(shown[0]):
+                    return None
+                if shown and not self._free:
+                    self._evict(run)
+                if shown and self._free:
+                    return self._free.pop()
+                self._lock.wait()
+            return None
+
+    def _evict(self, run: Run) -> None:
+        """Free the slot of the frame that is shown last, of those that are shown behind the run."""
+        others = self._where.keys() - self._drawn.keys() - run.needed()
+        if others:
+            source = max(others, key=run.shown_behind)
+            self.frames.forget(source)
+            self._free.append(self._where.pop(source))

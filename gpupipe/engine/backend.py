@@ -139,7 +139,7 @@ class HostBackend:
 
     def __init__(self, workers: int, max_memory: int | None) -> None:
         self._workers, self._max_memory = workers, max_memory
-        self._loading: WeakSet[HostFrames] = WeakSet()
+        self._loading: WeakSet[HostFrames | HostRing] = WeakSet()
 
     def check(self, options: ModelOptions) -> None:
         """See `Backend`."""
@@ -215,7 +215,9 @@ class HostBackend:
 
     def ring(self, kept: HostFrames, spec: FrameSpec, slots: int) -> HostRing:
         """See `Backend`."""
-        return HostRing(kept, spec, slots)
+        ring = HostRing(kept, spec, slots)
+        self._loading.add(ring)
+        return ring
 
     def unload(self, frames: HostFrames) -> None:
         """Stop decoding them; dropping them is enough else."""

@@ -33,25 +33,52 @@ class CacheBound(NamedTuple):
         return cls(backend.cache_bytes(), None if said is None else sys.maxsize)
 
 
-def slots_ahead(spec: FrameSpec, depth: int) -> int:
+class Slots(NamedTuple):
     """How many slots a session has for what is decoded ahead, unless all frames fit.
 
+    Attributes:
+        least: which it has whatever the bound is.
+        most: beyond which none helps.
+    """
+
+    least: int
+    most: int
+
+
+class Divided(NamedTuple):
+    """How room for cached frames is used.
+
+    Attributes:
+        kept: all frames, or the first, which stay.
+        slots: for the others; 0 if there are none.
+    """
+
+    kept: FrameSpec
+    slots: int
+
+
+def slots_ahead(spec: FrameSpec, depth: int, group: int) -> Slots:
+    """How many slots a session has.
+
     Args:
-        spec: of all.
+        spec: of all frames.
         depth: the session's surfaces.
+        group: frames of the largest group that is shown backwards; 0: none is. It is decoded as a whole where there is
+            room for it, beside what is under way.
     """
-    return min(spec.count, AHEAD * depth)
+    least = min(spec.count, AHEAD * depth)
+    return Slots(least, max(least, min(spec.count, group + depth if group else 0)))
 
 
-def first_within(spec: FrameSpec, bound: int, slots: int, each: int) -> FrameSpec:
-    """All frames, or as many of the first as fit in so many bytes beside slots for others.
+def divided(spec: FrameSpec, room: int, slots: Slots) -> Divided:
+    """Slots, as many as help, and as many of the first frames as fit beside them; all frames, if they fit.
 
     Args:
         spec: of all.
-        bound: bytes.
-        slots: frames that are decoded ahead unless all fit.
-        each: bytes of a frame, where it is kept.
+        room: for how many frames.
+        slots: how many there may be.
     """
-    if spec.count * each <= bound:
-        return spec
-    return replace(spec, rects=spec.rects[: max(0, bound // each - slots)])
+    if spec.count <= room:
+        return Divided(spec, 0)
+    count = max(slots.least, min(slots.most, room))
+    return Divided(replace(spec, rects=spec.rects[: max(0, room - count)]), count)

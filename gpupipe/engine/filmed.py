@@ -64,7 +64,7 @@ class Filmed:
             else:
                 nothing = HostFrames(replace(spec, rects=()), recorded=spec.recorded)
                 ring = HostRing(nothing, spec, min(spec.count, SLOTS))
-                ahead = FramesAhead(order, nothing, 0, ring)
+                ahead = FramesAhead(order, nothing, 0, ring, 1)
                 self._held.callback(ahead.listen(self._tell))
                 self._held.callback(ahead.close)
                 self._frames, self._coming, self._first = ring, ahead, spec.first

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gpupipe.compose.frames import FrameSpec
 from gpupipe.compose.protocol import BatchKind, Coming
 from gpupipe.engine.ahead import FramesAhead
 from gpupipe.engine.backend import Backend
-from gpupipe.engine.cache_bound import CacheBound, first_within, slots_ahead
+from gpupipe.engine.cache_bound import CacheBound, Divided
 from gpupipe.engine.feature_store import FeatureStore
 from gpupipe.engine.features import SplitModel
 from gpupipe.engine.kept_features import FeatureBudget, KeptFeatures
@@ -23,6 +22,7 @@ from gpupipe.engine.lane import Lane, slots_of
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import Resident, ResidentKey, Residents
 from gpupipe.engine.shelf import Digests, Shelf
+from gpupipe.engine.slot_room import SlotRoom
 from gpupipe.engine.surfaces import Memory, SurfacePool
 from gpupipe.geometry import SPEECH_WIDTH
 from gpupipe.log import Log
@@ -83,6 +83,7 @@ class Holdings:
         self.digests = Digests()
         self._cache = cache or CacheBound(None)
         self.residents: Residents[Any] = Residents(self._unload, self._cache.unused, self._whole)
+        self._slot_room = SlotRoom(self.residents)
         self._pool = SurfacePool(backend.gpu)
 
     def open(self, order: SessionOrder, speech: Speech, held: ExitStack) -> Parts:
@@ -106,15 +107,16 @@ class Holdings:
         rows = speech(lambda path, batch: self._encoder(path, batch, model, held))
         # A batch in each slot, and one with the sink.
         depth = (order.depth or (slots_of(model, kind.batch) + 1) * kind.batch) + order.kept
-        kept_spec = self._make_room(order, kind, lane_key, model, rows, depth)
+        held.callback(self._slot_room.give_back, held)
+        kept_spec, slots = self._make_room(order, kind, lane_key, model, rows, depth, held)
         lane = self._lanes.take(lane_key, lambda: self._open_lane(model_key, kind, order.workers))
         held.callback(self._lanes.give_back, lane_key)
         resident = self._resident(replace(order, spec=kept_spec))
         held.callback(self.residents.give_back, resident)
         frames, coming = resident.frames, backend.coming(resident.frames)
         notes = (*opened.notes, *model.notes)
-        if kept_spec.count < spec.count:
-            coming = ahead = self._ahead(order, resident, slots_ahead(spec, depth))
+        if slots:
+            coming = ahead = self._ahead(order, resident, slots, depth)
             held.callback(ahead.close)
             frames, notes = ahead.frames, (*notes, ahead.note)
         placed = backend.place(rows)
@@ -154,12 +156,12 @@ class Holdings:
 
         return self.residents.acquire(ResidentKey.of(order), order.spec, load)
 
-    def _ahead(self, order: SessionOrder, resident: Resident[Any], slots: int) -> FramesAhead:
+    def _ahead(self, order: SessionOrder, resident: Resident[Any], slots: int, depth: int) -> FramesAhead:
         """The frames of a session that do not all stay, from the first of those that do."""
         first, backend = resident.numbers.start, self._backend
         spec = replace(order.spec, first=first, rects=order.character.rects[first : order.spec.numbers.stop])
         ring = backend.ring(resident.frames, spec, slots)
-        return FramesAhead(order, backend.coming(resident.frames), len(resident.numbers), ring)
+        return FramesAhead(order, backend.coming(resident.frames), len(resident.numbers), ring, depth)
 
     def _whole(self, frames: Any) -> bool:
         return self._backend.coming(frames).whole
@@ -224,27 +226,35 @@ class Holdings:
         return encoder
 
     def _make_room(
-        self, order: SessionOrder, kind: BatchKind, lane_key: Hashable, model: Model, rows: SpeechRows, depth: int
-    ) -> FrameSpec:
+        self,
+        order: SessionOrder,
+        kind: BatchKind,
+        lane_key: Hashable,
+        model: Model,
+        rows: SpeechRows,
+        depth: int,
+        owner: object,
+    ) -> Divided:
         """Check that a session fits, before anything of it is allocated; what nobody uses leaves if it must.
 
         Returns:
-            Which of its frames are kept: all, or the first.
+            Which of its frames are kept, all or the first, and how many slots there are for the others.
 
         Raises:
             DeviceMemoryError, HostMemoryError: it does not fit.
         """
-        backend, key, spec, bound = self._backend, ResidentKey.of(order), order.spec, self._cache.each
-        slots, each = slots_ahead(spec, depth), backend.place_bytes(spec)
-        if bound is not None and not self.residents.holds(key, spec.numbers):
-            spec = first_within(spec, bound, slots, each)
+        backend, key, bound, room = self._backend, ResidentKey.of(order), self._cache.each, self._slot_room
+        each = backend.place_bytes(order.spec)
+        found = Divided(order.spec, 0)
+        if bound is not None and not self.residents.holds(key, order.spec.numbers):
+            found = room.divide(order, depth, bound, each, owner)
 
         def wanted() -> dict[str, int]:
             parts: dict[str, int] = {}
-            if not self.residents.holds(key, spec.numbers):
-                parts |= backend.frame_bytes(spec)
-            if spec.count < order.spec.count:
-                parts |= backend.ring_bytes(order.spec, slots)
+            if not self.residents.holds(key, found.kept.numbers):
+                parts |= backend.frame_bytes(found.kept)
+            if found.slots:
+                parts |= backend.ring_bytes(order.spec, found.slots)
             if not self._lanes.holds(lane_key):
                 parts |= backend.lane_bytes(kind, model, slots_of(model, kind.batch))
             parts["finished frames"] = self._pool.bytes_wanted(order.spec.format, depth, on_host=order.on_host)
@@ -257,9 +267,9 @@ class Holdings:
             self._lanes.trim()
         for less in (backend.cache_bytes() or 0, 0) if bound is None else ():
             if not backend.fits(wanted()):
-                spec = first_within(order.spec, less, slots, each)
+                found = room.divide(order, depth, less, each, owner, shared=False)
         backend.require(wanted())
-        return spec
+        return found
 
 
 @dataclass(eq=False)

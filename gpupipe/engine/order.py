@@ -41,6 +41,8 @@ class SessionOrder:
         total: output frames; None: as long as the speech lasts.
         segments: gives the next range of output frames that the session is to draw, None after the last; None: it
             draws all of them.
+        shared: whether other sessions take ranges from `segments` too.
+        backwards: whether it shows cached frames in falling order anywhere, as far as that is known.
         workers: threads that composite on the CPU; None: the engine's.
         features: whether its frames' features are kept where the engine leaves that to what is tuned.
         on_host: whether its taker wants finished frames on the host; else a GPU leaves them where it has drawn them.
@@ -58,6 +60,8 @@ class SessionOrder:
     start: int = 0
     total: int | None = None
     segments: Callable[[], range | None] | None = None
+    shared: bool = True
+    backwards: bool = True
     workers: int | None = None
     features: bool = False
     on_host: bool = True
@@ -78,7 +82,7 @@ class SessionOrder:
     def outputs(self) -> Outputs:
         """Which output frames the session draws."""
         if self.segments is not None:
-            return Outputs(self.segments)
+            return Outputs(self.segments, shared=self.shared)
         return Outputs.all() if self.total is None else Outputs.of(range(self.total))
 
     def source(self, output: int) -> int:
@@ -97,13 +101,24 @@ class SessionOrder:
         whole = 2 * self.period  # in which every frame is shown
         shown = [frame_order(min(len(each), whole), self.period, self.start + each[0]) for each in outputs]
         first, last = min(int(each.min()) for each in shown), max(int(each.max()) for each in shown)
-        return replace(self, spec=replace(self.spec, rects=self.character.rects[first : last + 1], first=first))
+        spec = replace(self.spec, rects=self.character.rects[first : last + 1], first=first)
+        return replace(self, spec=spec, backwards=any(bool((np.diff(each) < 0).any()) for each in shown))
+
+    @cached_property
+    def _videos(self) -> list[VideoInfo]:
+        """The body, the crops and, if they are kept, the two recorded inputs; each with its index."""
+        recorded = (self.character.recorded or ()) if self.spec.recorded else ()
+        return [replace(info, index=_index(info)) for info in (self.character.body, self.character.crops, *recorded)]
+
+    @property
+    def largest_group(self) -> int:
+        """The most frames, of those that it needs, that are decoded from one keyframe, in any of the videos."""
+        return max(_index(info).largest_group(self.spec.numbers) for info in self._videos)
 
     def random_readers(self) -> list[RandomReader]:
         """What reads single frames of the body, the crops and, if they are kept, the two recorded inputs."""
-        recorded = (self.character.recorded or ()) if self.spec.recorded else ()
-        infos = (self.character.body, self.character.crops, *recorded)
-        return [RandomReader(info, "bgr24" if place else self.spec.pixel_format) for place, info in enumerate(infos)]
+        formats = ("bgr24" if place else self.spec.pixel_format for place in range(len(self._videos)))
+        return [RandomReader(info, pixel_format) for info, pixel_format in zip(self._videos, formats, strict=True)]
 
     def readers(self) -> Readers:
         """Open the files of the cached frames."""
@@ -126,12 +141,9 @@ class RandomReader:
 
     def __init__(self, info: VideoInfo, pixel_format: PixelFormat) -> None:
         self._info, self._pixel_format = info, pixel_format
+        self._index = _index(info)
         self._frames: Generator[Any] | None = None
         self._next = 0
-
-    @cached_property
-    def _index(self) -> FrameIndex:
-        return _index(self._info)
 
     @property
     def path(self) -> Path:

@@ -15,13 +15,15 @@ class Outputs:
 
     Args:
         more: gives the next range, each frame of which lies behind those before; None: there are no more.
+        shared: whether others take ranges too, so that none may be taken before it is needed.
 
     Attributes:
         endless: whether the end is not told by the ranges.
     """
 
-    def __init__(self, more: Callable[[], range | None]) -> None:
+    def __init__(self, more: Callable[[], range | None], *, shared: bool = True) -> None:
         self._more: Callable[[], range | None] | None = more
+        self._shared = shared
         self._ranges: deque[range] = deque()
         self._known = 0
         self.endless = False
@@ -37,7 +39,7 @@ class Outputs:
     def of(cls, *ranges: range) -> Outputs:
         """Those of ranges that are known from the start."""
         waiting = deque(ranges)
-        return cls(lambda: waiting.popleft() if waiting else None)
+        return cls(lambda: waiting.popleft() if waiting else None, shared=False)
 
     def left(self, wanted: int) -> int:
         """How many frames are left, counted up to `wanted`; takes further ranges as far as that needs."""
@@ -60,7 +62,9 @@ class Outputs:
         raise AssertionError("as many as are known lie in the ranges")
 
     def known(self, count: int) -> list[int]:
-        """The next frames, as many of `count` as lie in the ranges taken so far."""
+        """The next frames, as many of `count` as are known: if ranges are shared, those in the ranges taken so far."""
+        if not self._shared:
+            self.left(count)
         return list(islice(chain.from_iterable(self._ranges), count))
 
     def pop(self) -> int:

@@ -142,6 +142,21 @@ class Residents(Generic[FramesT]):
             raise
         return found
 
+    def lessen(self, key: ResidentKey, numbers: range) -> int:
+        """Release what is kept of a character besides some frames that it has, if nobody uses it.
+
+        Returns:
+            How many frames are kept with these among them: more, if somebody uses them; 0, if these are not kept.
+        """
+        with self._lock:
+            while (found := self._find(key, numbers)) is not None and len(found.numbers) > len(numbers):
+                if found.users:
+                    break
+                self._retire(found)
+            unused, stays = self._unused_retired(), 0 if found is None else len(found.numbers)
+        self._release_all(unused)
+        return stays
+
     def drop(self, key: ResidentKey) -> bool:
         """Release what is kept of a character, or let it leave with its last user.
 

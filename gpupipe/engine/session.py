@@ -258,7 +258,7 @@ class Session:
         """Which cached frames are shown next, as many as are known of `count`. Under the session's lock."""
         if self._closed or self._error is not None:
             return []
-        self.outputs.left(len(self.memory))
+        self.outputs.left(len(self.memory))  # of ranges that are shared, no more than it may draw now
         return [self.source(output) for output in self.outputs.known(count)]
 
     def _ended(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ class FrameIndex:
         """The number of the frame from which decoding must begin for a frame: the keyframe before, or 0."""
         place = bisect_right(self.keyframes, number, key=lambda each: each[0])
         return self.keyframes[place - 1][0] if place else 0
+
+    def largest_group(self, numbers: range) -> int:
+        """Of the frames in a range, the most that are decoded from one keyframe: all, if there is but one start.
+
+        >>> FrameIndex(keyframes=((0, 0), (7, 7), (40, 40))).largest_group(range(5, 50))
+        33
+        """
+        inside = [number for number, _ in self.keyframes if numbers.start < number < numbers.stop]
+        return max(stop - start for start, stop in pairwise([numbers.start, *inside, numbers.stop]))
 
     def start(self, first: int, end: int) -> Start:
         """How to read the frames `first` to `end` - 1."""

@@ -174,6 +174,7 @@ class _Takers:
         self._error: BaseException | None = None
         self._written = segments.total - segments.count_outputs(segments.left)
         self._began = 0.0
+        self._shared = False
         self.first_drawn: float | None = None
         self._features: NDArray[np.float32] | None = None
         self._encoding = threading.Lock()
@@ -189,7 +190,8 @@ class _Takers:
         Raises:
             GpupipeError: the first that any of them raised, once all have ended.
         """
-        if len(engines) == 1:
+        self._shared = len(engines) > 1
+        if not self._shared:
             self._take(engines[0], self._writer(engines[0]))
             return
         threads = [
@@ -218,7 +220,13 @@ class _Takers:
 
     def _take(self, engine: EngineCore, writer: Writer) -> None:
         try:
-            order = replace(self._plan.order, segments=self._segments.take, on_host=writer.on_host, kept=writer.kept)
+            order = replace(
+                self._plan.order,
+                segments=self._segments.take,
+                shared=self._shared,
+                on_host=writer.on_host,
+                kept=writer.kept,
+            )
             with engine.open_session(order, self._speech, trace=self._trace) as session:
                 self._enter(session)
                 for surface in session:
