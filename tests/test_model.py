@@ -2,6 +2,9 @@
 
 import functools
 import importlib.metadata
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -295,3 +298,12 @@ def test_onnx_runtime_tells_which_provider_runs_a_node() -> None:
     settings.add_session_config_entry(session.RECORD_ASSIGNMENT, "1")
     opened = onnxruntime.InferenceSession(session.IDENTITY, settings, providers=["CPUExecutionProvider"])
     assert session.assigned_nodes(opened) == {"CPUExecutionProvider": 1}
+
+
+def test_nothing_of_a_run_is_sent_or_kept_by_onnx_runtime(model_path: Path, tmp_path: Path) -> None:
+    """Its telemetry would keep a database in the home folder."""
+    code = "import sys; from gpupipe.model.runtime import runtime; runtime().InferenceSession(sys.argv[1])"
+    environment = os.environ | {name: str(tmp_path) for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code, str(model_path)], env=environment, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,10 @@
-"""Opening ONNX Runtime sessions: which provider, with what options, and whether it is really the one in use.
-
-With `inference`, the only rooms that use `onnxruntime`.
-"""
+"""Opening ONNX Runtime sessions: which provider, with what options, and whether it is really the one in use."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -89,7 +87,7 @@ class SessionOptions:
 
 @cache
 def runtime() -> ModuleType:
-    """The `onnxruntime` module.
+    """The `onnxruntime` module, whose telemetry is off unless the environment says `ORT_DISABLE_TELEMETRY=0`.
 
     Raises:
         InferenceError: it is not installed, or is installed twice.
@@ -100,6 +98,8 @@ def runtime() -> ModuleType:
             "onnxruntime and onnxruntime-gpu are both installed, and each overwrites the other's module",
             remedy="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'gpupipe[cpu]' or 'gpupipe[cuda]'",
         )
+    # Since 1.29 it keeps events in the home folder, and sends them (https://github.com/microsoft/onnxruntime/pull/27379).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
