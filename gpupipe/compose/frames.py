@@ -214,3 +214,4 @@ class HostRing:
     def close(self) -> None:
         """See `protocol.Ring`."""
         vars(self).pop("_ring", None)
+        self._used = set(range(self.slots))
