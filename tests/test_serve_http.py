@@ -343,12 +343,12 @@ def test_an_answer_that_fails_breaks_off(hub: Hub, port: int, wav: bytes) -> Non
 def test_tokens(hub: Hub, counted: Counted) -> None:
     with served(application(hub, Tokens((TOKEN,)), None, metrics=counted)) as port:
         root = f"http://127.0.0.1:{port}"
-        for path in ("/v1/characters", "/v1/status", "/v1/nothing", "/metrics"):
+        for path in ("/v1/characters", "/v1/status", "/v1/nothing", "/metrics", "/metrics%0A", "/v1"):
             for shown in ({}, {"authorization": "Bearer wrong-wrong-wrong-1"}, {"authorization": TOKEN}):
                 answer = httpx.get(root + path, headers=shown)
                 assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
             answer = httpx.get(root + path, headers={"authorization": f"Bearer {TOKEN}"})
-            assert answer.status_code == (404 if path == "/v1/nothing" else 200)
+            assert answer.status_code == (404 if path in ("/v1/nothing", "/v1") else 200)
         assert all(httpx.get(root + path).status_code == 200 for path in ("/healthz", "/readyz", "/", "/openapi.json"))
         assert httpx.get(root + "/v1/jobs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 404
         told = httpx.get(root + "/openapi.json").json()

@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES: Final = 65_536
-"""Of a request line and its headers, of the headers behind a body, and of all that is no body between two pieces of one."""
+"""Of a request line and its headers, of the headers behind a body, and of what is no body between two pieces of one."""
 
 SENT_BYTES: Final = 524_288
 """That the system keeps for a client who has not taken them yet; left alone, Linux takes up to 4 MB for each."""
