@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from numpy.typing import NDArray
 from gpupipe.errors import OptionError
 from gpupipe.media.images import FromNv12
 from gpupipe.serve.grpc import avatar_pb2 as pb
-from gpupipe.serve.grpc import monolithic_pb2
+from gpupipe.serve.grpc import health, monolithic_pb2
+from gpupipe.serve.grpc.hearing import Samples, SoundOfFrames
 from gpupipe.serve.grpc.server import AVATAR, grpc_server
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
@@ -201,6 +204,7 @@ WRONG: dict[str, tuple[list[Any], StatusCode, str]] = {
         "NaN",
     ),
     "too long": ([config(sample_rate=4000), *[sound(10)] * 5], StatusCode.RESOURCE_EXHAUSTED, "longer than 20 s"),
+    "a config too large": ([config(character="x" * 20_000)], StatusCode.RESOURCE_EXHAUSTED, "config: has 20"),
     "a message too large": ([config(), sound(40)], StatusCode.RESOURCE_EXHAUSTED, "larger than max"),
 }
 
@@ -382,6 +386,46 @@ def test_only_who_has_a_token_may_ask(hub: Hub) -> None:
             "grpc.reflection.v1alpha.ServerReflection",
         }
         method(channel, HEALTH, "Check")(health_pb2.HealthCheckRequest(), timeout=60)
+
+
+def test_who_asks_for_health_without_a_token_keeps_nobody_out(
+    hub: Hub, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by silence nor by what is no question, nor by watching."""
+    monkeypatch.setattr(health, "READ_SECONDS", 0.3)
+    request = health_pb2.HealthCheckRequest
+    with served(hub, (TOKEN,), counted) as channel:
+        check, watch = method(channel, HEALTH, "Check"), method(channel, HEALTH, "Watch")
+        with pytest.raises(grpc.RpcError) as told:
+            check(request(service="x" * 20_000), timeout=60)
+        assert told.value.code() == StatusCode.RESOURCE_EXHAUSTED
+        assert len(told.value.details()) < 100
+        silence = channel.stream_unary(f"/{HEALTH.full_name}/Check")
+        never = threading.Event()
+        silent = [silence.future(iter(lambda: never.wait(30), True)) for _ in range(health.ASKING + 8)]
+        codes = Counter(each.exception(10).code() for each in silent)
+        never.set()
+        assert codes[StatusCode.DEADLINE_EXCEEDED] + codes[StatusCode.RESOURCE_EXHAUSTED] == health.ASKING + 8
+        assert codes[StatusCode.DEADLINE_EXCEEDED] <= health.ASKING
+        assert check(request(), timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+        watching = [watch(request()) for _ in range(health.WATCHING)]
+        assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watching)
+        with pytest.raises(grpc.RpcError) as told:
+            next(watch(request()))
+        assert told.value.code() == StatusCode.RESOURCE_EXHAUSTED
+        for each in watching:
+            each.cancel()
+
+
+def test_sound_that_waits_keeps_no_more_than_itself() -> None:
+    message = bytes(range(256)) * 1000
+    samples, sound = Samples(np.dtype("<i2"), 16_000), SoundOfFrames(2, 16_000, Fraction(25))
+    before = sys.getrefcount(message)
+    for piece in samples.pieces(message):
+        sound.add(piece)
+    del piece
+    assert sys.getrefcount(message) == before
+    assert sound.of(0) + sound.rest() == message
 
 
 def test_a_port_that_another_has_is_an_error(hub: Hub) -> None:

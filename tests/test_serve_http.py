@@ -296,6 +296,35 @@ def test_a_client_that_does_not_read_is_sent_away() -> None:
         gone.set()
 
 
+@pytest.mark.parametrize("piece", [b"a" * 65_536, b"x: " + b"a" * 1_000 + b"\r\n"])
+def test_headers_behind_a_body_have_an_end(piece: bytes) -> None:
+    """One endless one, or any number of them; before the answer, and behind it."""
+    with served(Response("ok"), 10.0) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+
+        def send() -> None:
+            for _ in range(20_000_000 // len(piece)):
+                connection.sendall(piece)
+
+        with pytest.raises(ConnectionError):
+            send()
+
+
+def test_a_request_that_never_ends_is_sent_away_once_it_is_answered() -> None:
+    """Though a piece of it comes again and again."""
+    with served(Response("ok"), 0.4) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+        def trickle() -> None:
+            for _ in range(40):
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+        with pytest.raises(ConnectionError):
+            trickle()
+
+
 def test_an_answer_that_fails_breaks_off(hub: Hub, port: int, wav: bytes) -> None:
     speech = wav[:40] + (len(wav[44:]) * 12).to_bytes(4, "little") + wav[44:] * 12
     head = f"POST /v1/characters/anna/video HTTP/1.1\r\nHost: x\r\nContent-Length: {len(speech)}\r\n\r\n"
@@ -314,12 +343,12 @@ def test_an_answer_that_fails_breaks_off(hub: Hub, port: int, wav: bytes) -> Non
 def test_tokens(hub: Hub, counted: Counted) -> None:
     with served(application(hub, Tokens((TOKEN,)), None, metrics=counted)) as port:
         root = f"http://127.0.0.1:{port}"
-        for path in ("/v1/characters", "/v1/status", "/v1/nothing", "/metrics"):
+        for path in ("/v1/characters", "/v1/status", "/v1/nothing", "/metrics", "/metrics%0A", "/v1"):
             for shown in ({}, {"authorization": "Bearer wrong-wrong-wrong-1"}, {"authorization": TOKEN}):
                 answer = httpx.get(root + path, headers=shown)
                 assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
             answer = httpx.get(root + path, headers={"authorization": f"Bearer {TOKEN}"})
-            assert answer.status_code == (404 if path == "/v1/nothing" else 200)
+            assert answer.status_code == (404 if path in ("/v1/nothing", "/v1") else 200)
         assert all(httpx.get(root + path).status_code == 200 for path in ("/healthz", "/readyz", "/", "/openapi.json"))
         assert httpx.get(root + "/v1/jobs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 404
         told = httpx.get(root + "/openapi.json").json()

@@ -13,11 +13,11 @@ from gpupipe.serve.conversation import Conversation
 from gpupipe.serve.delivery import Answer
 from gpupipe.serve.encoders import encoder_of
 from gpupipe.serve.grpc import avatar_pb2 as pb
-from gpupipe.serve.grpc.handlers import only
+from gpupipe.serve.grpc.handlers import SMALL_BYTES, only
 from gpupipe.serve.grpc.hearing import OUTPUTS, Samples, SoundOfFrames, Wish, wish_of
 from gpupipe.serve.grpc.statuses import INTERNAL
 from gpupipe.serve.hub import Hub
-from gpupipe.serve.refusals import BadRequest, Silent
+from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
 
 _IN_DATA: Final = {
     "nv12": ("nv12", "rawvideo"),
@@ -84,6 +84,10 @@ class AvatarService:
         try:
             async with asyncio.timeout(seconds):
                 async for request in requests:
+                    if request.HasField("config") and request.ByteSize() > SMALL_BYTES:
+                        raise TooLarge(
+                            f"has {request.ByteSize()} bytes", field="config", remedy=f"send {SMALL_BYTES} at most"
+                        )
                     return request
         except TimeoutError as error:
             raise Silent(f"no config came for {seconds:.0f} s", remedy="send it at once") from error

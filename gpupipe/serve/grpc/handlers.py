@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,7 +16,13 @@ from google.protobuf.message_factory import GetMessageClass
 from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
 from gpupipe.serve.grpc.statuses import INTERNAL, retry_after, status_of, told
-from gpupipe.serve.refusals import BadRequest
+from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
+
+SMALL_BYTES: Final = 16_384
+"""Of a message, for which no other size is said: names and numbers."""
+
+ASK_SECONDS: Final = 5.0
+"""In which the one message of a method that takes one must have come."""
 
 _log = Log(__name__)
 
@@ -30,7 +38,22 @@ class Malformed:
     """Stands for a message that is none."""
 
 
-def handler_of(service: Any, descriptor: Any, counter: Counter) -> grpc.GenericRpcHandler:
+@dataclass(frozen=True)
+class Oversized:
+    """Stands for a message that is larger than the method takes, and is not kept.
+
+    Attributes:
+        size: its bytes.
+        most: that it may have.
+    """
+
+    size: int
+    most: int
+
+
+def handler_of(
+    service: Any, descriptor: Any, counter: Counter, *, sizes: Mapping[str, int] | None = None
+) -> grpc.GenericRpcHandler:
     """All methods of a service.
 
     Args:
@@ -38,27 +61,36 @@ def handler_of(service: Any, descriptor: Any, counter: Counter) -> grpc.GenericR
             it is given the request, or an async iterator of them, and raises `GpupipeError`s.
         descriptor: of the service.
         counter: of requests.
+        sizes: bytes that a message of a method may have, by the method's name; of all others `SMALL_BYTES`.
 
     Raises:
         AttributeError: a method is missing.
     """
-    methods = {method.name: _method(getattr(service, method.name), method, counter) for method in descriptor.methods}
+    methods = {
+        method.name: _method(
+            getattr(service, method.name), method, counter, (sizes or {}).get(method.name, SMALL_BYTES)
+        )
+        for method in descriptor.methods
+    }
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
-def _method(behaviour: Callable[..., Any], method: Any, counter: Counter) -> grpc.RpcMethodHandler:
+def _method(behaviour: Callable[..., Any], method: Any, counter: Counter, most: int) -> grpc.RpcMethodHandler:
     calls = _Calls(behaviour, method.name, counter)
     # Every method is served as if requests were a stream, which is the same on the wire: so none is read, nor has
     # memory, before the method asks for it.
     make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
     run = calls.stream if method.server_streaming else calls.unary
-    return make(run, parsed(GetMessageClass(method.input_type)), _bytes_of)
+    return make(run, parsed(GetMessageClass(method.input_type), most), _bytes_of)
 
 
-def parsed(message: type[Any]) -> Callable[[bytes], Any]:
-    """Makes a message of bytes, or a `Malformed`: gRPC itself would tell the client of the server's fault."""
+def parsed(message: type[Any], most: int) -> Callable[[bytes], Any]:
+    """Makes a message of `most` bytes or fewer, or a `Malformed`: gRPC itself would tell the client of the server's
+    fault. Of more it makes an `Oversized`, without looking at them."""
 
     def parse(data: bytes) -> Any:
+        if len(data) > most:
+            return Oversized(len(data), most)
         try:
             return message.FromString(data)
         except DecodeError:
@@ -71,26 +103,37 @@ async def checked(requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:
     """Requests as they come.
 
     Raises:
-        BadRequest: one is malformed.
+        BadRequest: one is malformed, or larger than is taken.
     """
     async for request in requests:
         yield _formed(request)
 
 
-async def only(requests: AsyncIterator[Any]) -> Any:
+async def only(requests: AsyncIterator[Any], seconds: float = ASK_SECONDS) -> Any:
     """The one request of a method that takes one.
 
+    Args:
+        requests: as they come.
+        seconds: in which it must have come.
+
     Raises:
-        BadRequest: there is none, or it is malformed.
+        BadRequest: there is none, or it is malformed, or larger than is taken.
+        Silent: it has not come in time.
     """
-    async for request in requests:
-        return _formed(request)
+    try:
+        async with asyncio.timeout(seconds):
+            async for request in requests:
+                return _formed(request)
+    except TimeoutError as error:
+        raise Silent(f"no request came for {seconds:g} s", remedy="send it at once") from error
     raise BadRequest("no message came", remedy="send one")
 
 
 def _formed(request: Any) -> Any:
     if isinstance(request, Malformed):
         raise BadRequest("a message is malformed", remedy="use the service's own .proto file")
+    if isinstance(request, Oversized):
+        raise TooLarge(f"a message has {request.size} bytes", remedy=f"send {request.most} at most")
     return request
 
 

@@ -161,8 +161,8 @@ class SoundOfFrames:
         self._given = 0
 
     def add(self, piece: memoryview) -> None:
-        """Take sound, in whole samples."""
-        self._pieces.append(piece)
+        """Take sound, in whole samples. It is copied: a piece would keep all of its message in memory."""
+        self._pieces.append(memoryview(bytes(piece)))
 
     def of(self, index: int) -> bytes:
         """That of a frame, each asked for once and in order; less where the sound has ended."""

@@ -27,6 +27,9 @@ PING_MS: Final = 60_000
 LEAST_PING_MS: Final = 10_000
 """Between questions of a client's own."""
 
+AUDIO_BYTES: Final = 4_194_304
+"""Of a message of a speech."""
+
 OPEN_TO_ALL: Final = f"/{health.DESCRIPTOR.full_name}/"
 """Health checking, which who looks after servers asks for without a token; it tells nothing else."""
 
@@ -62,8 +65,8 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
     names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
     server.add_generic_rpc_handlers(
         (
-            handler_of(AvatarService(hub), AVATAR, metrics),
-            handler_of(MonolithicService(hub), MONOLITHIC, metrics),
+            handler_of(AvatarService(hub), AVATAR, metrics, sizes={"Speak": min(AUDIO_BYTES, size)}),
+            handler_of(MonolithicService(hub), MONOLITHIC, metrics, sizes={"InferBatchComposite": size}),
             handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics),
         )
     )

@@ -42,7 +42,7 @@ def application(
 
     Args:
         hub: of the server.
-        tokens: wanted for all below `/v1`, and for `/metrics`.
+        tokens: wanted for all but the page and what tells of the server's health, see `guard.OPEN_TO_ALL`.
         jobs: renders to files; None: there are none.
         metrics: told of each request, and told by `/metrics`.
         extra: more routes, such as WebRTC's.

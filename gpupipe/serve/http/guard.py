@@ -16,10 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpupipe.log import Log
 from gpupipe.serve.http.errors import INTERNAL, error_response
+from gpupipe.serve.http.page import page_paths
 from gpupipe.serve.tokens import Tokens
 
 CLIENT_GONE: Final = "499"
 """How a request is counted whose client has gone before it was answered."""
+
+OPEN_TO_ALL: Final = frozenset({"/healthz", "/readyz", "/openapi.json"} | page_paths())
+"""Paths that may be asked for without a token; every other wants one, whatever a route may make of it."""
 
 SAID_ALWAYS: Final = {
     "x-content-type-options": "nosniff",
@@ -53,7 +57,7 @@ class Guard:
 
     Args:
         app: what answers.
-        tokens: wanted below `/v1` and for `/metrics`.
+        tokens: wanted for every path but those of `OPEN_TO_ALL`.
         metrics: where requests are counted.
         cors: origins of other servers' pages that may ask; "*": all.
     """
@@ -105,8 +109,7 @@ class Guard:
         # Without a token the browser of somebody on this machine could be made to ask by any page that is shown in it.
         if origin is not None and allowed is None and origin.partition("://")[2] != headers.get("host"):
             return error_response(403, "pages of other servers may not ask; start the server with --cors ORIGIN")
-        wanted = path.startswith("/v1/") or path == "/metrics"
-        if wanted and not self._tokens.allows(headers.get("authorization")):
+        if path not in OPEN_TO_ALL and not self._tokens.allows(headers.get("authorization")):
             remedy = "send the header Authorization: Bearer TOKEN with one of the server's tokens"
             shown = {"www-authenticate": "Bearer", "connection": "close"}
             return error_response(401, f"a token is wanted; {remedy}", shown)

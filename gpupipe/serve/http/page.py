@@ -32,11 +32,20 @@ HEADERS: Final = {
 
 def page_routes(folder: Path = FOLDER) -> list[Route]:
     """A route for each file of the page, `/` for `index.html`."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in KINDS}
-    return [
-        Route("/" if name == "index.html" else f"/{name}", partial(_file, data, KINDS[Path(name).suffix]))
-        for name, data in files.items()
-    ]
+    return [Route(_path_of(file), partial(_file, file.read_bytes(), KINDS[file.suffix])) for file in _files(folder)]
+
+
+def page_paths(folder: Path = FOLDER) -> set[str]:
+    """The paths of those routes."""
+    return {_path_of(file) for file in _files(folder)}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix in KINDS]
+
+
+def _path_of(file: Path) -> str:
+    return "/" if file.name == "index.html" else f"/{file.name}"
 
 
 async def _file(data: bytes, kind: str, _: Request) -> Response:

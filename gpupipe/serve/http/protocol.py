@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES: Final = 65_536
-"""Of a request line and its headers."""
+"""Of a request line and its headers, of the headers behind a body, and of what is no body between two pieces of one."""
 
 SENT_BYTES: Final = 524_288
 """That the system keeps for a client who has not taken them yet; left alone, Linux takes up to 4 MB for each."""
@@ -23,8 +23,9 @@ NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
     """The protocol for `uvicorn.Config(http=…)`.
 
-    A connection ends whose request's head takes longer than `idle_seconds`, or is longer than `HEAD_BYTES`, or whose
-    client has taken nothing of what is sent for `idle_seconds`.
+    A connection ends whose request's head takes longer than `idle_seconds`, or is longer than `HEAD_BYTES`, as do the
+    headers behind a body; whose request has not come whole `idle_seconds` after it was answered; or whose client has
+    taken nothing of what is sent for `idle_seconds`.
 
     Args:
         idle_seconds: as in `ServeLimits`.
@@ -36,6 +37,7 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
             self._head_bytes = 0
             self._in_head = True
             self._head_timer: asyncio.TimerHandle | None = None
+            self._rest_timer: asyncio.TimerHandle | None = None
             self._write_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,26 +48,41 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._end_head()
+            self._end_rest()
             self._write_again()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._in_head:
-                self._head_bytes += len(data)
-                if self._head_timer is None:
-                    self._head_timer = self.loop.call_later(idle_seconds, self._send_away)
+            self._head_bytes += len(data)
+            if self._in_head and self._head_timer is None:
+                self._head_timer = self.loop.call_later(idle_seconds, self._send_away)
             super().data_received(data)
-            # What came with the end of a head was its body.
-            if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("The request's head is too large.")
+            # What came with the end of a head, or with a piece of a body, was not counted.
+            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                if self._in_head:
+                    self.send_400_response("The request's head is too large.")
+                else:
+                    self._send_away()
 
         def on_headers_complete(self) -> None:
             self._end_head()
+            self._head_bytes = 0
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._head_bytes = 0
+            super().on_body(body)
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
             self._in_head, self._head_bytes = True, 0
+            self._end_rest()
+
+        def on_response_complete(self) -> None:
+            # With none behind it, the last request is the one that was answered.
+            if not self.pipeline and not self._in_head and self._rest_timer is None:
+                self._rest_timer = self.loop.call_later(idle_seconds, self._send_away)
+            super().on_response_complete()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -94,6 +111,11 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
+
+        def _end_rest(self) -> None:
+            if self._rest_timer is not None:
+                self._rest_timer.cancel()
+                self._rest_timer = None
 
         def _write_again(self) -> None:
             if self._write_timer is not None:
