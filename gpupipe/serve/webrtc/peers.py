@@ -45,7 +45,7 @@ class Connected:
         host: where the server listens, and so where peers find it; "0.0.0.0": at all of its addresses.
     """
 
-    def __init__(self, hub: Hub, host: str = "127.0.0.1") -> None:
+    def __init__(self, hub: Hub, host: str) -> None:
         self._hub, self._addresses = hub, addresses_of(host)
         self._threads = ThreadPoolExecutor(cpu_count(), "picture")
         self._peers: dict[str, Peer] = {}
