@@ -16,7 +16,7 @@ from gpupipe.serve.conversation import Conversation
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.loading import LOADING
-from gpupipe.serve.order import TalkOrder
+from gpupipe.serve.order import Output, TalkOrder
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
 from gpupipe.serve.webrtc.utterance import Pixels
 
@@ -139,6 +139,22 @@ def test_who_says_nothing_is_sent_away(hub: Hub) -> None:
             talk.push(np.zeros(10, np.float32))
         with pytest.raises(Silent, match="no sound"):
             list(talk)
+
+
+@pytest.mark.parametrize("output", ["nv12", "webrtc"])
+def test_who_takes_nothing_is_sent_away_but_for_a_peer(hub: Hub, pcm: NDArray[np.float32], output: Output) -> None:
+    """A peer's speech may wait for as long as the one before it lasts."""
+    with hub.open(TalkOrder("anna", output, realtime=False)) as talk:
+        talk.push(pcm)
+        talk.finish()
+        pictures = iter(talk)
+        next(pictures)
+        talk.check(time.monotonic() + 31)
+        if output == "webrtc":
+            assert [picture.index for picture in pictures] == list(range(1, 30))
+        else:
+            with pytest.raises(Silent, match="no picture was taken for 30 s"):
+                list(pictures)
 
 
 def test_talks_end_with_the_server(folder: Path, pcm: NDArray[np.float32]) -> None:
