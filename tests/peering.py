@@ -31,7 +31,7 @@ TOKENS = Tokens(())
 async def serving(hub: Hub) -> AsyncIterator[tuple[httpx.AsyncClient, Peers]]:
     """A client of a server with WebRTC."""
     counted = Counted()
-    peers = Peers(hub, counted)
+    peers = Peers(hub, counted, host="127.0.0.1")
     app = application(hub, TOKENS, None, metrics=counted, extra=peers.routes(TOKENS))
     config = uvicorn.Config(app, port=0, http=protocol(30), ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)

@@ -51,7 +51,7 @@ def page_of(folder: Path) -> Iterator[str]:
     with Hub(folder, ["cpu"], {}, {}) as hub:
         hub.load("anna")
         made: list[tuple[Peers, asyncio.AbstractEventLoop]] = []
-        peers = Peers(hub, Counted())
+        peers = Peers(hub, Counted(), host="127.0.0.1")
         app = application(hub, Tokens(()), None, metrics=Counted(), extra=peers.routes(Tokens(())))
 
         async def within(scope: object, receive: object, send: object) -> None:

@@ -308,7 +308,7 @@ def test_who_says_nothing_is_sent_away(channel: grpc.Channel, hub: Hub, monkeypa
 
 
 def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise Refused("one more talk would make others late", retry_after=7)
 
     monkeypatch.setattr(hub, "open", full)
@@ -320,7 +320,7 @@ def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_server_that_is_being_shut_down(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    def closing(*_: object) -> None:
+    def closing(*_: object, **__: object) -> None:
         raise Refused("the server is being shut down", closing=True)
 
     monkeypatch.setattr(hub, "open", closing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gpupipe.serve.conversation import Conversation
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
-from gpupipe.serve.order import TalkOrder
+from gpupipe.serve.loading import LOADING
+from gpupipe.serve.order import Output, TalkOrder
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
+from gpupipe.serve.webrtc.utterance import Pixels
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,43 @@ def test_who_would_make_others_late_is_refused(hub: Hub) -> None:
     hub.open(TalkOrder("anna", "nv12")).close()
 
 
+def test_talks_of_who_is_there_do_not_wait_for_who_is_loaded(hub: Hub) -> None:
+    hub.load("anna")
+    order, gate = TalkOrder("anna", "nv12", realtime=False), threading.Event()
+
+    async def opened() -> None:
+        await (await Conversation.open(hub, order, lambda _: Pixels())).aclose()
+
+    async def run() -> None:
+        stuck = [hub.loading.submit(gate.wait, 60) for _ in range(LOADING)]
+        try:
+            await opened()
+            assert hub.unload("anna")
+            waits = [asyncio.create_task(opened()) for _ in range(10)]
+            while hub.waiting()["loading"] < len(waits):
+                await asyncio.sleep(0.01)
+            assert hub.waiting()["opening"] == 0
+            assert not any(each.done() for each in stuck)
+        finally:
+            gate.set()
+        await asyncio.gather(*waits)
+
+    asyncio.run(run())
+    assert hub.holders("anna") == [0]
+    assert hub.talks == []
+
+
+def test_nothing_is_loaded_for_who_is_refused(folder: Path) -> None:
+    with Hub(folder, ["cpu"], {}, {}, limits=ServeLimits(sessions=1)) as hub:
+        with hub.guest("anna"), pytest.raises(Refused, match="1 talks are under way"):
+            hub.open(TalkOrder("anna", "nv12"))
+        hub.seats.refuse_all()
+        with pytest.raises(Refused, match="shut down"):
+            hub.reserve(TalkOrder("anna", "webrtc"))
+        assert hub.holders("anna") == []
+        assert hub.costs.cores("anna") is None
+
+
 def test_who_says_nothing_is_sent_away(hub: Hub) -> None:
     with hub.open(TalkOrder("anna", "nv12")) as talk:
         talk.check(time.monotonic() + 31)
@@ -98,6 +139,22 @@ def test_who_says_nothing_is_sent_away(hub: Hub) -> None:
             talk.push(np.zeros(10, np.float32))
         with pytest.raises(Silent, match="no sound"):
             list(talk)
+
+
+@pytest.mark.parametrize("output", ["nv12", "webrtc"])
+def test_who_takes_nothing_is_sent_away_but_for_a_peer(hub: Hub, pcm: NDArray[np.float32], output: Output) -> None:
+    """A peer's speech may wait for as long as the one before it lasts."""
+    with hub.open(TalkOrder("anna", output, realtime=False)) as talk:
+        talk.push(pcm)
+        talk.finish()
+        pictures = iter(talk)
+        next(pictures)
+        talk.check(time.monotonic() + 31)
+        if output == "webrtc":
+            assert [picture.index for picture in pictures] == list(range(1, 30))
+        else:
+            with pytest.raises(Silent, match="no picture was taken for 30 s"):
+                list(pictures)
 
 
 def test_talks_end_with_the_server(folder: Path, pcm: NDArray[np.float32]) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from peering import Peer
 
 from gpupipe.cli import main
 from gpupipe.errors import OptionError
@@ -81,6 +83,24 @@ def test_it_listens_and_wants_its_tokens(folder: Path, tmp_path: Path) -> None:
         channel.close()
 
     run_server(folder, ServeOptions(port=0, grpc_port=0, token_file=tmp_path / "tokens"), look)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="it has one IPv4 address of its own")
+def test_peers_find_it_where_it_listens(folder: Path) -> None:
+    async def candidates(port: int) -> list[str]:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.2:{port}", timeout=60) as client:
+            peer = Peer()
+            await peer.call(client, "anna")
+            await peer.until(1)
+            (sdp, talk) = peer.connection.remoteDescription.sdp, peer.talk
+            assert (await client.delete(f"/v1/talks/{talk}")).status_code == 204
+            await peer.close()
+        return [line.split()[4] for line in sdp.splitlines() if line.startswith("a=candidate")]
+
+    def look(where: Listening) -> None:
+        assert set(asyncio.run(candidates(where.port))) == {"127.0.0.2"}
+
+    run_server(folder, ServeOptions(host="127.0.0.2", port=0, grpc_port=0), look)
 
 
 def test_it_does_not_open_itself_to_strangers_unasked() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpupipe.serve.delivery import Answer, Delivery, Encoder
 from gpupipe.serve.hub import Hub
+from gpupipe.serve.loading import in_turn
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.seats import Seat
 from gpupipe.serve.talk import Talk
@@ -46,8 +47,8 @@ class Conversation:
         Raises:
             GpupipeError: as `Hub.open`, or the encoder cannot be opened.
         """
-        loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(hub.opening, hub.open, order, reserved)
+        work = in_turn(hub.opening, hub.loading, lambda loads: hub.open(order, reserved, loads=loads))
+        opening = asyncio.ensure_future(work)
         try:
             talk = await asyncio.shield(opening)
         except asyncio.CancelledError:  # the client has gone; the talk is ended once it is open

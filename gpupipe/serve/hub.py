@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,18 +18,18 @@ from gpupipe.serve.admission import MOST_LOAD
 from gpupipe.serve.characters import Characters
 from gpupipe.serve.costs import Costs
 from gpupipe.serve.limits import ServeLimits
-from gpupipe.serve.meter import Meter, Spent
+from gpupipe.serve.loading import LOADING, Loader, NotLoaded
+from gpupipe.serve.meter import Spent
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.pool import Pool
 from gpupipe.serve.seats import Seat, Seats
 from gpupipe.serve.talk import Talk
-from gpupipe.serve.trial import try_out
 from gpupipe.threads import Worker
 
 __all__ = ["Hub", "Seat"]
 
 OPENING: Final = 8
-"""Talks that are opened at a time, and characters loaded."""
+"""Talks that are opened at a time, of characters that are there."""
 
 _log = Log(__name__)
 
@@ -53,7 +52,8 @@ class Hub:
         costs: what has been measured.
         limits: of clients.
         seats: the talks, and who may come in.
-        opening: threads in which talks are opened and characters loaded, for the event loop.
+        opening: threads in which talks are opened, for the event loop; see `loading.in_turn`.
+        loading: threads in which characters are loaded, likewise, so that nobody waits for another one's character.
         hearing: threads in which sound becomes features, likewise.
 
     Raises:
@@ -84,10 +84,9 @@ class Hub:
             raise
         self.seats = Seats(self.engines, self.costs, self.limits, most_load)
         self.opening = Pool(OPENING, "open")
+        self.loading = Pool(LOADING, "load")
         self.hearing = Pool(cpu_count(), "hear")
-        self._busy = 0
-        self._trying, self._busy_lock = threading.Lock(), threading.Lock()
-        self._meter = Meter(self.costs, self._spent)
+        self._loader = Loader(self.costs, model, self._spent)
         self._watch = Worker("talks", self._watching)
         self._watch.start()
 
@@ -106,20 +105,13 @@ class Hub:
         """Talks that were refused so far."""
         return self.seats.refused.total()
 
-    def reserve(self, order: TalkOrder) -> Seat:
-        """Hold a place for talks that are opened one after another, as somebody speaks. It must be given back by
-        `release`.
+    def reserve(self, order: TalkOrder, *, loads: bool = True) -> Seat:
+        """Hold a place for talks that are opened one after another, as somebody speaks, with the character loaded. It
+        must be given back by `release`.
 
         Raises: as `open`.
         """
-        character = self.characters.get(order.character)
-        seat = self._seated(order, character)
-        try:
-            self._load(order.character, character, seat.engine)
-        except BaseException:
-            self.seats.leave(seat)
-            raise
-        return seat
+        return self._seated(order, self.characters.get(order.character), loads)
 
     def release(self, seat: Seat) -> None:
         """Give a place back. More than once is allowed."""
@@ -141,22 +133,23 @@ class Hub:
         finally:
             self.seats.leave(seat)
 
-    def open(self, order: TalkOrder, reserved: Seat | None = None) -> Talk:
+    def open(self, order: TalkOrder, reserved: Seat | None = None, *, loads: bool = True) -> Talk:
         """Open a talk.
 
         Args:
             order: what is asked for.
             reserved: the place that is held for it; None: it needs one.
+            loads: whether the character is loaded if it must be.
 
         Raises:
             NotFound: there is no such character.
             Refused: it would make others late, or there are as many as may be.
+            NotLoaded: its character must be loaded first, and `loads` is false.
             GpupipeError: its character cannot be loaded.
         """
         character = self.characters.get(order.character)
-        seat = self._seated(order, character) if reserved is None else self.seats.within(reserved)
+        seat = self._seated(order, character, loads) if reserved is None else self.seats.within(reserved)
         try:
-            self._load(order.character, character, seat.engine)
             talk = Talk(
                 seat.engine,
                 character,
@@ -186,7 +179,7 @@ class Hub:
             GpupipeError: it cannot be loaded.
         """
         character = self.characters.get(name)
-        self._load(name, character, self.seats.pick(character))
+        self._loader.load(name, character, self.seats.pick(character))
 
     def holders(self, name: str) -> list[int]:
         """Which engines, by their places, have a character loaded."""
@@ -207,9 +200,10 @@ class Hub:
         return self.seats.load_share()
 
     def waiting(self) -> dict[str, int]:
-        """What waits now: talks to be opened, sound to be heard, batches that are under way."""
+        """What waits now: talks to be opened, characters to be loaded, sound to be heard, batches under way."""
         return {
             "opening": self.opening.waiting,
+            "loading": self.loading.waiting,
             "hearing": self.hearing.waiting,
             "batches": sum(engine.timetable.under_way for engine in self.engines),
         }
@@ -219,6 +213,7 @@ class Hub:
         self.seats.close(grace)
         self._watch.wait()
         self.opening.shutdown(cancel_futures=True)
+        self.loading.shutdown(cancel_futures=True)
         self.hearing.shutdown(cancel_futures=True)
         for engine in self.engines:
             engine.close()
@@ -231,37 +226,20 @@ class Hub:
         """Close."""
         self.close()
 
-    def _seated(self, order: TalkOrder, character: Character) -> Seat:
-        """A place for a talk. What its character costs is measured before anybody is let in by it."""
-        if order.realtime and self.costs.cores(order.character) is None:
-            self._load(order.character, character, self.seats.pick(character))
-        return self.seats.take(order, character)
-
-    def _load(self, name: str, character: Character, engine: Engine) -> None:
-        """Have a character on an engine, and know what a frame costs."""
-        if engine.holds(character) and self.costs.cores(name) is not None:
-            return
-        with self._counted_as_busy():
-            if not engine.holds(character):
-                engine.load(character, **self._model)
-            with self._trying:  # one at a time, so that none is taken for another
-                if self.costs.cores(name) is None:
-                    self._try_out(name, character, engine)
-
-    def _try_out(self, name: str, character: Character, engine: Engine) -> None:
-        """Draw some frames, to see what they cost."""
-        before = self._spent()
-        trial = try_out(engine, character, self._model)
-        done = self._spent().since(before)
-        cores = trial.cores(done.drawing - trial.hearing - self._meter.expected(done.frames))
-        self.costs.drawn(name, None if engine.backend.gpu is None else trial.frame_seconds, cores)
-        _log.event(
-            "character tried out",
-            character=name,
-            frames=trial.frames,
-            frame_seconds=trial.frame_seconds,
-            cpu_seconds=cores,
-        )
+    def _seated(self, order: TalkOrder, character: Character, loads: bool) -> Seat:
+        """A place for a talk, whose character is loaded then. Nothing is loaded, and so nothing evicted, for who is
+        refused by what is known; once it is known what the character costs, it is seen again whether there is room."""
+        seat = self.seats.take(order, character)
+        try:
+            if not self._loader.ready(order.character, character, seat.engine):
+                if not loads:
+                    raise NotLoaded
+                self._loader.load(order.character, character, seat.engine)
+                self.seats.judge(seat)
+        except BaseException:
+            self.seats.leave(seat)
+            raise
+        return seat
 
     def _spent(self) -> Spent:
         """What was done so far."""
@@ -277,19 +255,8 @@ class Hub:
                 size * count for engine in self.engines for size, count in tuple(engine.timetable.departed.items())
             )
             - sum(frames.values()),
-            busy=self._busy > 0,
         )
-
-    @contextmanager
-    def _counted_as_busy(self) -> Iterator[None]:
-        with self._busy_lock:
-            self._busy += 1
-        try:
-            yield
-        finally:
-            with self._busy_lock:
-                self._busy -= 1
 
     def _watching(self) -> None:
         while self.seats.watch():
-            self._meter.look()
+            self._loader.meter.look()

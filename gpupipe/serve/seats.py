@@ -31,6 +31,8 @@ class Seat:
 
     Attributes:
         engine: that draws it.
+        order: what was asked for.
+        character: who speaks.
         demand: what it takes each second, if it is realtime and has no place that is held for it.
         talk: once it is open.
         holder: the place that is held for it.
@@ -38,7 +40,9 @@ class Seat:
     """
 
     engine: Engine
-    demand: Demand | None
+    order: TalkOrder
+    character: Character
+    demand: Demand | None = None
     talk: Talk | None = None
     holder: Seat | None = None
     seen: tuple[int, int] = field(default=(0, 0))
@@ -137,17 +141,31 @@ class Seats:
                 raise self._is_closing()
             if sum(seat.holder is None for seat in self._seats) >= self._limits.sessions:
                 raise self._refusal("sessions", f"{self._limits.sessions} talks are under way, as many as may be")
-            engine = self.pick(character)
-            demand = self._demand(order, character, engine) if order.realtime else None
-            if demand is not None and self._most_load < 1:
-                others = [seat.demand for seat in self._seats if seat.engine is not engine and seat.demand]
-                if self._late_share > LATE_SHARE or not admits(
-                    self._demands(engine), others, demand, cpu_count(), self._most_load
-                ):
-                    raise self._refusal("load", "one more talk would make others late")
-            seat = Seat(engine, demand)
+            seat = Seat(self.pick(character), order, character)
+            self.judge(seat)
             self._seats.add(seat)
             return seat
+
+    def judge(self, seat: Seat) -> None:
+        """See whether a place may stay, by what it is known to take now.
+
+        Raises:
+            Refused: it would make others late, or no more talks are taken.
+        """
+        with self._condition:
+            if self._closing:
+                raise self._is_closing()
+            seat.demand = None
+            if not seat.order.realtime:
+                return
+            demand = self._demand(seat.order, seat.character, seat.engine)
+            if self._most_load < 1:
+                others = [each.demand for each in self._seats if each.engine is not seat.engine and each.demand]
+                if self._late_share > LATE_SHARE or not admits(
+                    self._demands(seat.engine), others, demand, cpu_count(), self._most_load
+                ):
+                    raise self._refusal("load", "one more talk would make others late")
+            seat.demand = demand
 
     def within(self, holder: Seat) -> Seat:
         """A place for a talk, for which one is held.
@@ -158,7 +176,7 @@ class Seats:
         with self._condition:
             if self._closing:
                 raise self._is_closing()
-            seat = Seat(holder.engine, None, holder=holder)
+            seat = Seat(holder.engine, holder.order, holder.character, holder=holder)
             self._seats.add(seat)
             return seat
 

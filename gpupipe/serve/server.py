@@ -90,7 +90,7 @@ async def serve(
             jobs = Jobs(hub, Path(options.jobs))
             await asyncio.to_thread(jobs.start)
             closing.push_async_callback(asyncio.to_thread, jobs.close)
-        peers = Peers(hub, metrics)
+        peers = Peers(hub, metrics, host=options.host)
         closing.push_async_callback(peers.aclose)
         cors = () if options.cors is None else (options.cors,)
         app = application(hub, tokens, jobs, metrics=metrics, extra=peers.routes(tokens), cors=cors)

@@ -231,13 +231,14 @@ class Talk:
                 before.release()
 
     def check(self, now: float) -> None:
-        """End it if its client has sent, or taken, nothing for too long."""
+        """End it if its client has sent, or taken, nothing for too long. A peer's pictures are taken once what is said
+        before them has ended, however long that is; who no longer takes any is seen by `webrtc.peer.Peer.look`."""
         longest = self._limits.idle_seconds
         if not self.has_room:  # it is the client who waits
             self._heard = now
         if not self._finished and now - self._heard > longest:
             self.fail(Silent(f"no sound came for {longest:.0f} s", remedy="send sound, or end the speech"))
-        elif self._waits_for_taker and now - self._taken > longest:
+        elif self.order.output != "webrtc" and self._waits_for_taker and now - self._taken > longest:
             self.fail(Silent(f"no picture was taken for {longest:.0f} s", remedy="read the answers"))
 
     def fail(self, error: GpupipeError) -> None:

@@ -90,7 +90,9 @@ class MonolithicService:
         """Load a character, on the GPU that is preferred if there is such a one."""
         request, began = await only(requests), time.perf_counter()
         try:
-            engine = await self._in_thread(self._load, request.model_id, request.preferred_gpu)
+            engine = await asyncio.get_running_loop().run_in_executor(
+                self._hub.loading, self._load, request.model_id, request.preferred_gpu
+            )
         except GpupipeError as error:
             return pb.LoadModelResponse(error=told(error), gpu_id=-1)
         taken = (time.perf_counter() - began) * 1e3

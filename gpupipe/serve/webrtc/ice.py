@@ -74,7 +74,10 @@ def addresses_of(host: str) -> list[str] | None:
 
     >>> addresses_of("127.0.0.1"), addresses_of("localhost"), addresses_of("0.0.0.0"), addresses_of("192.0.2.1")
     (['127.0.0.1'], ['127.0.0.1'], None, ['192.0.2.1'])
+    >>> addresses_of("[::1]"), addresses_of("[::]")
+    (['::1'], None)
     """
+    host = host.removeprefix("[").removesuffix("]")
     if host == "localhost":
         return ["127.0.0.1"]
     if not _is_address(host) or ipaddress.ip_address(host).is_unspecified:

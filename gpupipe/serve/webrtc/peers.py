@@ -22,6 +22,7 @@ from gpupipe.machine import cpu_count
 from gpupipe.options import ModelOptions
 from gpupipe.render.plan import whole
 from gpupipe.serve.hub import Hub
+from gpupipe.serve.loading import in_turn
 from gpupipe.serve.order import TalkOrder
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused
 from gpupipe.serve.seats import Seat
@@ -45,7 +46,7 @@ class Connected:
         host: where the server listens, and so where peers find it; "0.0.0.0": at all of its addresses.
     """
 
-    def __init__(self, hub: Hub, host: str = "127.0.0.1") -> None:
+    def __init__(self, hub: Hub, host: str) -> None:
         self._hub, self._addresses = hub, addresses_of(host)
         self._threads = ThreadPoolExecutor(cpu_count(), "picture")
         self._peers: dict[str, Peer] = {}
@@ -125,8 +126,8 @@ class Connected:
         """A peer that has its place and its character, and no connection yet."""
         if self._hub.closing:
             raise Refused("the server is being shut down", closing=True, remedy="ask another server")
-        loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(self._hub.opening, self._held, order)
+        work = in_turn(self._hub.opening, self._hub.loading, lambda loads: self._held(order, loads))
+        opening = asyncio.ensure_future(work)
         try:
             seat, filmed = await asyncio.shield(opening)
         except asyncio.CancelledError:  # the client has gone; what was held for it is given back once it is
@@ -135,8 +136,8 @@ class Connected:
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         return Peer(self._hub, seat, filmed, order, connection, self._threads, next(self._numbers))
 
-    def _held(self, order: TalkOrder) -> tuple[Seat, Filmed]:
-        seat = self._hub.reserve(order)
+    def _held(self, order: TalkOrder, loads: bool) -> tuple[Seat, Filmed]:
+        seat = self._hub.reserve(order, loads=loads)
         try:
             character = self._hub.characters.get(order.character)
             return seat, seat.engine.filmed(whole(character, "nv12", ModelOptions()))

@@ -42,7 +42,7 @@ class Peers:
         host: where the server listens, and so where peers find it.
     """
 
-    def __init__(self, hub: Hub, metrics: Counts, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, hub: Hub, metrics: Counts, *, host: str) -> None:
         self._hub, self._metrics = hub, metrics
         self._uploads = Uploads(hub.limits)
         self.connected = Connected(hub, host)
