@@ -67,6 +67,8 @@ class Characters:
                 "sessions": len(talks),
                 "most_sessions": hub.limits.sessions,
                 "refused": hub.refused,
+                "room": hub.seats.room,
+                "loaded": await asyncio.to_thread(self._loaded),
                 "talks": [
                     {
                         "number": talk.number,
@@ -81,6 +83,10 @@ class Characters:
                 ],
             }
         )
+
+    def _loaded(self) -> list[str]:
+        known = self._hub.characters.known()
+        return sorted(name for name, each in known.items() if any(engine.holds(each) for engine in self._hub.engines))
 
     def _every(self) -> dict[str, Any]:
         right, wrong = [], []
