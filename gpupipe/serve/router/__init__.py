@@ -5,6 +5,7 @@ sent to another replica if one has no room.
 
     pick      in which turn replicas are tried: a pure function
     board     what the router knows of its replicas, which it asks every second
+    replica   one of them: where it is, how it is, what is sent to it
     upstream  one HTTP request to a replica
     relay     what goes through: a request as it is sent on, an answer as it comes
     web, rpc  HTTP and gRPC: which request goes where

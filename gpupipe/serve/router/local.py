@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
-from gpupipe.serve.router.board import Place, Replica
 from gpupipe.serve.router.places import cores_of
+from gpupipe.serve.router.replica import Place, Replica
 
 STARTING_SECONDS: Final = 600.0
 """In which a replica is to listen."""

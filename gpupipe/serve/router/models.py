@@ -15,7 +15,8 @@ from gpupipe.serve.grpc.handlers import only
 from gpupipe.serve.grpc.server import MONOLITHIC
 from gpupipe.serve.grpc.statuses import told
 from gpupipe.serve.refusals import Gone
-from gpupipe.serve.router.board import ANSWER_SECONDS, Board, Replica
+from gpupipe.serve.router.board import ANSWER_SECONDS, Board
+from gpupipe.serve.router.replica import MODEL, Replica
 
 
 class Models:
@@ -42,7 +43,7 @@ class Models:
         """Load a model on the replica that its next session would be sent to."""
         request = await only(requests)
         try:
-            for replica in self._board.turns(request.model_id):
+            for replica in self._board.turns(MODEL + request.model_id):
                 try:
                     return await self._ask(replica, "LoadModel", request, None)
                 except grpc.aio.AioRpcError:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from gpupipe.errors import OptionError
 from gpupipe.options import EngineOptions, ModelOptions, Option, ServeOptions, declared
-from gpupipe.serve.router.board import Place
+from gpupipe.serve.router.replica import Place
 
 MOST_REPLICAS: Final = 256
 """On one machine."""

@@ -16,7 +16,7 @@ from starlette.types import Send
 
 from gpupipe.log import Log
 from gpupipe.serve.refusals import Gone
-from gpupipe.serve.router.board import Replica, name_of
+from gpupipe.serve.router.replica import Replica, name_of
 from gpupipe.serve.router.upstream import Exchange, Headers
 
 JSON_BYTES: Final = 1 << 24

@@ -13,11 +13,12 @@ from gpupipe.log import Log
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
 from gpupipe.serve.ending import told_to_end
 from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
-from gpupipe.serve.router.board import Board, Replica
+from gpupipe.serve.router.board import Board
 from gpupipe.serve.router.local import LAST_SECONDS as REPLICAS_LAST_SECONDS
 from gpupipe.serve.router.local import LocalReplica, shares
 from gpupipe.serve.router.metrics import RouterMetrics
 from gpupipe.serve.router.places import arguments_of, check_only_its_own, devices_of, places_of
+from gpupipe.serve.router.replica import Replica
 from gpupipe.serve.router.rpc import grpc_router
 from gpupipe.serve.router.web import application
 from gpupipe.serve.tokens import Tokens

@@ -21,8 +21,9 @@ from gpupipe.serve.grpc.hearing import wish_of
 from gpupipe.serve.grpc.server import AVATAR, MONOLITHIC, listener
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.refusals import BadRequest, Gone, Silent
-from gpupipe.serve.router.board import ANSWER_SECONDS, Board, Replica
+from gpupipe.serve.router.board import ANSWER_SECONDS, Board
 from gpupipe.serve.router.models import Models
+from gpupipe.serve.router.replica import MODEL, Replica
 from gpupipe.serve.tokens import Tokens
 
 CONNECT_SECONDS: Final = 3.0
@@ -117,7 +118,7 @@ class Through:
             request = await self._first(requests)
             # Of every message that is about a model its name is the first field; the others stay unknown.
             read: Any = parsed(go.UnloadModelRequest)(request)
-            model = read.model_id if isinstance(read, go.UnloadModelRequest) else ""
+            model = MODEL + (read.model_id if isinstance(read, go.UnloadModelRequest) else "")
             for replica in self._board.turns(model):
                 with replica.session(model) as taken:
                     async with _call(replica, f"/{MONOLITHIC.full_name}/{name}", context) as call:
@@ -207,6 +208,11 @@ async def _call(replica: Replica, method: str, context: Any) -> AsyncGenerator[A
         if error.code() is grpc.StatusCode.UNAVAILABLE and not _refuses(error):
             raise Gone(f"the replica has ended in the middle: {reason(error)}", remedy="speak again") from error
         raise
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # the client has gone
+            raise
+        raise Gone("the replica has ended in the middle", remedy="speak again") from None
     finally:
         call.cancel()
 

@@ -28,7 +28,7 @@ from gpupipe.serve.http.query import Query
 from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.refusals import Gone, Refused
-from gpupipe.serve.router.board import Board, Replica
+from gpupipe.serve.router.board import Board
 from gpupipe.serve.router.relay import (
     JSON_BYTES,
     Change,
@@ -40,6 +40,7 @@ from gpupipe.serve.router.relay import (
     target,
     while_it_is_there,
 )
+from gpupipe.serve.router.replica import Replica
 from gpupipe.serve.tokens import Tokens
 
 
@@ -182,6 +183,7 @@ class Web:
                 "refused": board.refused.total(),
                 "room": board.ready and any(one["room"] for _, one in told),
                 "loaded": sorted({name for _, one in told for name in one["loaded"]}),
+                "models": sorted({name for _, one in told for name in one["models"]}),
                 "talks": talks,
             }
         )
