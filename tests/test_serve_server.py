@@ -23,10 +23,10 @@ from peering import Peer
 from gpupipe.cli import main
 from gpupipe.errors import OptionError
 from gpupipe.options import ServeOptions
-from gpupipe.serve.listen import bound, check_exposure, is_loopback
+from gpupipe.serve.listen import Listening, bound, check_exposure, is_loopback
 from gpupipe.serve.load.process import ServerProcess
 from gpupipe.serve.load.talker import Heard, Said, over_grpc, talk
-from gpupipe.serve.server import Listening, serve
+from gpupipe.serve.server import serve
 
 
 def status(url: str, token: str | None = None) -> int:

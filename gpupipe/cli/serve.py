@@ -20,7 +20,11 @@ PACKAGES: Final = ("aiortc", "grpcio", "prometheus-client", "starlette", "uvicor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whom to serve, where, and within which limits."""
     parser.add_argument(
-        "characters", type=Path, metavar="CHARACTERS/", help="a folder of character folders, or a character's own"
+        "characters",
+        nargs="?",
+        type=Path,
+        metavar="CHARACTERS/",
+        help="a folder of character folders, or a character's own; left out where --replicas names servers elsewhere",
     )
     add_group(parser, ServeOptions, "the server")
     add_options(parser, ModelKeywords)
@@ -35,27 +39,30 @@ def run(options: argparse.Namespace) -> int:
             f"gpupipe serve needs {', '.join(missing)}",
             remedy="install what is missing with pip install 'gpupipe[serve]'",
         )
-    from gpupipe.serve.listen import is_loopback
-    from gpupipe.serve.server import Listening, serve
+    from gpupipe.serve.listen import Listening, is_loopback
+    from gpupipe.serve.router.route import route
+    from gpupipe.serve.server import serve
 
     chosen = group_given(options, ServeOptions)
 
     def told(where: Listening) -> None:
         host = f"[{where.host}]" if ":" in where.host else where.host
-        print(f"characters: {', '.join(where.characters)}; on {', '.join(where.devices)}")
+        if chosen.replicas is None:
+            print(f"characters: {', '.join(where.characters)}; on {', '.join(where.devices)}")
+        else:
+            print(f"a router of servers on {', '.join(where.devices) or 'other machines'}")
         for note in where.notes:
             print(note)
         if chosen.token_file is None and not is_loopback(where.host):
             print("warning: whoever reaches this machine may use the server: it wants no tokens", file=sys.stderr)
         print(f"listening at http://{host}:{where.port}/ and, for gRPC, at {host}:{where.grpc_port}", flush=True)
 
-    asyncio.run(
-        serve(
-            options.characters,
-            chosen,
-            cast(EngineKeywords, given(options, EngineKeywords)),
-            cast(ModelKeywords, given(options, ModelKeywords)),
-            told=told,
-        )
-    )
+    engine = cast(EngineKeywords, given(options, EngineKeywords))
+    model = cast(ModelKeywords, given(options, ModelKeywords))
+    if chosen.replicas is not None:
+        asyncio.run(route(options.characters, chosen, engine, model, told=told))
+    elif options.characters is None:
+        raise OptionError("is missing", field="CHARACTERS/", remedy="give a folder of character folders")
+    else:
+        asyncio.run(serve(options.characters, chosen, engine, model, told=told))
     return 0

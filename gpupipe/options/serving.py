@@ -38,6 +38,14 @@ class ServeOptions(Checked):
         metavar="ORIGIN",
         unset="none",
     )
+    replicas: str | None = option(
+        None,
+        "put a router before so many servers on this machine, which it starts; or before those at these addresses, "
+        "such as http://a:8500,http://b:8500=b:8501 (of HTTP, and of gRPC where it is not port 8501 of the same host)",
+        kind="text",
+        metavar="N|URL,...",
+        unset="none: one server, without a router",
+    )
     jobs: Path | str | None = option(
         None, "take jobs, and keep them and their outputs in this folder", kind="path", metavar="FOLDER", unset="none"
     )

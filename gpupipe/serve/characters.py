@@ -76,6 +76,11 @@ class Characters:
                 self._known[name] = known
         return known[1]
 
+    def known(self) -> dict[str, Character]:
+        """Those that were asked for so far, by their names."""
+        with self._lock:
+            return {name: character for name, (_, character) in self._known.items()}
+
     def listed(self, name: str) -> Listed:
         """What clients are told of a character. Raises like `get`."""
         character = self.get(name)

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
@@ -13,6 +14,7 @@ import uvicorn
 from gpupipe.errors import OptionError, reason
 from gpupipe.options import ServeOptions
 from gpupipe.serve.http.protocol import protocol
+from gpupipe.serve.limits import ServeLimits
 
 BACKLOG: Final = 1024
 
@@ -21,6 +23,27 @@ KEEP_ALIVE_SECONDS: Final = 15
 
 LAST_SECONDS: Final = 2
 """In which clients that were told that the server ends are to take that, before their connections are closed."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens, and what it serves.
+
+    Attributes:
+        host: its address.
+        port: of HTTP.
+        grpc_port: of gRPC.
+        characters: their names.
+        devices: on which they are drawn.
+        notes: what was picked on its own, and why.
+    """
+
+    host: str
+    port: int
+    grpc_port: int
+    characters: tuple[str, ...]
+    devices: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def check_exposure(options: ServeOptions) -> None:
@@ -107,3 +130,21 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Nothing."""
         yield
+
+
+def limits_of(options: ServeOptions) -> ServeLimits:
+    """What clients may take, as the options say."""
+    return ServeLimits(
+        sessions=options.max_sessions,
+        seconds=options.max_seconds,
+        upload_bytes=options.max_upload,
+        idle_seconds=options.idle,
+        connections=options.max_connections,
+        jobs=options.max_jobs,
+        job_hours=options.job_hours,
+    )
+
+
+def address_of(host: str, port: int) -> str:
+    """As gRPC takes it."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

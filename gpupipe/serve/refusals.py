@@ -32,5 +32,9 @@ class Refused(GpupipeError):
         self.retry_after, self.closing = retry_after, closing
 
 
+class Gone(Refused):
+    """A server behind a router does not answer, or has ended. HTTP 503 with Retry-After, gRPC UNAVAILABLE."""
+
+
 class Silent(GpupipeError):
     """A client has sent nothing, or taken nothing, for too long. HTTP 408, gRPC DEADLINE_EXCEEDED."""

@@ -120,6 +120,15 @@ class Seats:
         """Of the pictures of the last seconds, those that were late or passed over by the server's fault."""
         return self._late_share
 
+    @property
+    def room(self) -> bool:
+        """Whether one more talk may come, if it takes little."""
+        with self._condition:
+            full = sum(seat.holder is None for seat in self._seats) >= self._limits.sessions
+        if self._closing or full:
+            return False
+        return self._most_load >= 1 or (self._late_share <= LATE_SHARE and self.load_share() < self._most_load)
+
     def counts(self) -> dict[str, Counts]:
         """Since the server was started, by the characters' names."""
         with self._condition:

@@ -3,52 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
 
 from gpupipe.log import Log
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
+from gpupipe.serve.ending import told_to_end
 from gpupipe.serve.grpc.server import grpc_server
 from gpupipe.serve.http.app import application
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.jobs import Jobs
-from gpupipe.serve.limits import ServeLimits
-from gpupipe.serve.listen import LAST_SECONDS, HttpServer, bound, check_exposure
+from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
 from gpupipe.serve.metrics import Metrics
 from gpupipe.serve.tokens import Tokens
 from gpupipe.serve.webrtc.routes import Peers
 
-SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
-"""That end a server; Windows has SIGBREAK."""
-
 _log = Log(__name__)
-
-
-@dataclass(frozen=True)
-class Listening:
-    """Where a server listens, and what it serves.
-
-    Attributes:
-        host: its address.
-        port: of HTTP.
-        grpc_port: of gRPC.
-        characters: their names.
-        devices: on which they are drawn.
-        notes: what was picked on its own, and why.
-    """
-
-    host: str
-    port: int
-    grpc_port: int
-    characters: tuple[str, ...]
-    devices: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 async def serve(
@@ -94,11 +65,11 @@ async def serve(
         closing.push_async_callback(peers.aclose)
         cors = () if options.cors is None else (options.cors,)
         app = application(hub, tokens, jobs, metrics=metrics, extra=peers.routes(tokens), cors=cors)
-        rpc, grpc_port = await grpc_server(hub, tokens, _address(options.host, options.grpc_port), metrics=metrics)
+        rpc, grpc_port = await grpc_server(hub, tokens, address_of(options.host, options.grpc_port), metrics=metrics)
         closing.push_async_callback(rpc.stop, LAST_SECONDS)
         await rpc.start()
         http = HttpServer(app, options)
-        with _told_to_end(ending) as ended:
+        with told_to_end(ending) as ended:
             serving = asyncio.create_task(http.serve(sockets=[listening]))
             where = Listening(
                 options.host,
@@ -117,50 +88,3 @@ async def serve(
             await asyncio.to_thread(hub.seats.close, options.grace)
             http.should_exit = True
             await asyncio.gather(serving, rpc.stop(LAST_SECONDS), peers.aclose())
-
-
-def limits_of(options: ServeOptions) -> ServeLimits:
-    """What clients may take, as the options say."""
-    return ServeLimits(
-        sessions=options.max_sessions,
-        seconds=options.max_seconds,
-        upload_bytes=options.max_upload,
-        idle_seconds=options.idle,
-        connections=options.max_connections,
-        jobs=options.max_jobs,
-        job_hours=options.job_hours,
-    )
-
-
-def _address(host: str, port: int) -> str:
-    """As gRPC takes it."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-@contextmanager
-def _told_to_end(ending: asyncio.Event | None) -> Iterator[asyncio.Event]:
-    """An event that the first signal sets; the second ends the process."""
-    if ending is not None:
-        yield ending
-        return
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-
-    def come(number: int) -> None:
-        if event.is_set():
-            sys.stderr.flush()
-            os._exit(128 + number)
-        event.set()
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        try:
-            loop.add_signal_handler(number, come, number)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda number, _: loop.call_soon_threadsafe(come, number))
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            if sys.platform != "win32":
-                loop.remove_signal_handler(number)
-            signal.signal(number, handler)

@@ -48,6 +48,11 @@ class Tokens:
         """Whether a token must be shown."""
         return bool(self._tokens)
 
+    @property
+    def any(self) -> str | None:
+        """One of them, to be shown to servers that want the same; None: there are none."""
+        return self._tokens[0].decode() if self._tokens else None
+
     def allows(self, authorization: str | None) -> bool:
         """Whether who shows this may ask. The time it takes tells nothing of the tokens but how many there are.
 

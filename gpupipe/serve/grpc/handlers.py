@@ -67,7 +67,7 @@ def handler_of(
         AttributeError: a method is missing.
     """
     methods = {
-        method.name: _method(
+        method.name: method_of(
             getattr(service, method.name), method, counter, (sizes or {}).get(method.name, SMALL_BYTES)
         )
         for method in descriptor.methods
@@ -75,7 +75,10 @@ def handler_of(
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
-def _method(behaviour: Callable[..., Any], method: Any, counter: Counter, most: int) -> grpc.RpcMethodHandler:
+def method_of(
+    behaviour: Callable[..., Any], method: Any, counter: Counter, most: int = SMALL_BYTES
+) -> grpc.RpcMethodHandler:
+    """One method of a service, by its descriptor, whose messages have `most` bytes; see `handler_of`."""
     calls = _Calls(behaviour, method.name, counter)
     # Every method is served as if requests were a stream, which is the same on the wire: so none is read, nor has
     # memory, before the method asks for it.
@@ -144,13 +147,13 @@ class _Calls:
         self._behaviour, self._name, self._counter = behaviour, name, counter
 
     async def unary(self, requests: AsyncIterator[Any], context: Any) -> Any:
-        async with _Told(context, self._name, self._counter):
+        async with Told(context, self._name, self._counter):
             return await self._behaviour(requests)
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> None:
         # Not a generator itself: one whose answer cannot be sent any more would be closed when it is collected.
         async with (
-            _Told(context, self._name, self._counter),
+            Told(context, self._name, self._counter),
             aclosing(checked(requests)) as told,
             aclosing(self._behaviour(told)) as answers,
         ):
@@ -158,7 +161,7 @@ class _Calls:
                 await context.write(answer)
 
 
-class _Told:
+class Told:
     """An async with block whose errors the client is told."""
 
     def __init__(self, context: Any, name: str, counter: Counter) -> None:
@@ -175,6 +178,9 @@ class _Told:
             self._count(status)
             _log.event("request failed", method=self._name, status=status.name, error=str(error))
             await self._context.abort(status, told(error), retry_after(error))
+        elif isinstance(error, grpc.aio.AioRpcError):  # of a server behind this one, which has told why
+            self._count(error.code())
+            await self._context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
         elif isinstance(error, Exception):
             self._count(grpc.StatusCode.INTERNAL)
             _log.event("request failed", logging.ERROR, method=self._name, error=repr(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -14,6 +14,7 @@ from gpupipe.serve.grpc.avatar import AvatarService
 from gpupipe.serve.grpc.handlers import Counter, handler_of
 from gpupipe.serve.grpc.monolithic import MonolithicService
 from gpupipe.serve.hub import Hub
+from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.tokens import Tokens
 
 AVATAR: Final = avatar_pb2.DESCRIPTOR.services_by_name["Avatar"]
@@ -49,7 +50,39 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
     Raises:
         OptionError: the address cannot be had.
     """
+    names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
     size = hub.limits.message_bytes
+    handlers = (
+        handler_of(AvatarService(hub), AVATAR, metrics, sizes={"Speak": min(AUDIO_BYTES, size)}),
+        handler_of(MonolithicService(hub), MONOLITHIC, metrics, sizes={"InferBatchComposite": size}),
+        handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics),
+    )
+    return await listener(handlers, names, tokens, address, limits=hub.limits, metrics=metrics)
+
+
+async def listener(
+    handlers: Sequence[grpc.GenericRpcHandler],
+    names: Sequence[str],
+    tokens: Tokens,
+    address: str,
+    *,
+    limits: ServeLimits,
+    metrics: Counter,
+) -> tuple[grpc.aio.Server, int]:
+    """A server of these services, with reflection; see `grpc_server`.
+
+    Args:
+        handlers: of the services.
+        names: of the services, reflection too.
+        tokens: who may ask.
+        address: "host:port"; port 0 takes a free one.
+        limits: of clients.
+        metrics: counts requests.
+
+    Raises:
+        OptionError: the address cannot be had.
+    """
+    size = limits.message_bytes
     server = grpc.aio.server(
         interceptors=[_Tokens(tokens, metrics)],
         options=[
@@ -60,16 +93,9 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
             ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
             ("grpc.so_reuseport", 0),  # another server's port is an error, not shared
         ],
-        maximum_concurrent_rpcs=hub.limits.connections,
+        maximum_concurrent_rpcs=limits.connections,
     )
-    names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
-    server.add_generic_rpc_handlers(
-        (
-            handler_of(AvatarService(hub), AVATAR, metrics, sizes={"Speak": min(AUDIO_BYTES, size)}),
-            handler_of(MonolithicService(hub), MONOLITHIC, metrics, sizes={"InferBatchComposite": size}),
-            handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics),
-        )
-    )
+    server.add_generic_rpc_handlers(tuple(handlers))
     reflection.enable_server_reflection(names, server)
     try:
         port = server.add_insecure_port(address)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from grpc import StatusCode
 
 from gpupipe.errors import Cancelled, DeviceMemoryError, EngineClosed, GpupipeError, HostMemoryError, OptionError
-from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
+from gpupipe.serve.refusals import BadRequest, Gone, NotFound, Refused, Silent, TooLarge
 
 _STATUSES: tuple[tuple[type[GpupipeError], StatusCode], ...] = (
     (NotFound, StatusCode.NOT_FOUND),
@@ -25,7 +25,7 @@ INTERNAL = "the server failed; see its log"
 
 def status_of(error: GpupipeError) -> StatusCode:
     """The status of an error."""
-    if isinstance(error, Refused) and error.closing:
+    if isinstance(error, Gone) or (isinstance(error, Refused) and error.closing):
         return StatusCode.UNAVAILABLE
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), StatusCode.INTERNAL)
 

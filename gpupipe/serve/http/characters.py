@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gpupipe import __version__
+from gpupipe.colour import PixelFormat
 from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
 from gpupipe.media.images import jpeg
 from gpupipe.media.video import read_frames
+from gpupipe.serve.batches import PIXEL_FORMAT
 from gpupipe.serve.characters import Listed
 from gpupipe.serve.http.errors import told
 from gpupipe.serve.hub import Hub
@@ -67,6 +69,8 @@ class Characters:
                 "sessions": len(talks),
                 "most_sessions": hub.limits.sessions,
                 "refused": hub.refused,
+                "room": hub.seats.room,
+                **await asyncio.to_thread(self._loaded),
                 "talks": [
                     {
                         "number": talk.number,
@@ -81,6 +85,15 @@ class Characters:
                 ],
             }
         )
+
+    def _loaded(self) -> dict[str, list[str]]:
+        known = sorted(self._hub.characters.known().items())
+
+        def held(pixel_format: PixelFormat) -> list[str]:
+            engines = self._hub.engines
+            return [n for n, each in known if any(one.holds(each, pixel_format=pixel_format) for one in engines)]
+
+        return {"loaded": held("nv12"), "models": held(PIXEL_FORMAT)}
 
     def _every(self) -> dict[str, Any]:
         right, wrong = [], []

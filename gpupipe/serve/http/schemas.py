@@ -66,6 +66,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
         sessions=_COUNT,
         most_sessions=_COUNT,
         refused=_COUNT,
+        room=_FLAG | {"description": "whether one more talk may come, if it takes little"},
+        loaded=_list(_TEXT) | {"description": "characters that are loaded for talks, or being loaded"},
+        models=_list(_TEXT) | {"description": "likewise, for the Go server's service"},
         talks=_list(_ref("Talk")),
     ),
     "Talk": _object(

@@ -1,0 +1,144 @@
+"""The router as a whole: its replicas, where it listens, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from gpupipe.errors import OptionError
+from gpupipe.log import Log
+from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
+from gpupipe.serve.ending import told_to_end
+from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
+from gpupipe.serve.router.board import Board
+from gpupipe.serve.router.local import LAST_SECONDS as REPLICAS_LAST_SECONDS
+from gpupipe.serve.router.local import LocalReplica, shares
+from gpupipe.serve.router.metrics import RouterMetrics
+from gpupipe.serve.router.places import arguments_of, check_only_its_own, devices_of, places_of
+from gpupipe.serve.router.replica import Replica
+from gpupipe.serve.router.rpc import grpc_router
+from gpupipe.serve.router.web import application
+from gpupipe.serve.tokens import Tokens
+
+LOOK_SECONDS: Final = 0.1
+"""Between two looks whether talks are still under way, once the router is to end."""
+
+_log = Log(__name__)
+
+
+async def route(
+    folder: Path | None,
+    options: ServeOptions,
+    engine: EngineKeywords,
+    model: ModelKeywords,
+    *,
+    told: Callable[[Listening], None] = lambda _: None,
+    ending: asyncio.Event | None = None,
+) -> None:
+    """Send sessions to the replicas that `options.replicas` names, or to as many that are started with these options,
+    until a signal comes; see `server.serve`, whose arguments these are.
+
+    Args:
+        folder: of the characters; None where the replicas are elsewhere.
+        options: of the router, and of replicas that it starts.
+        engine: of replicas that it starts.
+        model: likewise.
+        told: called once, when it listens.
+        ending: ends it like a signal, which is not listened to then.
+
+    Raises:
+        GpupipeError: an address is in use, or a replica does not start.
+    """
+    check_exposure(options)
+    tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
+    places = places_of(options.replicas or "1")
+    async with AsyncExitStack() as closing:
+        listening = bound(options.host, options.port)
+        closing.callback(listening.close)
+        if isinstance(places, int):
+            replicas = [Replica(number) for number in range(places)]
+            local = _local(replicas, folder, options, engine, model)
+        else:
+            check_only_its_own(options, engine, model)
+            if folder is not None:
+                raise OptionError(
+                    "servers elsewhere have characters of their own",
+                    field="CHARACTERS/",
+                    value=str(folder),
+                    remedy="leave it out",
+                )
+            replicas, local = [Replica(number, place) for number, place in enumerate(places)], []
+        board = Board(replicas, tokens.any)
+        closing.push_async_callback(board.close)
+        for each in local:
+            closing.push_async_callback(each.wait, REPLICAS_LAST_SECONDS)
+            closing.callback(each.end)
+        await asyncio.gather(*(each.start() for each in local))
+        await board.look()
+        watching = [asyncio.create_task(board.watch()), *(asyncio.create_task(each.keep()) for each in local)]
+        for task in watching:
+            closing.callback(task.cancel)
+        metrics, limits = RouterMetrics(board), limits_of(options)
+        app = application(board, tokens, limits, metrics=metrics, cors=() if options.cors is None else (options.cors,))
+        address = address_of(options.host, options.grpc_port)
+        rpc, grpc_port = await grpc_router(board, tokens, address, limits, metrics=metrics)
+        closing.push_async_callback(rpc.stop, LAST_SECONDS)
+        await rpc.start()
+        http = HttpServer(app, options)
+
+        def at_once() -> None:
+            for each in local:
+                each.kill()
+
+        with told_to_end(ending, at_once) as ended:
+            serving = asyncio.create_task(http.serve(sockets=[listening]))
+            where = _where(options, board, listening.getsockname()[1], grpc_port)
+            _log.event("router listens", host=where.host, port=where.port, grpc_port=grpc_port, replicas=len(replicas))
+            told(where)
+            waiting = asyncio.create_task(ended.wait())
+            await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            _log.event("router ends", talks=board.under_way, grace=options.grace)
+            board.closing = True
+            for each in local:
+                each.end()
+            await _until_done(board, options.grace + (LAST_SECONDS if local else 0))
+            http.should_exit = True
+            await asyncio.gather(serving, rpc.stop(LAST_SECONDS))
+
+
+def _local(
+    replicas: list[Replica], folder: Path | None, options: ServeOptions, engine: EngineKeywords, model: ModelKeywords
+) -> list[LocalReplica]:
+    """The processes of replicas, on free ports of the router's own address."""
+    if folder is None:
+        raise OptionError("is missing", field="CHARACTERS/", remedy="give a folder of character folders")
+    devices = devices_of(str(engine.get("device", "auto")), len(replicas))
+    found = []
+    for replica, device, cores in zip(replicas, devices, shares(len(replicas)), strict=True):
+        arguments = [str(folder), "--host", options.host, "--port", "0", "--grpc-port", "0"]
+        if options.jobs is not None:
+            arguments += ["--jobs", str(Path(options.jobs) / f"replica-{replica.number}")]
+        arguments += arguments_of(options, engine | {"device": device}, model)
+        found.append(LocalReplica(replica, arguments, cores))
+    return found
+
+
+def _where(options: ServeOptions, board: Board, port: int, grpc_port: int) -> Listening:
+    """What is told where the router listens."""
+    up = board.up
+    notes = [f"replica {each.number}: {each.place.url}" for each in up]
+    notes += [f"replica {each.number} does not answer yet" for each in board.replicas if each.told is None]
+    devices = tuple(str(device) for each in up for device in (each.told or {}).get("devices", ()))
+    return Listening(options.host, port, grpc_port, (), devices, tuple(notes))
+
+
+async def _until_done(board: Board, seconds: float) -> None:
+    """Wait until nothing goes through the router, so many seconds at most."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + seconds
+    while board.under_way and clock() < until:
+        await asyncio.sleep(LOOK_SECONDS)
