@@ -1,7 +1,7 @@
 """`python -m gpupipe.serve.router CORES …`: a server, as `gpupipe serve …` is, that ends when its standard input does.
 
-A router holds the other end, which the system closes with it, however it has ended. The server runs on these cores, such
-as `0,2`; `-`: on all.
+A router holds the other end, which the system closes with it, however it has ended. The server runs on these cores,
+such as `0,2`; `-`: on all.
 """
 
 import os
