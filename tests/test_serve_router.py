@@ -21,6 +21,7 @@ from grpc_scene import NO_LIMIT, method
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpupipe.cli import main
 from gpupipe.errors import OptionError
 from gpupipe.options import EngineKeywords, ServeOptions
 from gpupipe.serve.grpc import avatar_pb2 as pb
@@ -103,6 +104,15 @@ def test_options_reach_the_replicas_or_are_refused() -> None:
         check_only_its_own(ServeOptions(), {"device": "auto"}, {"batch": 4})
     with pytest.raises(OptionError, match="2 devices for 3 replicas"):
         devices_of("cuda:0,cuda:1", 3)
+
+
+def test_where_the_characters_are_must_be_said_once(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    missing = "error: CHARACTERS/: is missing; give a folder of character folders\n"
+    for given_ in (["serve"], ["serve", "--replicas", "2", "--port", "0"]):
+        assert main(given_) == 1
+        assert capsys.readouterr().err == missing
+    assert main(["serve", str(folder), "--replicas", "http://127.0.0.1:1", "--port", "0"]) == 1
+    assert capsys.readouterr().err.startswith("error: CHARACTERS/: servers elsewhere have characters of their own")
 
 
 # What goes through
@@ -390,6 +400,10 @@ def test_a_replica_that_dies_ends_its_own_sessions_and_no_others(folder: Path, m
         with client.talk() as one, client.talk() as two:
             client.until("sessions", 2)
             dying, _ = kept
+            if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
+                cores, others = (os.sched_getaffinity(pid) for pid in kept)
+                assert cores | others == os.sched_getaffinity(0)
+                assert not cores & others
             os.kill(dying, signal.SIGKILL)
             until = time.monotonic() + 20
             while one.is_active() and two.is_active() and time.monotonic() < until:

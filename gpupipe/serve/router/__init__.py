@@ -12,5 +12,5 @@ sent to another replica if one has no room.
     local     replicas that are processes of this machine
     route     the router as a whole, and its end
 
-`python -m gpupipe.serve.router` is one such process: a server that ends with whoever has started it.
+`python -m gpupipe.serve.router CORES …` is one such process: a server that ends with whoever has started it.
 """

@@ -1,6 +1,7 @@
-"""`python -m gpupipe.serve.router`: a server, as `gpupipe serve` is, that ends when its standard input does.
+"""`python -m gpupipe.serve.router CORES …`: a server, as `gpupipe serve …` is, that ends when its standard input does.
 
-A router holds the other end, which the system closes with it, however it has ended.
+A router holds the other end, which the system closes with it, however it has ended. The server runs on these cores,
+such as `0,2`; `-`: on all.
 """
 
 import os
@@ -17,5 +18,8 @@ def _end_with_the_router() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+cores, *arguments = sys.argv[1:]
+if cores != "-" and hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
 threading.Thread(target=_end_with_the_router, daemon=True).start()
-sys.exit(main(["serve", *sys.argv[1:]]))
+sys.exit(main(["serve", *arguments]))

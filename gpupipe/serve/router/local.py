@@ -8,8 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from gpupipe.errors import GpupipeError
@@ -52,16 +52,16 @@ class LocalReplica:
         # Apart from the terminal, so that what its keys send is the router's alone.
         group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
         apart: dict[str, Any] = {"creationflags": group} if sys.platform == "win32" else {"start_new_session": True}
-        with _on_cores(self._cores):
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "gpupipe.serve.router",
-                *self._arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                **apart,
-            )
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gpupipe.serve.router",
+            "-" if self._cores is None else ",".join(map(str, sorted(self._cores))),
+            *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            **apart,
+        )
         output = self._process.stdout
         assert output is not None
         try:
@@ -73,7 +73,7 @@ class LocalReplica:
                         await self._replica.move(Place(host, int(found[2]), f"{named}:{int(found[4])}"))
                         return
         except TimeoutError:
-            self.kill()
+            self._process.kill()
         raise GpupipeError(f"replica {self._replica.number} did not start", remedy="see what it has written")
 
     async def keep(self) -> None:
@@ -81,21 +81,19 @@ class LocalReplica:
         pause, most = AGAIN_SECONDS
         while not self._ending:
             assert self._process is not None
+            began = asyncio.get_running_loop().time()
             code = await self._process.wait()
             if self._ending:
                 return
             await self._replica.move(None)
+            if asyncio.get_running_loop().time() - began > most:  # it had lived: it does not end at its start
+                pause = AGAIN_SECONDS[0]
             _log.event("replica has ended", logging.WARNING, replica=self._replica.number, code=code, again=pause)
             await asyncio.sleep(pause)
-            with suppress(GpupipeError):
-                await self.start()
+            if not self._ending:
+                with suppress(GpupipeError):  # then it has written why, and is tried again
+                    await self.start()
             pause = min(2 * pause, most)
-
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        assert self._process is not None
-        return self._process.pid
 
     def end(self) -> None:
         """Tell it to end: its standard input does."""
@@ -133,17 +131,3 @@ def shares(replicas: int) -> list[set[int] | None]:
         return [None] * replicas
     cores = sorted(os.sched_getaffinity(0))
     return [cores_of(cores, number, replicas) for number in range(replicas)]
-
-
-@contextmanager
-def _on_cores(cores: set[int] | None) -> Iterator[None]:
-    """A process that is started in the with block runs on these cores."""
-    if cores is None or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -46,7 +46,7 @@ class Models:
             for replica in self._board.turns(MODEL + request.model_id):
                 try:
                     return await self._ask(replica, "LoadModel", request, None)
-                except grpc.aio.AioRpcError:
+                except (Gone, grpc.aio.AioRpcError):
                     continue
             raise Gone("none of the replicas answers", remedy="ask again later")
         except GpupipeError as error:

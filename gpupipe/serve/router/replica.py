@@ -22,6 +22,8 @@ SILENT_SECONDS: Final = 5.0
 """After which a replica that does not answer is left out."""
 STATUS_BYTES: Final = 1 << 24
 """Of what a replica tells of itself, at most."""
+LAST_SECONDS: Final = 5.0
+"""In which calls to a replica that has ended are to end, as they do when the system closes its connections."""
 KEEPALIVE_MS: Final = 15_000
 """After which a gRPC connection that is silent is asked whether its other end is still there."""
 
@@ -77,17 +79,17 @@ class Replica:
         """Where it listens.
 
         Raises:
-            Gone: nowhere.
+            Unreachable: nowhere.
         """
         if self._place is None:
-            raise Gone("the replica is not there", remedy="ask again later")
+            raise Unreachable("the replica is not there", remedy="ask again later")
         return self._place
 
     async def move(self, place: Place | None) -> None:
         """It listens elsewhere from now on, or nowhere."""
         self.leave_out("it has ended" if place is None else None)
         self._place = place
-        await self.close()
+        await self.close(LAST_SECONDS)
 
     @property
     def channel(self) -> Any:
@@ -115,13 +117,7 @@ class Replica:
             float(load),
             max(sessions + new, self.under_way),
             bool(told["room"]),
-            frozenset(
-                [
-                    *told["loaded"],
-                    *(MODEL + name for name in told["models"]),
-                    *(character for _, character in self._new),
-                ]
-            ),
+            frozenset([*told["loaded"], *(MODEL + name for name in told["models"]), *(name for _, name in self._new)]),
         )
 
     @contextmanager
@@ -180,11 +176,11 @@ class Replica:
             _log.event("replica is left out", logging.WARNING, replica=self.number, why=why)
         self.told = None
 
-    async def close(self) -> None:
-        """Close its channel."""
+    async def close(self, grace: float | None = None) -> None:
+        """Close its channel, on which calls have so many seconds to end."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            await channel.close()
+            await channel.close(grace)
 
 
 def name_of(replica: Replica, name: str) -> str:

@@ -158,14 +158,14 @@ class Avatar:
         request = await only(requests)
         method = AVATAR.methods_by_name["ListCharacters"]
         for replica in self._board.turns(""):
-            call = replica.channel.unary_unary(
-                f"/{AVATAR.full_name}/ListCharacters",
-                request_serializer=GetMessageClass(method.input_type).SerializeToString,
-                response_deserializer=GetMessageClass(method.output_type).FromString,
-            )
             try:
+                call = replica.channel.unary_unary(
+                    f"/{AVATAR.full_name}/ListCharacters",
+                    request_serializer=GetMessageClass(method.input_type).SerializeToString,
+                    response_deserializer=GetMessageClass(method.output_type).FromString,
+                )
                 answer = await call(request, metadata=self._board.metadata, timeout=ANSWER_SECONDS)
-            except grpc.aio.AioRpcError:
+            except (Gone, grpc.aio.AioRpcError):
                 continue
             loaded = {name for each in self._board.up for name in each.state.holds}
             for character in answer.characters:
