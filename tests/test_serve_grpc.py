@@ -307,6 +307,22 @@ def test_who_says_nothing_is_sent_away(channel: grpc.Channel, hub: Hub, monkeypa
     until(lambda: not hub.talks)
 
 
+def test_who_does_not_read_is_sent_away(
+    channel: grpc.Channel, hub: Hub, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "limits", replace(hub.limits, idle_seconds=0.3))
+    lazy = Open(channel, config(), *[sound(1)] * 8, END)  # 18 MB of pictures, more than is sent unread
+    until(lambda: len(hub.talks) == 1)
+    counted.seen.clear()
+    until(lambda: ("grpc", "Speak", "DEADLINE_EXCEEDED") in counted.seen)
+    until(lambda: not hub.talks)
+    with pytest.raises(grpc.RpcError) as told:  # once it reads, it is told
+        list(lazy.call)
+    assert told.value.code() == StatusCode.DEADLINE_EXCEEDED
+    assert "was taken for 0.3 s" in told.value.details()
+    lazy.close()
+
+
 def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise Refused("one more talk would make others late", retry_after=7)

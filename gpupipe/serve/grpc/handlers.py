@@ -21,6 +21,9 @@ from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
 SMALL_BYTES: Final = 16_384
 """Of a message, for which no other size is said: names and numbers."""
 
+LAST_SECONDS: Final = 1.0
+"""In which a client that took nothing can still be told why its call ends."""
+
 ASK_SECONDS: Final = 5.0
 """In which the one message of a method that takes one must have come."""
 
@@ -52,7 +55,12 @@ class Oversized:
 
 
 def handler_of(
-    service: Any, descriptor: Any, counter: Counter, *, sizes: Mapping[str, int] | None = None
+    service: Any,
+    descriptor: Any,
+    counter: Counter,
+    *,
+    idle: Callable[[], float],
+    sizes: Mapping[str, int] | None = None,
 ) -> grpc.GenericRpcHandler:
     """All methods of a service.
 
@@ -61,6 +69,7 @@ def handler_of(
             it is given the request, or an async iterator of them, and raises `GpupipeError`s.
         descriptor: of the service.
         counter: of requests.
+        idle: seconds after which a client that takes no answer is sent away.
         sizes: bytes that a message of a method may have, by the method's name; of all others `SMALL_BYTES`.
 
     Raises:
@@ -68,15 +77,16 @@ def handler_of(
     """
     methods = {
         method.name: _method(
-            getattr(service, method.name), method, counter, (sizes or {}).get(method.name, SMALL_BYTES)
+            _Calls(getattr(service, method.name), method.name, counter, idle),
+            method,
+            (sizes or {}).get(method.name, SMALL_BYTES),
         )
         for method in descriptor.methods
     }
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
-def _method(behaviour: Callable[..., Any], method: Any, counter: Counter, most: int) -> grpc.RpcMethodHandler:
-    calls = _Calls(behaviour, method.name, counter)
+def _method(calls: _Calls, method: Any, most: int) -> grpc.RpcMethodHandler:
     # Every method is served as if requests were a stream, which is the same on the wire: so none is read, nor has
     # memory, before the method asks for it.
     make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
@@ -140,8 +150,8 @@ def _formed(request: Any) -> Any:
 class _Calls:
     """Runs a method, counts its requests, and tells what went wrong."""
 
-    def __init__(self, behaviour: Callable[..., Any], name: str, counter: Counter) -> None:
-        self._behaviour, self._name, self._counter = behaviour, name, counter
+    def __init__(self, behaviour: Callable[..., Any], name: str, counter: Counter, idle: Callable[[], float]) -> None:
+        self._behaviour, self._name, self._counter, self._idle = behaviour, name, counter, idle
 
     async def unary(self, requests: AsyncIterator[Any], context: Any) -> Any:
         async with _Told(context, self._name, self._counter):
@@ -155,7 +165,15 @@ class _Calls:
             aclosing(self._behaviour(told)) as answers,
         ):
             async for answer in answers:
+                await self._write(context, answer)
+
+    async def _write(self, context: Any, answer: Any) -> None:
+        seconds = self._idle()
+        try:
+            async with asyncio.timeout(seconds):
                 await context.write(answer)
+        except TimeoutError as error:
+            raise Silent(f"no answer was taken for {seconds:g} s", remedy="read the answers") from error
 
 
 class _Told:
@@ -174,13 +192,21 @@ class _Told:
             status = status_of(error)
             self._count(status)
             _log.event("request failed", method=self._name, status=status.name, error=str(error))
-            await self._context.abort(status, told(error), retry_after(error))
+            await self._abort(status, told(error), retry_after(error))
         elif isinstance(error, Exception):
             self._count(grpc.StatusCode.INTERNAL)
             _log.event("request failed", logging.ERROR, method=self._name, error=repr(error))
-            await self._context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
+            await self._abort(grpc.StatusCode.INTERNAL, INTERNAL)
         else:  # cancelled: the client has gone, or its deadline has passed
             self._count(grpc.StatusCode.CANCELLED)
+
+    async def _abort(self, status: grpc.StatusCode, what: str, trailing: tuple[tuple[str, str], ...] = ()) -> None:
+        """End the call. The status lies behind what was answered before: who does not read that is not waited for."""
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                await self._context.abort(status, what, trailing)
+        except TimeoutError:
+            raise asyncio.CancelledError from None
 
     def _count(self, status: grpc.StatusCode) -> None:
         self._counter.requests("grpc", self._name, status.name)

@@ -62,12 +62,16 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
         ],
         maximum_concurrent_rpcs=hub.limits.connections,
     )
+
+    def idle() -> float:
+        return hub.limits.idle_seconds
+
     names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
     server.add_generic_rpc_handlers(
         (
-            handler_of(AvatarService(hub), AVATAR, metrics, sizes={"Speak": min(AUDIO_BYTES, size)}),
-            handler_of(MonolithicService(hub), MONOLITHIC, metrics, sizes={"InferBatchComposite": size}),
-            handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics),
+            handler_of(AvatarService(hub), AVATAR, metrics, idle=idle, sizes={"Speak": min(AUDIO_BYTES, size)}),
+            handler_of(MonolithicService(hub), MONOLITHIC, metrics, idle=idle, sizes={"InferBatchComposite": size}),
+            handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics, idle=idle),
         )
     )
     reflection.enable_server_reflection(names, server)
