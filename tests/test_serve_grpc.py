@@ -27,7 +27,7 @@ from grpc_scene import Counted, method, served
 from grpc_tools import protoc
 from numpy.typing import NDArray
 
-from gpupipe.errors import OptionError
+from gpupipe.errors import GpupipeError, OptionError
 from gpupipe.media.images import FromNv12
 from gpupipe.serve.grpc import avatar_pb2 as pb
 from gpupipe.serve.grpc import health, monolithic_pb2
@@ -348,17 +348,25 @@ def test_a_server_that_is_being_shut_down(channel: grpc.Channel, hub: Hub, monke
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, GpupipeError])
 def test_an_error_of_the_server_tells_nothing_of_it(
-    channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    channel: grpc.Channel,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
 ) -> None:
     def fails() -> float:
-        raise RuntimeError("a secret")
+        raise kind("a secret")
 
     monkeypatch.setattr(hub, "load_share", fails)
     with pytest.raises(grpc.RpcError) as told:
         method(channel, AVATAR, "GetStatus")(pb.GetStatusRequest(), timeout=60)
     assert told.value.code() == StatusCode.INTERNAL
     assert told.value.details() == "the server failed; see its log"
+    (logged,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "a secret" in logged.message
+    assert "GetStatus" in logged.message
 
 
 def test_what_the_server_says_of_itself(channel: grpc.Channel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -147,6 +148,16 @@ def _formed(request: Any) -> Any:
     return request
 
 
+def log_failure(method: str, error: Exception) -> None:
+    """Log why a request has failed; as an error, with all of it, if that is the server's own fault."""
+    status = status_of(error) if isinstance(error, GpupipeError) else grpc.StatusCode.INTERNAL
+    if status is grpc.StatusCode.INTERNAL:
+        text = "".join(traceback.format_exception(error))
+        _log.event("request failed", logging.ERROR, method=method, status=status.name, error=text)
+    else:
+        _log.event("request failed", method=method, status=status.name, error=str(error))
+
+
 class _Calls:
     """Runs a method, counts its requests, and tells what went wrong."""
 
@@ -189,13 +200,12 @@ class _Told:
         if error is None:
             self._count(grpc.StatusCode.OK)
         elif isinstance(error, GpupipeError):
-            status = status_of(error)
-            self._count(status)
-            _log.event("request failed", method=self._name, status=status.name, error=str(error))
+            self._count(status := status_of(error))
+            log_failure(self._name, error)
             await self._abort(status, told(error), retry_after(error))
         elif isinstance(error, Exception):
             self._count(grpc.StatusCode.INTERNAL)
-            _log.event("request failed", logging.ERROR, method=self._name, error=repr(error))
+            log_failure(self._name, error)
             await self._abort(grpc.StatusCode.INTERNAL, INTERNAL)
         else:  # cancelled: the client has gone, or its deadline has passed
             self._count(grpc.StatusCode.CANCELLED)

@@ -7,7 +7,6 @@ characters, by their names. The GPU of what is on none, as on a CPU, is -1.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,10 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.errors import GpupipeError
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH
-from gpupipe.log import Log
 from gpupipe.render.engine import Engine
 from gpupipe.serve.batches import PIXEL_FORMAT, Batch, Batches, Drawn
 from gpupipe.serve.grpc import monolithic_pb2 as pb
-from gpupipe.serve.grpc.handlers import only
+from gpupipe.serve.grpc.handlers import log_failure, only
 from gpupipe.serve.grpc.statuses import INTERNAL, told
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
@@ -37,8 +35,6 @@ AT_A_TIME: Final = 8
 RATES: Final = (4_000, 192_000)
 MOST_SECONDS: Final = 60.0
 """Of sound in a batch: 32 frames hear less than two."""
-
-_log = Log(__name__)
 
 
 class MonolithicService:
@@ -62,9 +58,10 @@ class MonolithicService:
                 request = await self._read(requests)
                 drawn = await asyncio.get_running_loop().run_in_executor(self._drawing, self._drawn, request)
             except GpupipeError as error:
+                log_failure("InferBatchComposite", error)
                 return pb.CompositeBatchResponse(error=told(error), gpu_id=-1)
             except Exception as error:
-                _log.event("request failed", logging.ERROR, method="InferBatchComposite", error=repr(error))
+                log_failure("InferBatchComposite", error)
                 return pb.CompositeBatchResponse(error=INTERNAL, gpu_id=-1)
             return pb.CompositeBatchResponse(
                 composited_frames=drawn.images,
@@ -92,6 +89,7 @@ class MonolithicService:
         try:
             engine = await self._in_thread(self._load, request.model_id, request.preferred_gpu)
         except GpupipeError as error:
+            log_failure("LoadModel", error)
             return pb.LoadModelResponse(error=told(error), gpu_id=-1)
         taken = (time.perf_counter() - began) * 1e3
         return pb.LoadModelResponse(success=True, gpu_id=_gpu(engine), load_time_ms=taken)
@@ -104,6 +102,7 @@ class MonolithicService:
                 return pb.UnloadModelResponse(success=True)
             return pb.UnloadModelResponse(error="model_id: the model is not loaded")
         except GpupipeError as error:
+            log_failure("UnloadModel", error)
             return pb.UnloadModelResponse(error=told(error))
 
     async def GetModelStats(self, requests: AsyncIterator[Any]) -> Any:
