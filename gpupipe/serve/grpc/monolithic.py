@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import numpy as np
@@ -25,12 +26,15 @@ from gpupipe.serve.grpc import monolithic_pb2 as pb
 from gpupipe.serve.grpc.handlers import log_failure, only
 from gpupipe.serve.grpc.statuses import INTERNAL, told
 from gpupipe.serve.hub import Hub
-from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
+from gpupipe.serve.refusals import BadRequest, Refused, Silent, TooLarge
 from gpupipe.speech.mel import SAMPLE_RATE
 
 MOST_FRAMES: Final = 32
 AT_A_TIME: Final = 8
-"""Batches that are read, drawn or answered at a time: each may have a hundred megabytes of inputs."""
+"""Batches that are read at a time, and that are drawn: each may have a hundred megabytes of inputs."""
+
+HURRIED_SECONDS: Final = 2.0
+"""In which a batch must have come, once another has no room to be read: the silent keep nobody out for longer."""
 
 RATES: Final = (4_000, 192_000)
 MOST_SECONDS: Final = 60.0
@@ -46,16 +50,20 @@ class MonolithicService:
 
     def __init__(self, hub: Hub) -> None:
         self._hub, self._batches = hub, Batches(hub)
-        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._reading, self._room = asyncio.Semaphore(AT_A_TIME), asyncio.Semaphore(AT_A_TIME)
+        self._readers: deque[tuple[asyncio.Timeout, float]] = deque()  # with when they began, the first of them first
         # Not those in which talks are opened: who wants one need not wait for batches.
         self._drawing = ThreadPoolExecutor(AT_A_TIME, "batch")
 
     async def InferBatchComposite(self, requests: AsyncIterator[Any]) -> Any:
         """Draw a batch of frames."""
         began = time.perf_counter()
-        async with self._room:
+        async with AsyncExitStack() as held:
             try:
-                request = await self._read(requests)
+                self._hurry()
+                async with self._place(self._reading):
+                    request = await self._read(requests)
+                    await held.enter_async_context(self._place(self._room))
                 drawn = await asyncio.get_running_loop().run_in_executor(self._drawing, self._drawn, request)
             except GpupipeError as error:
                 log_failure("InferBatchComposite", error)
@@ -128,13 +136,39 @@ class MonolithicService:
     async def _in_thread(self, work: Any, *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._hub.opening, work, *given)
 
-    async def _read(self, requests: AsyncIterator[Any]) -> Any:
-        seconds = self._hub.limits.idle_seconds
+    @asynccontextmanager
+    async def _place(self, room: asyncio.Semaphore) -> AsyncIterator[None]:
+        """One of `AT_A_TIME`, once there is one."""
         try:
-            async with asyncio.timeout(seconds):
-                return await only(requests)
+            async with asyncio.timeout(self._hub.limits.idle_seconds):
+                await room.acquire()
         except TimeoutError as error:
-            raise Silent(f"no request came for {seconds:.0f} s", remedy="send it at once") from error
+            raise Refused("other batches have all the room", remedy="ask again later") from error
+        try:
+            yield
+        finally:
+            room.release()
+
+    def _hurry(self) -> None:
+        """Let the first of those who are read have little time left, if there is no room for another."""
+        if self._reading.locked() and self._readers:
+            limit, began = self._readers.popleft()
+            if not limit.expired():
+                limit.reschedule(max(asyncio.get_running_loop().time(), began + HURRIED_SECONDS))
+
+    async def _read(self, requests: AsyncIterator[Any]) -> Any:
+        seconds, began = self._hub.limits.idle_seconds, asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                self._readers.append((limit, began))
+                try:
+                    return await only(requests, seconds)
+                finally:
+                    with suppress(ValueError):  # it was hurried
+                        self._readers.remove((limit, began))
+        except TimeoutError as error:
+            taken = asyncio.get_running_loop().time() - began
+            raise Silent(f"no whole request came in {taken:.1f} s", remedy="send it at once") from error
 
     def _drawn(self, request: Any) -> Drawn:
         return self._batches.draw(request.model_id, batch_of(request, self._hub.characters.get(request.model_id)))
