@@ -27,7 +27,7 @@ from grpc_scene import Counted, method, served
 from grpc_tools import protoc
 from numpy.typing import NDArray
 
-from gpupipe.errors import OptionError
+from gpupipe.errors import GpupipeError, OptionError
 from gpupipe.media.images import FromNv12
 from gpupipe.serve.grpc import avatar_pb2 as pb
 from gpupipe.serve.grpc import health, monolithic_pb2
@@ -307,6 +307,22 @@ def test_who_says_nothing_is_sent_away(channel: grpc.Channel, hub: Hub, monkeypa
     until(lambda: not hub.talks)
 
 
+def test_who_does_not_read_is_sent_away(
+    channel: grpc.Channel, hub: Hub, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "limits", replace(hub.limits, idle_seconds=0.3))
+    lazy = Open(channel, config(), *[sound(1)] * 8, END)  # 18 MB of pictures, more than is sent unread
+    until(lambda: len(hub.talks) == 1)
+    counted.seen.clear()
+    until(lambda: ("grpc", "Speak", "DEADLINE_EXCEEDED") in counted.seen)
+    until(lambda: not hub.talks)
+    with pytest.raises(grpc.RpcError) as told:  # once it reads, it is told
+        list(lazy.call)
+    assert told.value.code() == StatusCode.DEADLINE_EXCEEDED
+    assert "was taken for 0.3 s" in told.value.details()
+    lazy.close()
+
+
 def test_no_room(channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise Refused("one more talk would make others late", retry_after=7)
@@ -332,17 +348,25 @@ def test_a_server_that_is_being_shut_down(channel: grpc.Channel, hub: Hub, monke
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, GpupipeError])
 def test_an_error_of_the_server_tells_nothing_of_it(
-    channel: grpc.Channel, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    channel: grpc.Channel,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
 ) -> None:
     def fails() -> float:
-        raise RuntimeError("a secret")
+        raise kind("a secret")
 
     monkeypatch.setattr(hub, "load_share", fails)
     with pytest.raises(grpc.RpcError) as told:
         method(channel, AVATAR, "GetStatus")(pb.GetStatusRequest(), timeout=60)
     assert told.value.code() == StatusCode.INTERNAL
     assert told.value.details() == "the server failed; see its log"
+    (logged,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "a secret" in logged.message
+    assert "GetStatus" in logged.message
 
 
 def test_what_the_server_says_of_itself(channel: grpc.Channel) -> None:

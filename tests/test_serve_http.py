@@ -105,7 +105,16 @@ def test_characters(client: httpx.Client) -> None:
     assert picture.content[:3] == b"\xff\xd8\xff"
     for name in ("nobody", "..", "%2e%2e", "anna%2f..", "x" * 300):
         assert client.get(f"/v1/characters/{name}").status_code == 404
-    assert client.get("/v1/characters/broken").status_code == 500
+
+
+def test_what_is_the_servers_own_fault_is_in_its_log_alone(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = client.get("/v1/characters/broken")
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; see its log"})
+    (logged,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "full_body_video.mp4: cannot be opened as a video" in logged.message
+    assert "path=/v1/characters/broken" in logged.message
 
 
 @pytest.mark.parametrize("query", ["", "?realtime=1&delay=0.8", "?start_frame=7"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,10 @@ from gpupipe.character.folder import Character
 from gpupipe.media.sound import read_pcm
 from gpupipe.media.video import read_frames
 from gpupipe.serve.batches import Batch, Batches
+from gpupipe.serve.grpc import monolithic
+from gpupipe.serve.grpc import monolithic_pb2 as pb
 from gpupipe.serve.hub import Hub
+from gpupipe.serve.refusals import BadRequest
 
 FRAMES, SIZE = 30, 160
 
@@ -192,6 +198,52 @@ def test_what_is_wrong_is_told_in_the_answer(stub: Stub, folder: Path, what: str
     assert (answer.success, list(answer.composited_frames), answer.gpu_id) == (False, [], -1)
     assert answer.error.startswith(what.removesuffix(":"))
     assert str(folder) not in answer.error
+
+
+def test_who_sends_no_batch_keeps_nobody_out(hub: Hub, sound: bytes, tmp_path: Path) -> None:
+    with served(hub) as channel:
+        never = threading.Event()
+        silence = channel.stream_unary(
+            "/monolithic.MonolithicService/InferBatchComposite",
+            response_deserializer=pb.CompositeBatchResponse.FromString,
+        )
+        silent = [silence.future(iter(lambda: never.wait(60), True)) for _ in range(monolithic.AT_A_TIME)]
+        stub = Stub(channel, tmp_path)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(monolithic, "HURRIED_SECONDS", 0.3)
+                time.sleep(0.1)  # they are read before
+                assert len(stub.frames(model_id="anna", raw_audio=sound, batch_size=2)) == 2
+                # The first of them alone had to leave.
+                (ended,) = [each for each in silent if each.done()]
+                assert "no whole request came in 0." in ended.result().error
+        finally:
+            for each in silent:
+                each.cancel()
+            never.set()
+
+
+def test_batches_for_which_there_is_no_room_are_refused(
+    hub: Hub, stub: Stub, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "limits", replace(hub.limits, idle_seconds=0.2))
+    busy = threading.Event()
+
+    def draw(*_: object) -> None:
+        busy.wait(30)
+        raise BadRequest("nothing is drawn")
+
+    monkeypatch.setattr(Batches, "draw", draw)
+    with ThreadPoolExecutor(monolithic.AT_A_TIME) as clients:
+        drawn = [
+            clients.submit(stub.InferBatchComposite, model_id="anna", raw_audio=sound, batch_size=2)
+            for _ in range(monolithic.AT_A_TIME)
+        ]
+        time.sleep(0.3)
+        answer = stub.InferBatchComposite(model_id="anna", raw_audio=sound, batch_size=2)
+        busy.set()
+        assert answer.error == "other batches have all the room; ask again later"
+        assert {each.result().error for each in drawn} == {"nothing is drawn"}
 
 
 def test_models_are_loaded_and_released_and_their_use_is_counted(stub: Stub, hub: Hub, sound: bytes) -> None:

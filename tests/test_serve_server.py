@@ -29,8 +29,8 @@ from gpupipe.serve.load.talker import Heard, Said, over_grpc, talk
 from gpupipe.serve.server import serve
 
 
-def status(url: str, token: str | None = None) -> int:
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+def status(url: str, token: str | None = None, headers: dict[str, str] | None = None) -> int:
+    headers = (headers or {}) | ({} if token is None else {"authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             return int(answer.status)
@@ -101,6 +101,24 @@ def test_peers_find_it_where_it_listens(folder: Path) -> None:
         assert set(asyncio.run(candidates(where.port))) == {"127.0.0.2"}
 
     run_server(folder, ServeOptions(host="127.0.0.2", port=0, grpc_port=0), look)
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_a_page_whose_name_leads_here_may_not_ask(folder: Path, insecure: bool) -> None:
+    """To a browser it is this server's own, once its name leads to the loopback."""
+
+    def look(where: Listening) -> None:
+        url = f"http://127.0.0.1:{where.port}/v1/characters"
+
+        def asked(host: str) -> int:
+            return status(url, headers={"host": host, "origin": f"http://{host}"})
+
+        others = [f"evil.example:{where.port}", "evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[fe80::1]:80"]
+        assert [asked(host) for host in others] == [200 if insecure else 421] * len(others)
+        own = [f"127.0.0.1:{where.port}", "localhost", f"LocalHost.:{where.port}", "[::1]", f"[::1]:{where.port}"]
+        assert [asked(host) for host in own] == [200] * len(own)
+
+    run_server(folder, ServeOptions(port=0, grpc_port=0, insecure=insecure), look)
 
 
 def test_it_does_not_open_itself_to_strangers_unasked() -> None:

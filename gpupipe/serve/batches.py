@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.engine.order import SessionOrder
+from gpupipe.errors import MediaError
 from gpupipe.geometry import SPEECH_BEFORE, SPEECH_RATE, SPEECH_ROWS
 from gpupipe.media.images import jpeg
 from gpupipe.media.resample import Resampler
 from gpupipe.options import OutputOptions
 from gpupipe.render.engine import Engine
 from gpupipe.serve.hub import Hub
+from gpupipe.serve.refusals import BadRequest
 from gpupipe.speech.encoder import ENCODER_BATCH
 from gpupipe.speech.mel import SAMPLE_RATE
 from gpupipe.speech.rows import SpeechRows
@@ -181,7 +183,10 @@ class _Heard:
         assert batch.sound is not None
         began = time.perf_counter()
         encoder = open_encoder(self._character.audio_encoder_path, ENCODER_BATCH)
-        rows = features_from_pcm(_resampled(batch.sound, batch.rate), encoder, encoder.batch)
+        try:
+            rows = features_from_pcm(_resampled(batch.sound, batch.rate), encoder, encoder.batch)
+        except MediaError as error:  # too short to be heard
+            raise BadRequest(**error.parts) from error
         self.milliseconds = _since(began)
         return SpeechRows(rows)
 

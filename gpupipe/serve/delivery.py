@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
 from gpupipe.serve.costs import Costs
+from gpupipe.serve.refusals import Silent
 from gpupipe.serve.talk import Picture, Talk
 from gpupipe.threads import POLL_SECONDS, Worker
 
@@ -124,6 +125,9 @@ class Delivery:
                 self._encoder.close()
         except BaseException as error:
             self._error = error if isinstance(error, GpupipeError) else _unexpected(talk, error)
+            if isinstance(error, Silent):  # who has taken nothing is told so before anything else
+                with self._condition:
+                    self._waiting.clear()
         finally:
             self._over = True
             self._wake()

@@ -64,7 +64,11 @@ async def serve(
         peers = Peers(hub, metrics, host=options.host)
         closing.push_async_callback(peers.aclose)
         cors = () if options.cors is None else (options.cors,)
-        app = application(hub, tokens, jobs, metrics=metrics, extra=peers.routes(tokens), cors=cors)
+        # Without tokens it listens on the loopback, unless it is said to be meant open: see `check_exposure`.
+        private = not tokens.wanted and not options.insecure
+        app = application(
+            hub, tokens, jobs, metrics=metrics, extra=peers.routes(tokens), cors=cors, loopback_only=private
+        )
         rpc, grpc_port = await grpc_server(hub, tokens, address_of(options.host, options.grpc_port), metrics=metrics)
         closing.push_async_callback(rpc.stop, LAST_SECONDS)
         await rpc.start()

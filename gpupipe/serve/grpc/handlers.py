@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
 
 SMALL_BYTES: Final = 16_384
 """Of a message, for which no other size is said: names and numbers."""
+
+LAST_SECONDS: Final = 1.0
+"""In which a client that took nothing can still be told why its call ends."""
 
 ASK_SECONDS: Final = 5.0
 """In which the one message of a method that takes one must have come."""
@@ -52,7 +56,12 @@ class Oversized:
 
 
 def handler_of(
-    service: Any, descriptor: Any, counter: Counter, *, sizes: Mapping[str, int] | None = None
+    service: Any,
+    descriptor: Any,
+    counter: Counter,
+    *,
+    idle: Callable[[], float],
+    sizes: Mapping[str, int] | None = None,
 ) -> grpc.GenericRpcHandler:
     """All methods of a service.
 
@@ -61,6 +70,7 @@ def handler_of(
             it is given the request, or an async iterator of them, and raises `GpupipeError`s.
         descriptor: of the service.
         counter: of requests.
+        idle: seconds after which a client that takes no answer is sent away.
         sizes: bytes that a message of a method may have, by the method's name; of all others `SMALL_BYTES`.
 
     Raises:
@@ -68,7 +78,7 @@ def handler_of(
     """
     methods = {
         method.name: method_of(
-            getattr(service, method.name), method, counter, (sizes or {}).get(method.name, SMALL_BYTES)
+            getattr(service, method.name), method, counter, idle, (sizes or {}).get(method.name, SMALL_BYTES)
         )
         for method in descriptor.methods
     }
@@ -76,10 +86,14 @@ def handler_of(
 
 
 def method_of(
-    behaviour: Callable[..., Any], method: Any, counter: Counter, most: int = SMALL_BYTES
+    behaviour: Callable[..., Any],
+    method: Any,
+    counter: Counter,
+    idle: Callable[[], float],
+    most: int = SMALL_BYTES,
 ) -> grpc.RpcMethodHandler:
     """One method of a service, by its descriptor, whose messages have `most` bytes; see `handler_of`."""
-    calls = _Calls(behaviour, method.name, counter)
+    calls = _Calls(behaviour, method.name, counter, idle)
     # Every method is served as if requests were a stream, which is the same on the wire: so none is read, nor has
     # memory, before the method asks for it.
     make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
@@ -140,11 +154,21 @@ def _formed(request: Any) -> Any:
     return request
 
 
+def log_failure(method: str, error: Exception) -> None:
+    """Log why a request has failed; as an error, with all of it, if that is the server's own fault."""
+    status = status_of(error) if isinstance(error, GpupipeError) else grpc.StatusCode.INTERNAL
+    if status is grpc.StatusCode.INTERNAL:
+        text = "".join(traceback.format_exception(error))
+        _log.event("request failed", logging.ERROR, method=method, status=status.name, error=text)
+    else:
+        _log.event("request failed", method=method, status=status.name, error=str(error))
+
+
 class _Calls:
     """Runs a method, counts its requests, and tells what went wrong."""
 
-    def __init__(self, behaviour: Callable[..., Any], name: str, counter: Counter) -> None:
-        self._behaviour, self._name, self._counter = behaviour, name, counter
+    def __init__(self, behaviour: Callable[..., Any], name: str, counter: Counter, idle: Callable[[], float]) -> None:
+        self._behaviour, self._name, self._counter, self._idle = behaviour, name, counter, idle
 
     async def unary(self, requests: AsyncIterator[Any], context: Any) -> Any:
         async with Told(context, self._name, self._counter):
@@ -158,7 +182,15 @@ class _Calls:
             aclosing(self._behaviour(told)) as answers,
         ):
             async for answer in answers:
+                await self._write(context, answer)
+
+    async def _write(self, context: Any, answer: Any) -> None:
+        seconds = self._idle()
+        try:
+            async with asyncio.timeout(seconds):
                 await context.write(answer)
+        except TimeoutError as error:
+            raise Silent(f"no answer was taken for {seconds:g} s", remedy="read the answers") from error
 
 
 class Told:
@@ -174,19 +206,26 @@ class Told:
         if error is None:
             self._count(grpc.StatusCode.OK)
         elif isinstance(error, GpupipeError):
-            status = status_of(error)
-            self._count(status)
-            _log.event("request failed", method=self._name, status=status.name, error=str(error))
-            await self._context.abort(status, told(error), retry_after(error))
+            self._count(status := status_of(error))
+            log_failure(self._name, error)
+            await self._abort(status, told(error), retry_after(error))
         elif isinstance(error, grpc.aio.AioRpcError):  # of a server behind this one, which has told why
             self._count(error.code())
-            await self._context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            await self._abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
         elif isinstance(error, Exception):
             self._count(grpc.StatusCode.INTERNAL)
-            _log.event("request failed", logging.ERROR, method=self._name, error=repr(error))
-            await self._context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
+            log_failure(self._name, error)
+            await self._abort(grpc.StatusCode.INTERNAL, INTERNAL)
         else:  # cancelled: the client has gone, or its deadline has passed
             self._count(grpc.StatusCode.CANCELLED)
+
+    async def _abort(self, status: grpc.StatusCode, what: str, trailing: tuple[tuple[str, str], ...] = ()) -> None:
+        """End the call. The status lies behind what was answered before: who does not read that is not waited for."""
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                await self._context.abort(status, what, trailing)
+        except TimeoutError:
+            raise asyncio.CancelledError from None
 
     def _count(self, status: grpc.StatusCode) -> None:
         self._counter.requests("grpc", self._name, status.name)

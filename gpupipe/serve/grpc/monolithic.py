@@ -7,11 +7,11 @@ characters, by their names. The GPU of what is on none, as on a CPU, is -1.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 import numpy as np
@@ -20,25 +20,25 @@ from numpy.typing import NDArray
 from gpupipe.character.folder import Character
 from gpupipe.errors import GpupipeError
 from gpupipe.geometry import SPEECH_ROWS, SPEECH_WIDTH
-from gpupipe.log import Log
 from gpupipe.render.engine import Engine
 from gpupipe.serve.batches import PIXEL_FORMAT, Batch, Batches, Drawn
 from gpupipe.serve.grpc import monolithic_pb2 as pb
-from gpupipe.serve.grpc.handlers import only
+from gpupipe.serve.grpc.handlers import log_failure, only
 from gpupipe.serve.grpc.statuses import INTERNAL, told
 from gpupipe.serve.hub import Hub
-from gpupipe.serve.refusals import BadRequest, Silent, TooLarge
+from gpupipe.serve.refusals import BadRequest, Refused, Silent, TooLarge
 from gpupipe.speech.mel import SAMPLE_RATE
 
 MOST_FRAMES: Final = 32
 AT_A_TIME: Final = 8
-"""Batches that are read, drawn or answered at a time: each may have a hundred megabytes of inputs."""
+"""Batches that are read at a time, and that are drawn: each may have a hundred megabytes of inputs."""
+
+HURRIED_SECONDS: Final = 2.0
+"""In which a batch must have come, once another has no room to be read: the silent keep nobody out for longer."""
 
 RATES: Final = (4_000, 192_000)
 MOST_SECONDS: Final = 60.0
 """Of sound in a batch: 32 frames hear less than two."""
-
-_log = Log(__name__)
 
 
 class MonolithicService:
@@ -50,21 +50,26 @@ class MonolithicService:
 
     def __init__(self, hub: Hub) -> None:
         self._hub, self._batches = hub, Batches(hub)
-        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._reading, self._room = asyncio.Semaphore(AT_A_TIME), asyncio.Semaphore(AT_A_TIME)
+        self._readers: deque[tuple[asyncio.Timeout, float]] = deque()  # with when they began, the first of them first
         # Not those in which talks are opened: who wants one need not wait for batches.
         self._drawing = ThreadPoolExecutor(AT_A_TIME, "batch")
 
     async def InferBatchComposite(self, requests: AsyncIterator[Any]) -> Any:
         """Draw a batch of frames."""
         began = time.perf_counter()
-        async with self._room:
+        async with AsyncExitStack() as held:
             try:
-                request = await self._read(requests)
+                self._hurry()
+                async with self._place(self._reading):
+                    request = await self._read(requests)
+                    await held.enter_async_context(self._place(self._room))
                 drawn = await asyncio.get_running_loop().run_in_executor(self._drawing, self._drawn, request)
             except GpupipeError as error:
+                log_failure("InferBatchComposite", error)
                 return pb.CompositeBatchResponse(error=told(error), gpu_id=-1)
             except Exception as error:
-                _log.event("request failed", logging.ERROR, method="InferBatchComposite", error=repr(error))
+                log_failure("InferBatchComposite", error)
                 return pb.CompositeBatchResponse(error=INTERNAL, gpu_id=-1)
             return pb.CompositeBatchResponse(
                 composited_frames=drawn.images,
@@ -94,6 +99,7 @@ class MonolithicService:
                 self._hub.loading, self._load, request.model_id, request.preferred_gpu
             )
         except GpupipeError as error:
+            log_failure("LoadModel", error)
             return pb.LoadModelResponse(error=told(error), gpu_id=-1)
         taken = (time.perf_counter() - began) * 1e3
         return pb.LoadModelResponse(success=True, gpu_id=_gpu(engine), load_time_ms=taken)
@@ -106,6 +112,7 @@ class MonolithicService:
                 return pb.UnloadModelResponse(success=True)
             return pb.UnloadModelResponse(error="model_id: the model is not loaded")
         except GpupipeError as error:
+            log_failure("UnloadModel", error)
             return pb.UnloadModelResponse(error=told(error))
 
     async def GetModelStats(self, requests: AsyncIterator[Any]) -> Any:
@@ -131,13 +138,39 @@ class MonolithicService:
     async def _in_thread(self, work: Any, *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._hub.opening, work, *given)
 
-    async def _read(self, requests: AsyncIterator[Any]) -> Any:
-        seconds = self._hub.limits.idle_seconds
+    @asynccontextmanager
+    async def _place(self, room: asyncio.Semaphore) -> AsyncIterator[None]:
+        """One of `AT_A_TIME`, once there is one."""
         try:
-            async with asyncio.timeout(seconds):
-                return await only(requests)
+            async with asyncio.timeout(self._hub.limits.idle_seconds):
+                await room.acquire()
         except TimeoutError as error:
-            raise Silent(f"no request came for {seconds:.0f} s", remedy="send it at once") from error
+            raise Refused("other batches have all the room", remedy="ask again later") from error
+        try:
+            yield
+        finally:
+            room.release()
+
+    def _hurry(self) -> None:
+        """Let the first of those who are read have little time left, if there is no room for another."""
+        if self._reading.locked() and self._readers:
+            limit, began = self._readers.popleft()
+            if not limit.expired():
+                limit.reschedule(max(asyncio.get_running_loop().time(), began + HURRIED_SECONDS))
+
+    async def _read(self, requests: AsyncIterator[Any]) -> Any:
+        seconds, began = self._hub.limits.idle_seconds, asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                self._readers.append((limit, began))
+                try:
+                    return await only(requests, seconds)
+                finally:
+                    with suppress(ValueError):  # it was hurried
+                        self._readers.remove((limit, began))
+        except TimeoutError as error:
+            taken = asyncio.get_running_loop().time() - began
+            raise Silent(f"no whole request came in {taken:.1f} s", remedy="send it at once") from error
 
     def _drawn(self, request: Any) -> Drawn:
         return self._batches.draw(request.model_id, batch_of(request, self._hub.characters.get(request.model_id)))

@@ -52,10 +52,14 @@ async def grpc_server(hub: Hub, tokens: Tokens, address: str, *, metrics: Counte
     """
     names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
     size = hub.limits.message_bytes
+
+    def idle() -> float:
+        return hub.limits.idle_seconds
+
     handlers = (
-        handler_of(AvatarService(hub), AVATAR, metrics, sizes={"Speak": min(AUDIO_BYTES, size)}),
-        handler_of(MonolithicService(hub), MONOLITHIC, metrics, sizes={"InferBatchComposite": size}),
-        handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics),
+        handler_of(AvatarService(hub), AVATAR, metrics, idle=idle, sizes={"Speak": min(AUDIO_BYTES, size)}),
+        handler_of(MonolithicService(hub), MONOLITHIC, metrics, idle=idle, sizes={"InferBatchComposite": size}),
+        handler_of(health.HealthService(names, lambda: hub.closing), health.DESCRIPTOR, metrics, idle=idle),
     )
     return await listener(handlers, names, tokens, address, limits=hub.limits, metrics=metrics)
 

@@ -31,8 +31,8 @@ def status_of(error: GpupipeError) -> StatusCode:
 
 
 def told(error: GpupipeError) -> str:
-    """An error's message, without the path of the file that it is about."""
-    return str(GpupipeError(**error.parts))
+    """An error's message, without the path of the file that it is about; of the server's own failures just that."""
+    return INTERNAL if status_of(error) is StatusCode.INTERNAL else str(GpupipeError(**error.parts))
 
 
 def retry_after(error: GpupipeError) -> tuple[tuple[str, str], ...]:

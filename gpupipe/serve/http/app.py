@@ -37,6 +37,7 @@ def application(
     metrics: Counts,
     extra: Sequence[Route] = (),
     cors: Sequence[str] = (),
+    loopback_only: bool = False,
 ) -> Starlette:
     """The application that uvicorn serves, with `protocol.protocol` for its connections.
 
@@ -47,6 +48,7 @@ def application(
         metrics: told of each request, and told by `/metrics`.
         extra: more routes, such as WebRTC's.
         cors: origins of other servers' pages that may ask, such as `https://example.org`; "*": all.
+        loopback_only: refuse who asks for another host than this machine, see `guard.Guard`.
     """
     characters, uploads = Characters(hub), Uploads(hub.limits)
     routes = [
@@ -66,7 +68,7 @@ def application(
     routes.append(Route("/openapi.json", partial(_openapi, text)))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, tokens, metrics, cors)],
+        middleware=[Middleware(Guard, tokens, metrics, cors, loopback_only=loopback_only)],
         exception_handlers={GpupipeError: on_error, HTTPException: on_http_exception},
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,7 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gpupipe.errors import Cancelled, DeviceMemoryError, EngineClosed, GpupipeError, HostMemoryError, OptionError
+from gpupipe.log import Log
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
+
+_log = Log(__name__)
 
 INTERNAL: Final = "the server failed; see its log"
 
@@ -50,12 +55,16 @@ def error_response(status: int, what: str, headers: Mapping[str, str] | None = N
 
 
 def on_error(request: Request, error: Exception) -> Response:
-    """The answer to a request that a `GpupipeError` has ended."""
+    """The answer to a request that a `GpupipeError` has ended. What is the server's own fault is in its log alone."""
     assert isinstance(error, GpupipeError)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, Refused) else {}
     if request.method in ("POST", "PUT"):
         headers["connection"] = "close"  # the rest of its body is not read
-    return error_response(status_of(error), told(error), headers)
+    if (status := status_of(error)) == 500:
+        text = "".join(traceback.format_exception(error))
+        _log.event("request failed", logging.ERROR, path=request.url.path, error=text)
+        return error_response(status, INTERNAL, headers)
+    return error_response(status, told(error), headers)
 
 
 def on_http_exception(request: Request, error: Exception) -> Response:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gpupipe.log import Log
 from gpupipe.serve.http.errors import INTERNAL, error_response
 from gpupipe.serve.http.page import page_paths
+from gpupipe.serve.listen import is_loopback
 from gpupipe.serve.tokens import Tokens
 
 CLIENT_GONE: Final = "499"
@@ -60,10 +61,21 @@ class Guard:
         tokens: wanted for every path but those of `OPEN_TO_ALL`.
         metrics: where requests are counted.
         cors: origins of other servers' pages that may ask; "*": all.
+        loopback_only: whether to refuse who asks for another host than this machine by one of its own names. A page
+            whose name somebody else lets lead to this machine is no other server's page to a browser.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, metrics: Counts, cors: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: Tokens,
+        metrics: Counts,
+        cors: Sequence[str] = (),
+        *,
+        loopback_only: bool = False,
+    ) -> None:
         self._app, self._tokens, self._metrics, self._cors = app, tokens, metrics, tuple(cors)
+        self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever happens."""
@@ -104,6 +116,9 @@ class Guard:
         """The answer to who may not ask; None for all others."""
         path = scope["path"]
         origin = headers.get("origin")
+        if self._loopback_only and not is_loopback(_host(headers.get("host", "localhost"))):
+            remedy = "ask for localhost; or start the server with --token-file, or --insecure"
+            return error_response(421, f"host: without a token only this machine may be asked; {remedy}")
         if scope["method"] == "OPTIONS" and allowed is not None and "access-control-request-method" in headers:
             return Response(status_code=HTTPStatus.NO_CONTENT, headers=CORS)
         # Without a token the browser of somebody on this machine could be made to ask by any page that is shown in it.
@@ -118,6 +133,12 @@ class Guard:
     def _allowed_origin(self, headers: Headers) -> str | None:
         origin = headers.get("origin")
         return origin if origin is not None and (origin in self._cors or "*" in self._cors) else None
+
+
+def _host(header: str) -> str:
+    """A Host header's name or address, without the port."""
+    host = header if header.endswith("]") else header.rpartition(":")[0] or header
+    return host.lower().removesuffix(".")
 
 
 def _name(scope: Scope) -> str:

@@ -42,6 +42,10 @@ async def grpc_router(
         OptionError: the address cannot be had.
     """
     names = (AVATAR.full_name, MONOLITHIC.full_name, health.DESCRIPTOR.full_name, reflection.SERVICE_NAME)
+
+    def idle() -> float:
+        return limits.idle_seconds
+
     through, avatar, models = Through(board, limits, metrics), Avatar(board), Models(board)
     handlers = (
         grpc.method_handlers_generic_handler(
@@ -49,7 +53,7 @@ async def grpc_router(
             {
                 "Speak": grpc.stream_stream_rpc_method_handler(through.speak),
                 **{
-                    name: method_of(getattr(avatar, name), AVATAR.methods_by_name[name], metrics)
+                    name: method_of(getattr(avatar, name), AVATAR.methods_by_name[name], metrics, idle)
                     for name in ("ListCharacters", "GetStatus")
                 },
             },
@@ -59,11 +63,11 @@ async def grpc_router(
             {
                 method.name: grpc.stream_stream_rpc_method_handler(through.batch)
                 if method.name == "InferBatchComposite"
-                else method_of(getattr(models, method.name), method, metrics)
+                else method_of(getattr(models, method.name), method, metrics, idle)
                 for method in MONOLITHIC.methods
             },
         ),
-        handler_of(health.HealthService(names, lambda: not board.ready), health.DESCRIPTOR, metrics),
+        handler_of(health.HealthService(names, lambda: not board.ready), health.DESCRIPTOR, metrics, idle=idle),
     )
     return await listener(handlers, names, tokens, address, limits=limits, metrics=metrics)
 
