@@ -16,6 +16,7 @@ from gpupipe.log import Log
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
 from gpupipe.serve.grpc.server import grpc_server
 from gpupipe.serve.http.app import application
+from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.jobs import Jobs
 from gpupipe.serve.limits import ServeLimits
@@ -90,10 +91,12 @@ async def serve(
             jobs = Jobs(hub, Path(options.jobs))
             await asyncio.to_thread(jobs.start)
             closing.push_async_callback(asyncio.to_thread, jobs.close)
-        peers = Peers(hub, metrics, host=options.host)
+        uploads = Uploads(hub.limits)
+        peers = Peers(hub, metrics, uploads, host=options.host)
         closing.push_async_callback(peers.aclose)
         cors = () if options.cors is None else (options.cors,)
-        app = application(hub, tokens, jobs, metrics=metrics, extra=peers.routes(tokens), cors=cors)
+        extra = peers.routes(tokens)
+        app = application(hub, tokens, jobs, metrics=metrics, uploads=uploads, extra=extra, cors=cors)
         rpc, grpc_port = await grpc_server(hub, tokens, _address(options.host, options.grpc_port), metrics=metrics)
         closing.push_async_callback(rpc.stop, LAST_SECONDS)
         await rpc.start()

@@ -35,6 +35,7 @@ def application(
     jobs: Jobs | None,
     *,
     metrics: Counts,
+    uploads: Uploads | None = None,
     extra: Sequence[Route] = (),
     cors: Sequence[str] = (),
 ) -> Starlette:
@@ -45,10 +46,11 @@ def application(
         tokens: wanted for all below `/v1`, and for `/metrics`.
         jobs: renders to files; None: there are none.
         metrics: told of each request, and told by `/metrics`.
+        uploads: shared with the `extra` routes that take bodies; None: there are no such routes.
         extra: more routes, such as WebRTC's.
         cors: origins of other servers' pages that may ask, such as `https://example.org`; "*": all.
     """
-    characters, uploads = Characters(hub), Uploads(hub.limits)
+    characters, uploads = Characters(hub), uploads or Uploads(hub.limits)
     routes = [
         Route(f"{API}/characters", characters.every),
         Route(f"{API}/characters/{{id}}", characters.one),
