@@ -19,6 +19,7 @@ from serving import Counted
 from gpupipe.media.rtc import BLOCK_SAMPLES, SOUND_RATE, SoundFrame, sound_frame
 from gpupipe.serve.http.app import application
 from gpupipe.serve.http.protocol import protocol
+from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.tokens import Tokens
 from gpupipe.serve.webrtc.ice import be_found_at
@@ -31,8 +32,9 @@ TOKENS = Tokens(())
 async def serving(hub: Hub) -> AsyncIterator[tuple[httpx.AsyncClient, Peers]]:
     """A client of a server with WebRTC."""
     counted = Counted()
-    peers = Peers(hub, counted, host="127.0.0.1")
-    app = application(hub, TOKENS, None, metrics=counted, extra=peers.routes(TOKENS))
+    uploads = Uploads(hub.limits)
+    peers = Peers(hub, counted, uploads, host="127.0.0.1")
+    app = application(hub, TOKENS, None, metrics=counted, uploads=uploads, extra=peers.routes(TOKENS))
     config = uvicorn.Config(app, port=0, http=protocol(30), ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())

@@ -18,6 +18,7 @@ from serving import Counted, served
 
 from gpupipe.media.sound import read_pcm
 from gpupipe.serve.http.app import application
+from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.tokens import Tokens
 from gpupipe.serve.webrtc.routes import Peers
@@ -51,7 +52,7 @@ def page_of(folder: Path) -> Iterator[str]:
     with Hub(folder, ["cpu"], {}, {}) as hub:
         hub.load("anna")
         made: list[tuple[Peers, asyncio.AbstractEventLoop]] = []
-        peers = Peers(hub, Counted(), host="127.0.0.1")
+        peers = Peers(hub, Counted(), Uploads(hub.limits), host="127.0.0.1")
         app = application(hub, Tokens(()), None, metrics=Counted(), extra=peers.routes(Tokens(())))
 
         async def within(scope: object, receive: object, send: object) -> None:

@@ -13,11 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from gpupipe.serve.conversation import Conversation
+from gpupipe.serve.costs import Costs
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.loading import LOADING
 from gpupipe.serve.order import Output, TalkOrder
 from gpupipe.serve.refusals import BadRequest, NotFound, Refused, Silent, TooLarge
+from gpupipe.serve.seats import Seats
 from gpupipe.serve.webrtc.utterance import Pixels
 
 
@@ -119,6 +121,19 @@ def test_talks_of_who_is_there_do_not_wait_for_who_is_loaded(hub: Hub) -> None:
     asyncio.run(run())
     assert hub.holders("anna") == [0]
     assert hub.talks == []
+
+
+def test_what_a_held_place_takes_follows_what_is_measured(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpupipe.serve.seats.WATCH_SECONDS", 0.0)
+    costs = Costs()
+    costs.drawn("anna", None, 0.001)
+    seats = Seats(hub.engines, costs, hub.limits, 0.85)
+    seat = seats.take(TalkOrder("anna", "webrtc"), hub.characters.get("anna"))
+    assert seat.demand is not None
+    before = seat.demand.cores
+    costs.drawn("anna", None, 0.003, 1000)
+    assert seats.watch()
+    assert seat.demand.cores == pytest.approx(before + 25 * 0.002)
 
 
 def test_nothing_is_loaded_for_who_is_refused(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,6 +120,29 @@ def test_a_page_whose_name_leads_here_may_not_ask(folder: Path, insecure: bool) 
         assert [asked(host) for host in own] == [200] * len(own)
 
     run_server(folder, ServeOptions(port=0, grpc_port=0, insecure=insecure), look)
+
+
+def test_bodies_of_all_routes_are_counted_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pcm: NDArray[np.float32]
+) -> None:
+    monkeypatch.setattr("gpupipe.serve.http.uploads.AT_A_TIME", 1)
+
+    async def says(port: int) -> int:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            peer = Peer()
+            await peer.call(client, "anna")
+            await peer.until(1)
+            said = await client.post(f"/v1/talks/{peer.talk}/audio", content=b"sound")
+            await peer.close()
+            return said.status_code
+
+    def look(where: Listening) -> None:
+        with socket.create_connection(("127.0.0.1", where.port)) as other:
+            other.sendall(b"POST /v1/characters/anna/video HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nab")
+            assert asyncio.run(says(where.port)) == 503
+        assert asyncio.run(says(where.port)) == 400
+
+    run_server(folder, ServeOptions(port=0, grpc_port=0), look)
 
 
 def test_it_does_not_open_itself_to_strangers_unasked() -> None:

@@ -409,5 +409,11 @@ def test_hidden_addresses_are_taken_for_the_clients_own() -> None:
     assert ".local" not in offer.sdp
     offer, said = parsed_offer(sdp, None)
     assert said.media[0].ice_candidates == []
+    for other in (hidden.replace("0a1b.local", "example.org"), hidden.replace("0a1b.local", "localhost")):
+        offer, said = parsed_offer(sdp + other + hidden.replace(" ", " \t").rstrip(), "192.0.2.7")
+        assert [each.ip for each in said.media[0].ice_candidates] == ["192.0.2.7", "192.0.2.7"]
+        assert other.split()[4] not in offer.sdp
+    offer, said = parsed_offer(sdp.replace("0a1b.local", "2001:db8::1"), None)
+    assert [each.ip for each in said.media[0].ice_candidates] == ["2001:db8::1"]
     with pytest.raises(BadRequest, match="1 to 8 media"):
         parsed_offer(sdp + media * 8, None)

@@ -237,6 +237,9 @@ class Seats:
         with self._condition:
             if self._condition.wait_for(lambda: self._closing and not self._seats, WATCH_SECONDS):
                 return False
+            for seat in self._seats:  # a place that is held, too: what it takes is known better from talk to talk
+                if seat.demand is not None:
+                    seat.demand = self._demand(seat.order, seat.character, seat.engine)
             seats = [seat for seat in self._seats if seat.talk is not None]
         pictures = late = 0
         for seat in seats:
@@ -248,8 +251,6 @@ class Seats:
             seat.seen = now
             if seat.engine.backend.gpu is not None:
                 self._costs.drawn(seat.talk.order.character, seat.talk.device_seconds, None)
-            if seat.demand is not None:
-                seat.demand = self._demand(seat.talk.order, seat.talk.character, seat.engine)
             seat.talk.check(time.monotonic())
         self._late_share = 0.5 * self._late_share + 0.5 * (late / pictures if pictures else 0.0)
         return True

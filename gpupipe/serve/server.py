@@ -12,6 +12,7 @@ from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
 from gpupipe.serve.ending import told_to_end
 from gpupipe.serve.grpc.server import grpc_server
 from gpupipe.serve.http.app import application
+from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.jobs import Jobs
 from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
@@ -61,13 +62,21 @@ async def serve(
             jobs = Jobs(hub, Path(options.jobs))
             await asyncio.to_thread(jobs.start)
             closing.push_async_callback(asyncio.to_thread, jobs.close)
-        peers = Peers(hub, metrics, host=options.host)
+        uploads = Uploads(hub.limits)
+        peers = Peers(hub, metrics, uploads, host=options.host)
         closing.push_async_callback(peers.aclose)
         cors = () if options.cors is None else (options.cors,)
         # Without tokens it listens on the loopback, unless it is said to be meant open: see `check_exposure`.
         private = not tokens.wanted and not options.insecure
         app = application(
-            hub, tokens, jobs, metrics=metrics, extra=peers.routes(tokens), cors=cors, loopback_only=private
+            hub,
+            tokens,
+            jobs,
+            metrics=metrics,
+            uploads=uploads,
+            extra=peers.routes(tokens),
+            cors=cors,
+            loopback_only=private,
         )
         rpc, grpc_port = await grpc_server(hub, tokens, address_of(options.host, options.grpc_port), metrics=metrics)
         closing.push_async_callback(rpc.stop, LAST_SECONDS)

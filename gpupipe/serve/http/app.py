@@ -35,6 +35,7 @@ def application(
     jobs: Jobs | None,
     *,
     metrics: Counts,
+    uploads: Uploads | None = None,
     extra: Sequence[Route] = (),
     cors: Sequence[str] = (),
     loopback_only: bool = False,
@@ -46,11 +47,12 @@ def application(
         tokens: wanted for all but the page and what tells of the server's health, see `guard.OPEN_TO_ALL`.
         jobs: renders to files; None: there are none.
         metrics: told of each request, and told by `/metrics`.
+        uploads: shared with the `extra` routes that take bodies; None: there are no such routes.
         extra: more routes, such as WebRTC's.
         cors: origins of other servers' pages that may ask, such as `https://example.org`; "*": all.
         loopback_only: refuse who asks for another host than this machine, see `guard.Guard`.
     """
-    characters, uploads = Characters(hub), Uploads(hub.limits)
+    characters, uploads = Characters(hub), uploads or Uploads(hub.limits)
     routes = [
         Route(f"{API}/characters", characters.every),
         Route(f"{API}/characters/{{id}}", characters.one),

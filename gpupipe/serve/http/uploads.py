@@ -27,14 +27,14 @@ LEAST_RATE: Final = 8192
 """Bytes a second that a body must come with, on the whole, once it has had `idle_seconds`."""
 
 LEAST_FREE_BYTES: Final = 1 << 30
-"""Of a disk, after the largest upload: below it nothing is taken."""
+"""Of a disk, after all that may still come of the uploads under way: below it nothing more is taken."""
 
 _WRITTEN_BYTES: Final = 1 << 20
 """Written to the file at a time."""
 
 
 class Uploads:
-    """Bodies of a server's requests.
+    """Bodies of a server's requests: one for all of its routes, as they are counted together.
 
     Args:
         limits: of the server.
@@ -42,7 +42,7 @@ class Uploads:
 
     def __init__(self, limits: ServeLimits) -> None:
         self._limits = limits
-        self._under_way = 0
+        self._coming: dict[Path, int] = {}  # bytes that each file may still get
 
     @asynccontextmanager
     async def file(self, request: Request) -> AsyncIterator[Path]:
@@ -65,18 +65,19 @@ class Uploads:
             Refused: too many others come, or the disk is nearly full.
             starlette.requests.ClientDisconnect: the client has gone.
         """
-        self._check_head(request)
-        if self._under_way >= AT_A_TIME:
+        most = self._most(request)
+        if len(self._coming) >= AT_A_TIME:
             raise Refused(f"{AT_A_TIME} uploads are under way, as many as may be", retry_after=1)
-        self._under_way += 1
+        self._coming[path] = most
         try:
-            if await asyncio.to_thread(_free, path.parent) < self._limits.upload_bytes + LEAST_FREE_BYTES:
+            if await asyncio.to_thread(_free, path.parent) < sum(self._coming.values()) + LEAST_FREE_BYTES:
                 raise Refused("the server's disk is nearly full", retry_after=60)
             await self._write(request, path)
         finally:
-            self._under_way -= 1
+            del self._coming[path]
 
-    def _check_head(self, request: Request) -> None:
+    def _most(self, request: Request) -> int:
+        """Bytes that a body has at most, by its head."""
         kind = request.headers.get("content-type", "")
         if kind.startswith("multipart/"):
             raise BadRequest(
@@ -86,8 +87,10 @@ class Uploads:
                 remedy="send the sound file itself: curl --data-binary @FILE",
             )
         length = request.headers.get("content-length")
-        if length is not None and int(length) > self._limits.upload_bytes:
+        most = self._limits.upload_bytes if length is None else int(length)
+        if most > self._limits.upload_bytes:
             raise self._too_large()
+        return most
 
     async def _write(self, request: Request, path: Path) -> None:
         idle, began, received = self._limits.idle_seconds, time.monotonic(), 0
@@ -106,6 +109,7 @@ class Uploads:
                 held += chunk or b""
                 if len(held) >= _WRITTEN_BYTES or (chunk is None and held):
                     await asyncio.to_thread(file.write, bytes(held))
+                    self._coming[path] -= len(held)
                     held.clear()
                 if chunk is None:
                     break

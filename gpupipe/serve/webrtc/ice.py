@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from functools import partial
 from typing import Any, Final
 
@@ -18,14 +17,17 @@ MOST_MEDIA: Final = 8
 MOST_CANDIDATES: Final = 64
 """Of an offer: the server sends a few packets to each."""
 
-_HIDDEN: Final = re.compile(r"^(a=candidate:\S+ \d+ \S+ \d+ )\S+\.local( .*\r?\n)", re.MULTILINE)
+_CANDIDATE: Final = "a=candidate:"
+_ADDRESS: Final = 4
+"""Its place among the words of a candidate."""
 
 
 def parsed_offer(sdp: str, client: str | None) -> tuple[RTCSessionDescription, SessionDescription]:
     """An offer as it is taken, and what it says.
 
     A browser whose page may not use the microphone hides its own addresses behind names that only its own network
-    resolves; the address that the request came from is put in their place. No name is ever resolved.
+    resolves; the address that the request came from is put in their place. No name is ever resolved: candidates with
+    other names are left out.
 
     Args:
         sdp: as the client has sent it.
@@ -35,7 +37,9 @@ def parsed_offer(sdp: str, client: str | None) -> tuple[RTCSessionDescription, S
         BadRequest: it is no offer that can be answered.
     """
     known = client if client is not None and _is_address(client) else None
-    sdp = _HIDDEN.sub(lambda found: "" if known is None else found[1] + known + found[2], sdp)
+    # Lines, and words of a line, end where aiortc says that they do.
+    lines = (_resolved(line, known) for line in sdp.splitlines())
+    sdp = "".join(f"{line}\r\n" for line in lines if line is not None)
     try:
         said = SessionDescription.parse(sdp)
     except Exception as error:  # whatever a stranger's text brings about
@@ -46,6 +50,19 @@ def parsed_offer(sdp: str, client: str | None) -> tuple[RTCSessionDescription, S
     if candidates > MOST_CANDIDATES:
         raise BadRequest(f"must have {MOST_CANDIDATES} candidates at most", field="sdp", value=candidates)
     return RTCSessionDescription(sdp=sdp, type="offer"), said
+
+
+def _resolved(line: str, client: str | None) -> str | None:
+    """A line of an offer, with the client's address for a hidden one; None: a candidate whose address is not known."""
+    if not line.startswith(_CANDIDATE):
+        return line
+    words = line.removeprefix(_CANDIDATE).split()
+    if len(words) <= _ADDRESS or _is_address(words[_ADDRESS]):
+        return line
+    if client is None or not words[_ADDRESS].endswith(".local"):
+        return None
+    words[_ADDRESS] = client
+    return _CANDIDATE + " ".join(words)
 
 
 def be_found_at(connection: RTCPeerConnection, addresses: list[str] | None) -> None:

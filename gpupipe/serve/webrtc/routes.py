@@ -39,12 +39,12 @@ class Peers:
     Args:
         hub: of the server.
         metrics: told of each peer that came.
+        uploads: of the server.
         host: where the server listens, and so where peers find it.
     """
 
-    def __init__(self, hub: Hub, metrics: Counts, *, host: str) -> None:
-        self._hub, self._metrics = hub, metrics
-        self._uploads = Uploads(hub.limits)
+    def __init__(self, hub: Hub, metrics: Counts, uploads: Uploads, *, host: str) -> None:
+        self._hub, self._metrics, self._uploads = hub, metrics, uploads
         self.connected = Connected(hub, host)
 
     def routes(self, tokens: Tokens) -> list[Route]:
