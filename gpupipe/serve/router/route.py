@@ -82,7 +82,14 @@ async def route(
         for task in watching:
             closing.callback(task.cancel)
         metrics, limits = RouterMetrics(board), limits_of(options)
-        app = application(board, tokens, limits, metrics=metrics, cors=() if options.cors is None else (options.cors,))
+        app = application(
+            board,
+            tokens,
+            limits,
+            metrics=metrics,
+            cors=() if options.cors is None else (options.cors,),
+            loopback_only=not tokens.wanted and not options.insecure,
+        )
         address = address_of(options.host, options.grpc_port)
         rpc, grpc_port = await grpc_router(board, tokens, address, limits, metrics=metrics)
         closing.push_async_callback(rpc.stop, LAST_SECONDS)

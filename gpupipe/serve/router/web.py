@@ -208,7 +208,13 @@ class Web:
 
 
 def application(
-    board: Board, tokens: Tokens, limits: ServeLimits, *, metrics: Counts, cors: Sequence[str] = ()
+    board: Board,
+    tokens: Tokens,
+    limits: ServeLimits,
+    *,
+    metrics: Counts,
+    cors: Sequence[str] = (),
+    loopback_only: bool = False,
 ) -> Starlette:
     """The application that uvicorn serves; the arguments are those of `http.app.application`."""
     routes = [
@@ -222,7 +228,7 @@ def application(
     routes.append(Route("/openapi.json", partial(_openapi, text)))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, tokens, metrics, cors)],
+        middleware=[Middleware(Guard, tokens, metrics, cors, loopback_only=loopback_only)],
         exception_handlers={GpupipeError: on_error, HTTPException: on_http_exception},
     )
 
