@@ -14,6 +14,7 @@ import numpy as np
 
 from gpupipe.compose.decoding import Frame
 from gpupipe.compose.protocol import Coming, Ring
+from gpupipe.engine.cache_bound import AHEAD
 from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.runs import Run, next_run
 from gpupipe.errors import MediaError
@@ -147,7 +148,8 @@ class FramesAhead:
         with self._lock:
             while not self._closed:
                 free = self.frames.slots - len(self._drawn)
-                run = next_run(self._upcoming, free, self._longest, self._count, self._begins, self._where.__contains__)
+                forwards, there = AHEAD * self._depth, self._where.__contains__
+                run = next_run(self._upcoming, free, forwards, self._longest, self._count, self._begins, there)
                 # What is shown after a frame that has failed is never shown.
                 if run is not None and not run.passes(self._failed):
                     return run

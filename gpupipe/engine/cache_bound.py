@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from math import isqrt
 from typing import NamedTuple
 
 from gpupipe.compose.frames import FrameSpec
@@ -12,6 +13,11 @@ from gpupipe.options import All
 
 AHEAD = 2
 """Frames decoded ahead, of a character that is too large, for each that its session may have under way or finished."""
+
+
+BEGINNING = 7
+"""Frames that could be decoded in the time that beginning at another keyframe takes: the file is opened again, and
+threads have decoded beyond the last frame that was wanted."""
 
 
 class CacheBound(NamedTuple):
@@ -57,17 +63,25 @@ class Divided(NamedTuple):
     slots: int
 
 
-def slots_ahead(spec: FrameSpec, depth: int, group: int) -> Slots:
+def slots_ahead(spec: FrameSpec, depth: int, group: int, room: int) -> Slots:
     """How many slots a session has.
+
+    To begin at a keyframe costs as much as `BEGINNING` frames, so it is better done seldom, with more slots; but then
+    less stays. Of N frames that do not all stay, with room for R, S slots cost the least on the way back where
+    (N - R + S) (1 + BEGINNING / S) is least.
 
     Args:
         spec: of all frames.
         depth: the session's surfaces.
         group: frames of the largest group that is shown backwards; 0: none is. It is decoded as a whole where there is
             room for it, beside what is under way.
+        room: for how many frames.
     """
     least = min(spec.count, AHEAD * depth)
-    return Slots(least, max(least, min(spec.count, group + depth if group else 0)))
+    if not group:
+        return Slots(least, least)
+    best = min(isqrt(BEGINNING * max(0, spec.count - room)), room // 2)
+    return Slots(least, max(least, min(spec.count, max(group, best) + depth)))
 
 
 def divided(spec: FrameSpec, room: int, slots: Slots) -> Divided:

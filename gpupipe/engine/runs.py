@@ -1,7 +1,8 @@
 """Which frames are decoded next, of a character that is larger than its memory: runs, each from one frame to a later.
 
 Going on from the last frame is cheap; any other is decoded from the keyframe before. So backwards a run is a whole
-group, or as much of its end as there are slots for. Nothing here decodes, nor knows of threads.
+group, or several small ones, or as much of a group's end as there are slots for. Nothing here decodes, nor knows of
+threads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Run:
 def next_run(
     upcoming: Callable[[int], list[int]],
     free: int,
+    forwards: int,
     longest: int,
     kept: int,
     begins: Callable[[int], int],
@@ -68,6 +71,8 @@ def next_run(
     Args:
         upcoming: gives which frames are shown next, as many as are known of so many.
         free: slots whose frames are not being drawn.
+        forwards: how many frames ahead of what is shown are decoded forwards: what was shown stays in the other slots
+            for the way back, and at a session's beginning the processor is not taken from what it draws.
         longest: frames that a run has at most.
         kept: how many of the first frames need no slot, and are never decoded here.
         begins: gives the frame from which decoding begins for one.
@@ -77,24 +82,35 @@ def next_run(
     def missing(source: int) -> bool:
         return source >= kept and not there(source)
 
-    shown = upcoming(free)
-    if len(set(shown)) < len(shown):  # about the turn, where the same ones come again
-        shown = upcoming(2 * free)
+    shown = upcoming(min(free, forwards))
+    if any(later < sooner for sooner, later in pairwise(shown)):
+        shown = upcoming(free)
+        if len(set(shown)) < len(shown):  # about the turn, where the same ones come again
+            shown = upcoming(2 * free)
     place = next((place for place, source in enumerate(shown) if missing(source)), None)
     if place is None:
         return None
     before = len({source for source in shown[:place] if source >= kept})
     if before >= free:
         return None
-    group = shown[place] - begins(shown[place]) + 1
-    if group > 1 and len(shown) < place + group:
-        shown = upcoming(place + group)
-    count = _follow(shown[place : place + min(group, longest)], -1, missing)
-    if count > 1:
-        sources = range(shown[place] - count + 1, shown[place] + 1)
+    wanted = shown[place]
+    if place + 1 == len(shown):
+        shown = upcoming(place + 2)
+    if any(sooner > later for sooner, later in pairwise(shown[max(0, place - 1) : place + 2])):
+        begin = begins(wanted)
+        # More groups at once begin less often. What is shown before them should last until they are decoded.
+        while begin > kept and wanted - (earlier := begins(begin - 1)) < min(longest, before):
+            begin = earlier
+        most = min(longest, wanted - begin + 1)
+        if len(shown) < place + most:
+            shown = upcoming(place + most)
+        count = _follow(shown[place : place + most], -1, missing)
+        sources = range(wanted - count + 1, wanted + 1)
     else:
-        count = _follow(shown[place : place + min(free - before, longest)], 1, missing)
-        sources = range(shown[place], shown[place] + count)
+        count = _follow(shown[place : place + min(free, forwards) - before], 1, missing)
+        sources = range(wanted, wanted + count)
+    if not count:
+        return None
     end = place + count
     behind: dict[int, int] = {}
     for when, source in enumerate(shown[end:]):

@@ -41,10 +41,11 @@ class SlotRoom:
         key, spec = ResidentKey.of(order), order.spec
         if spec.count * each <= bound:
             return Divided(spec, 0)
-        slots = slots_ahead(spec, depth, order.largest_group if order.backwards else 0)
+        group = order.largest_group if order.backwards else 0
         with self._lock:
             others = sum(nbytes for user, (of, nbytes) in self._taken.items() if of == key and user is not owner)
             room = max(0, bound - (others if shared else 0)) // each
+            slots = slots_ahead(spec, depth, group, room)
             found = divided(spec, room, slots)
             stays = max(found.kept.count, self._residents.lessen(key, found.kept.numbers))
             found = Divided(found.kept, max(slots.least, min(found.slots, room - stays)))
