@@ -25,13 +25,14 @@ class Film:
     Args:
         starts: numbers of the keyframes.
         damaged: the frame that cannot be decoded.
+        spoils: whether those behind it in its group cannot be decoded either.
     """
 
     seeks = True
 
-    def __init__(self, starts: list[int], damaged: int | None = None) -> None:
+    def __init__(self, starts: list[int], damaged: int | None = None, *, spoils: bool = False) -> None:
         self._index = FrameIndex(keyframes=tuple((start, start) for start in starts))
-        self._damaged, self._next = damaged, -1
+        self._damaged, self._spoils, self._next = damaged, spoils, -1
         self.decoded: Counter[int] = Counter()
 
     def keyframe(self, number: int) -> int:
@@ -43,7 +44,7 @@ class Film:
         while self._next <= number:
             self.decoded[self._next] += 1
             self._next += 1
-        if number == self._damaged:
+        if number == self._damaged or (self._spoils and self.keyframe(number) <= (self._damaged or 0) <= number):
             raise MediaError("is damaged", file="film.mp4", field=f"frame {number}", remedy="write it again")
         return number
 
@@ -173,11 +174,13 @@ def test_both_turns_decode_nothing_again_that_is_there() -> None:
     assert film.decoded.total() <= 3 * count - 2 * 28
 
 
-@pytest.mark.parametrize("damaged", [95, 80, 60])
-@pytest.mark.parametrize("slots", [8, 34])
-def test_what_is_shown_before_a_damaged_frame_is_given_out(damaged: int, slots: int) -> None:
-    count = 100
+@pytest.mark.parametrize("spoils", [False, True])
+@pytest.mark.parametrize("damaged", [95, 80, 60, 33])
+@pytest.mark.parametrize("slots", [8, 34, 90])
+def test_what_is_shown_before_a_damaged_frame_is_given_out(damaged: int, slots: int, spoils: bool) -> None:
+    count, group = 100, 10
     sources = list(range(count))[::-1]
-    films = [Film(starts_of([30], count), damaged), Film(starts_of([9], count))]
-    assert shown(films, count, slots, sources, 0, most=count) == sources[: count - 1 - damaged]
+    films = [Film(starts_of([group], count), damaged, spoils=spoils), Film(starts_of([9], count))]
+    last = damaged // group * group + group - 1 if spoils else damaged
+    assert shown(films, count, slots, sources, 0, most=count) == sources[: count - 1 - last]
     assert shown(films, count, slots, sources[::-1], 0, most=count) == list(range(damaged))

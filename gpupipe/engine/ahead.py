@@ -7,7 +7,7 @@ back of the ping-pong, group by group from its keyframe, into slots as they beco
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -162,17 +162,19 @@ class FramesAhead:
         return max(self._count, keyframe - self._first)
 
     def _decode_run(self, run: Run) -> None:
-        failed: MediaError | None = None
+        faults: defaultdict[int, list[MediaError]] = defaultdict(list)  # by the keyframe
         for source in run.sources:
             if self._closed:
                 return
+            fault = faults[self._begins(source)]
+            if len(fault) > 1:  # it was met again on the way from the keyframe
+                self._fail(source, fault[0])
+                continue
             try:
                 decoded = self._decoded(source)
             except MediaError as error:
-                if failed is not None:  # the same fault, met again on the way from the keyframe
-                    raise failed from error
-                failed = error
-                self._fail(source, error)
+                fault.append(error)
+                self._fail(source, fault[0])
                 if not run.backwards:
                     return
                 continue
@@ -190,7 +192,7 @@ class FramesAhead:
         return decoded
 
     def _fail(self, source: int, error: MediaError) -> None:
-        """A frame cannot be decoded. Backwards, those behind it in its group are shown before it, and still may be."""
+        """A frame cannot be decoded. Backwards, those behind it are shown before it, and still may be."""
         for reader in self._readers:
             reader.close()
         with self._lock:
