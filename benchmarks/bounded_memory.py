@@ -1,14 +1,14 @@
 """What `--cache` costs: a character in full HD, drawn with a gigabyte of its frames kept.
 
     python benchmarks/bounded_memory.py speed [--keyframes 25 250] [--turns 3] [--json FILE]
-    python benchmarks/bounded_memory.py whole [--frames 30000] [--json FILE]
+    python benchmarks/bounded_memory.py memory [--frames 30000] [--json FILE]
 
 `speed` renders a film that fits in memory forwards and backwards, in turn with all of it kept from before and within
 the bound; the files must be the same bytes. What is compared is the clock's time and the processor's for the frames in
 the middle, where as many are decoded as shown: those that stay within the bound are left out, and so are the first ones
 of a render, whose group must be there before any of it is shown.
 
-`whole` renders twenty minutes by the command line, to the film's end and some way back, in a process whose resident
+`memory` renders twenty minutes by the command line, to the film's end and some way back, in a process whose resident
 memory is sampled and whose most is read. That film has 2 GB of video, and the output another 2. Linux only, for it
 reads /proc.
 
@@ -43,7 +43,7 @@ WAYS = ("cached", "bounded")
 MEGABYTE = 1 << 20
 
 
-def memory(process: int) -> dict[str, int]:
+def resident(process: int) -> dict[str, int]:
     """What a process holds resident, now and at most so far, bytes; empty when it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
@@ -53,7 +53,7 @@ def memory(process: int) -> dict[str, int]:
     return {name: int(size.split()[0]) * 1024 for name, size in sizes.items()}
 
 
-def whole(person: Path, output: Path, cache: str, back: int) -> dict[str, Any]:
+def memory(person: Path, output: Path, cache: str, back: int) -> dict[str, Any]:
     """The whole speech by the command line, begun so late in the film that its end is passed by so many frames."""
     command = [sys.executable, "-m", "gpupipe", "render", str(person), "-o", str(output), "--device", "cpu"]
     command += ["--cache", cache, "--start-frame", str(back), "--no-audio", "--quiet"]
@@ -62,7 +62,7 @@ def whole(person: Path, output: Path, cache: str, back: int) -> dict[str, Any]:
     before = os.times()
     rendering = subprocess.Popen([*command, "--stats", str(told)])
     while rendering.poll() is None:
-        if found := memory(rendering.pid):
+        if found := resident(rendering.pid):
             levels.append(found)
         time.sleep(EVERY_SECONDS)
     if rendering.returncode:
@@ -71,7 +71,7 @@ def whole(person: Path, output: Path, cache: str, back: int) -> dict[str, Any]:
     used = after.children_user + after.children_system - before.children_user - before.children_system
     stats = json.loads(told.read_text("utf-8"))
     output.unlink()
-    resident = [level["VmRSS"] for level in levels]
+    sizes = [level["VmRSS"] for level in levels]
     return {
         "frames": stats["frames"],
         "of_them_backwards": back,
@@ -81,7 +81,7 @@ def whole(person: Path, output: Path, cache: str, back: int) -> dict[str, Any]:
         "fps": round(stats["fps"], 2),
         "processor_fps": round(stats["frames"] / used, 2),
         "first_frame_seconds": round(stats["first_frame_seconds"], 3),
-        "rss_mib": [round(size / MEGABYTE) for size in resident[:: -(-len(resident) // LEVELS)]],
+        "rss_mib": [round(size / MEGABYTE) for size in sizes[:: -(-len(sizes) // LEVELS)]],
         "notes": stats["notes"],
     }
 
@@ -174,13 +174,13 @@ def speed(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "whole"))
+    parser.add_argument("what", choices=("speed", "memory"))
     parser.add_argument("--size", type=int, nargs=2, default=(1920, 1080), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--cache", type=int, default=1024, help="MiB of frames that stay")
     parser.add_argument("--keyframes", type=int, nargs="+", default=(25, KEYFRAMES), help="frames between keyframes")
     parser.add_argument("--part", type=int, default=800, help="frames of the film that fits in memory")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=20 * 60 * FPS, help="of the whole film")
+    parser.add_argument("--frames", type=int, default=20 * 60 * FPS, help="of the long film")
     parser.add_argument("--back", type=int, default=1000, help="frames that its render shows on the way back")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     args = parser.parse_args()
@@ -192,7 +192,7 @@ def main() -> None:
         else:
             path = make_long(work / "long", args.frames, tuple(args.size), args.keyframes[-1])
             found = machine | {"size": list(args.size), "keyframes": args.keyframes[-1]}
-            found |= whole(path, work / "whole.mp4", f"{args.cache}M", args.back)
+            found |= memory(path, work / "talk.mp4", f"{args.cache}M", args.back)
             print(f"{found['frames']} frames, {found['fps']} a second, at most {found['peak_rss_mib']} MiB resident")
     if args.json:
         kept = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {}
