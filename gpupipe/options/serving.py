@@ -61,7 +61,7 @@ class ServeOptions(Checked):
         30, "seconds after which a client that sends, or takes, nothing is sent away", metavar="S", least=1
     )
     most_load: float = option(
-        0.85,
+        0.65,
         "the share of the device's and the processor's time that realtime talks may take together; 1 lets everybody in",
         kind="share",
         metavar="SHARE",
