@@ -23,6 +23,7 @@ from gpupipe.demo import make_demo
 from gpupipe.errors import GpupipeError
 from gpupipe.machine import cpu_count
 from gpupipe.media.sound import read_pcm
+from gpupipe.options import MOST_LOAD
 from gpupipe.report.serving import serving_page
 from gpupipe.serve.load.crowd import SPREAD_FRAMES, Together, together
 from gpupipe.serve.load.search import largest
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--most", type=number(1), default=256, metavar="N", help="clients that come at most")
     add("--alone", action="store_true", help="compare with processes that draw frame by frame, each for itself")
     add("--overload", action="store_true", help="then let a fifth more come than are held, to see them refused")
-    add("--most-load", type=float, default=0.65, metavar="SHARE", help="of the server with --overload")
+    add("--most-load", type=float, default=MOST_LOAD, metavar="SHARE", help="of the server with --overload")
     add("--soak", type=number(1), metavar="N", help="instead: N sessions that come and go, break off, and send rubbish")
     add("--json", type=Path, metavar="FILE", help="write the results")
     add("--html", type=Path, metavar="FILE", help="write a page of plots")

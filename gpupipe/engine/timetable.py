@@ -47,6 +47,11 @@ class Timetable:
         self._free_since = 0.0
 
     @property
+    def frames(self) -> int:
+        """Frames of the batches so far."""
+        return sum(size * count for size, count in self.departed.copy().items())
+
+    @property
     def under_way(self) -> int:
         """Batches that have left and are not done."""
         return len(self._under_way)

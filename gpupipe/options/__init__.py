@@ -32,11 +32,12 @@ from gpupipe.options.keywords import (
     options_of,
     split,
 )
-from gpupipe.options.serving import ServeOptions
+from gpupipe.options.serving import MOST_LOAD, ServeOptions
 
 __all__ = [
     "BATCH",
     "MAX_BATCH",
+    "MOST_LOAD",
     "All",
     "EngineKeywords",
     "EngineOptions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gpupipe import errors
 from gpupipe.options.declare import Checked, declared, option
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_PORT = 65535
+
+MOST_LOAD: Final = 0.65
+"""Of the time there is: what realtime talks may take together. On two cores frames came late from 0.7 on: the rest of a
+process's threads, which Python lets run one at a time, is not counted (benchmarks/results/serve-nv12.json)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class ServeOptions(Checked):
         30, "seconds after which a client that sends, or takes, nothing is sent away", metavar="S", least=1
     )
     most_load: float = option(
-        0.65,
+        MOST_LOAD,
         "the share of the device's and the processor's time that realtime talks may take together; 1 lets everybody in",
         kind="share",
         metavar="SHARE",

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
-
-MOST_LOAD: Final = 0.65
-"""Of the time there is: what realtime talks may take together. On two cores frames came late from 0.7 on: the rest of a
-process's threads, which Python lets run one at a time, is not counted (benchmarks/results/serve-nv12.json)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ def admits(here: Iterable[Demand], elsewhere: Iterable[Demand], wanted: Demand, 
         elsewhere: of those on other devices, which share the cores.
         wanted: of the one that would come.
         cores: of the machine.
-        most: the load that is taken at most, see `MOST_LOAD`.
+        most: the load that is taken at most, see `ServeOptions`.
     """
     mine = load_of([*here, wanted], cores)
     return mine.device <= most and mine.cores + load_of(elsewhere, cores).cores <= most

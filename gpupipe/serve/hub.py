@@ -12,9 +12,8 @@ from typing import Final
 from gpupipe.character.folder import Character
 from gpupipe.log import Log
 from gpupipe.machine import cpu_count
-from gpupipe.options import EngineKeywords, ModelKeywords
+from gpupipe.options import MOST_LOAD, EngineKeywords, ModelKeywords
 from gpupipe.render.engine import Engine
-from gpupipe.serve.admission import MOST_LOAD
 from gpupipe.serve.characters import Characters
 from gpupipe.serve.costs import Costs
 from gpupipe.serve.limits import ServeLimits
@@ -251,10 +250,7 @@ class Hub:
             hearing=self.hearing.cpu_seconds,
             heard=sum(each.seconds for each in counts.values()),
             frames=frames,
-            others=sum(
-                size * count for engine in self.engines for size, count in tuple(engine.timetable.departed.items())
-            )
-            - sum(frames.values()),
+            others=sum(engine.timetable.frames for engine in self.engines) - sum(frames.values()),
         )
 
     def _watching(self) -> None:

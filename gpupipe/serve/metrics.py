@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from gpupipe import __version__
 from gpupipe.machine import rss_bytes
+from gpupipe.serve.counted import Counted
 from gpupipe.serve.hub import Hub
 
 STAGE_SECONDS: Final = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0)
@@ -29,36 +28,15 @@ BATCH_FRAMES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Bounds of the histogram of frames in a batch."""
 
 
-class Metrics:
-    """The metrics of a server; a registry of its own, so that several servers may live in one process.
+class Metrics(Counted):
+    """The metrics of a server.
 
     Args:
         hub: of the server.
     """
 
     def __init__(self, hub: Hub) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_Reader(hub))
-        self._requests = Counter(
-            "gpupipe_requests",
-            "Requests that were answered.",
-            ("protocol", "method", "status"),
-            registry=self._registry,
-        )
-
-    def requests(self, protocol: str, method: str, status: str) -> None:
-        """Count a request that was answered.
-
-        Args:
-            protocol: "http", "grpc" or "webrtc".
-            method: which of the server's own methods or routes, never what a client has written.
-            status: as its protocol calls it: "200", "RESOURCE_EXHAUSTED".
-        """
-        self._requests.labels(protocol, method, status).inc()
-
-    def text(self) -> tuple[bytes, str]:
-        """All of them in Prometheus's text format, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        super().__init__(_Reader(hub))
 
 
 class _Reader(Collector):

@@ -39,9 +39,9 @@ class WithoutNetwork:
 
     def _tried(self, clients: int) -> Together:
         engine = self._hub.engines[0]
-        frames, places, cpu = engine.timetable.departed.copy(), engine.timetable.places, time.process_time()
+        frames, places, cpu = engine.timetable.frames, engine.timetable.places, time.process_time()
         found = asyncio.run(crowd(self._said, of_hub(self._hub), clients))
-        filled = sum(size * (count - frames[size]) for size, count in engine.timetable.departed.items())
+        filled = engine.timetable.frames - frames
         places = engine.timetable.places - places
         cores = (time.process_time() - cpu) / self._said.seconds
         return found.measured(batch_fill=filled / places if places else None, cores=round(cores, 2))

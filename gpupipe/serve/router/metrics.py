@@ -4,40 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gpupipe import __version__
 from gpupipe.machine import rss_bytes
+from gpupipe.serve.counted import Counted
 from gpupipe.serve.router.board import Board
 
 
-class RouterMetrics:
-    """The metrics of a router; see `serve.metrics.Metrics`.
+class RouterMetrics(Counted):
+    """The metrics of a router.
 
     Args:
         board: of the router.
     """
 
     def __init__(self, board: Board) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_Reader(board))
-        self._requests = Counter(
-            "gpupipe_requests",
-            "Requests that were answered.",
-            ("protocol", "method", "status"),
-            registry=self._registry,
-        )
-
-    def requests(self, protocol: str, method: str, status: str) -> None:
-        """Count a request that was answered."""
-        self._requests.labels(protocol, method, status).inc()
-
-    def text(self) -> tuple[bytes, str]:
-        """All of them in Prometheus's text format, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        super().__init__(_Reader(board))
 
 
 class _Reader(Collector):
