@@ -114,6 +114,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def leave_no_device_memory() -> Iterator[None]:
+    """Do what a test left queued on softcuda, and take back what CuPy's pools kept of its memory.
+
+    Each allocation of softcuda lies between guard pages, which are memory maps, and Linux gives a process 65 530 of
+    them (vm.max_map_count). softcuda frees memory when its queues are empty, and does queued work when it is waited
+    for: what a test left unfinished, a device that failed for one, would keep all that later ones free, until no map
+    is left for a thread's stack.
+    """
+    yield
+    if on_softcuda() and "cupy" in sys.modules:
+        import cupy
+
+        for number in range(cupy.cuda.runtime.getDeviceCount()):
+            with cupy.cuda.Device(number) as device:
+                device.synchronize()
+                cupy.get_default_memory_pool().free_all_blocks()
+        cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
 @pytest.fixture
 def softcuda_stats(tmp_path: Path) -> SoftcudaStats:
     """A function that runs Python in a process of its own on softcuda and returns what the device counted.

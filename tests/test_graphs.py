@@ -143,13 +143,16 @@ def test_a_capture_that_fails_later_leaves_what_there_is(
     model_on_device: list[int], during_capture: Callable[[Callable[[], None]], None]
 ) -> None:
     captures = iter(range(100))
-    during_capture(lambda: cupy.cuda.Memory(256) if next(captures) == 2 else None)
+    during_capture(lambda: cupy.cuda.Memory(256) if next(captures) == 2 else None)  # of the second slot
+    ways: dict[str, str] = {}
     with Engine(device="cuda") as engine:
-        engine.hold(planned(ANNA, "nv12", small.features(40), **ON_DEVICE).order)  # so that all slots are used at once
-        before = len(log().runs)
-        (said,) = drawn(engine)
-    assert said.startswith("the model runs in part without CUDA graphs: the capture failed")
-    assert {run.what for run in log().runs[before:]} == {"plain", "replay"}
+        drawn(engine, rows=1)
+        opened = len(log().runs)
+        while len(set(ways.values())) < 2:  # which slots find work is left to chance
+            (said,) = drawn(engine)
+            assert said.startswith("the model runs in part without CUDA graphs: the capture failed")
+            ways = {run.graph: run.what for run in log().runs[opened:]}
+    assert ways == {"2": "replay", graphs.NO_GRAPH: "plain"}
 
 
 def model_with(path: Path, *nodes: Any, more: Any = ()) -> Path:

@@ -78,7 +78,10 @@ cudaError_t allocate(void** p, size_t n, bool managed) {
 Region reserve(size_t n) {
   const size_t body = rounded(std::max<size_t>(n, 1), granule), inner = rounded(body, page);
   void* map = mmap(nullptr, inner + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (map == MAP_FAILED) return {};
+  if (map == MAP_FAILED) {
+    fprintf(stderr, "softcuda: the system has no map for %zu bytes (memory, or vm.max_map_count)\n", n);
+    return {};
+  }
   char* first = static_cast<char*>(map);
   mprotect(first, page, PROT_NONE);
   mprotect(first + page + inner, page, PROT_NONE);
