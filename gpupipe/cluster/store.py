@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from gpupipe.cluster.work import Bundle
-from gpupipe.errors import ClusterError, OptionError, OutputError, reason
+from gpupipe.errors import ClusterError, OutputError, reason
 from gpupipe.filelock import FileLock
 from gpupipe.machine import cache_folder
-from gpupipe.options import read_bytes
+from gpupipe.options import bytes_of_environment
 from gpupipe.render.durable import hash_of, remove
 
 LIMIT_VARIABLE: Final = "GPUPIPE_CLUSTER_CACHE"
@@ -29,11 +29,7 @@ def limit() -> int:
     Raises:
         OptionError: the environment says something else than a number of bytes.
     """
-    text = os.environ.get(LIMIT_VARIABLE, "")
-    try:
-        return read_bytes(text) if text else DEFAULT_LIMIT
-    except OptionError as error:
-        raise error.about(LIMIT_VARIABLE) from error
+    return bytes_of_environment(LIMIT_VARIABLE, DEFAULT_LIMIT)
 
 
 class Store:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gpupipe.errors import OptionError, OutputError, reason
+from gpupipe.errors import OutputError, reason
 from gpupipe.filelock import FileLock
 from gpupipe.machine import cache_folder
 from gpupipe.model.digest import digest
@@ -19,7 +19,7 @@ from gpupipe.model.graph import write_graph
 from gpupipe.model.optimise import Optimised, Precision, optimise, settings_of
 from gpupipe.model.quality import Quality
 from gpupipe.model.samples import SampleSet
-from gpupipe.options.declare import read_bytes
+from gpupipe.options.declare import bytes_of_environment
 
 LIMIT_VARIABLE: Final = "GPUPIPE_MODEL_CACHE"
 """The environment variable that says how large the folder may be: 4G, 500M."""
@@ -84,11 +84,7 @@ def limit() -> int:
     Raises:
         OptionError: the environment says something else than a number of bytes.
     """
-    text = os.environ.get(LIMIT_VARIABLE, "")
-    try:
-        return read_bytes(text) if text else DEFAULT_LIMIT
-    except OptionError as error:
-        raise error.about(LIMIT_VARIABLE) from error
+    return bytes_of_environment(LIMIT_VARIABLE, DEFAULT_LIMIT)
 
 
 def kept(root: Path, key: str, make: Make, most: int) -> Cached:

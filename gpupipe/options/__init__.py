@@ -4,7 +4,7 @@ The command line's arguments, the lines of a job file, the keywords of Python fu
 all made from `EngineOptions`, `ModelOptions`, `SpeechOptions` and `OutputOptions`. Touches no device and no file.
 """
 
-from gpupipe.options.declare import All, Option, declared, option, read_bytes
+from gpupipe.options.declare import All, Option, bytes_of_environment, declared, option, read_bytes
 from gpupipe.options.groups import (
     BATCH,
     MAX_BATCH,
@@ -57,6 +57,7 @@ __all__ = [
     "ServeOptions",
     "SpeechOptions",
     "TuneKeywords",
+    "bytes_of_environment",
     "declared",
     "divided",
     "documented",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from os import PathLike, fsencode, fspath
+from os import PathLike, environ, fsencode, fspath
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
@@ -226,6 +226,19 @@ def read_bytes(text: str) -> int:
         raise OptionError("not a number of bytes", value=text, remedy="give one such as 8G or 500M")
     number, unit, binary = found[1], found[2].upper(), (found[3] or "").upper()
     return int(float(number) * (_DECIMAL[unit + "B"] if unit and binary == "B" else _UNITS[unit]))
+
+
+def bytes_of_environment(variable: str, default: int) -> int:
+    """A number of bytes that an environment variable may say; the default where it is not set, or empty.
+
+    Raises:
+        OptionError: it says something else.
+    """
+    text = environ.get(variable, "")
+    try:
+        return read_bytes(text) if text else default
+    except OptionError as error:
+        raise error.about(variable) from error
 
 
 def _whole(value: object) -> int | None:

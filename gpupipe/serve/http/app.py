@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -61,15 +61,49 @@ def application(
         Route(f"{API}/status", characters.status),
         *(JobRoutes(hub, jobs, uploads).routes(API) if jobs is not None else ()),
         *extra,
+    ]
+    return guarded(
+        routes,
+        lambda: "the server is being shut down" if hub.closing else None,
+        tokens,
+        metrics=metrics,
+        cors=cors,
+        loopback_only=loopback_only,
+    )
+
+
+def guarded(
+    routes: Sequence[Route],
+    why_not: Callable[[], str | None],
+    tokens: Tokens,
+    *,
+    metrics: Counts,
+    cors: Sequence[str],
+    loopback_only: bool,
+) -> Starlette:
+    """Routes behind the guard, with the page and what tells of the server beside them.
+
+    Args:
+        routes: whatever else there is.
+        why_not: says why nobody can be taken in, for `/readyz`; None: they can.
+        tokens: as in `application`, as all others.
+    """
+
+    async def readyz(_: Request) -> Response:
+        why = why_not()
+        return JSONResponse({"status": "ready"}) if why is None else error_response(503, why)
+
+    every = [
+        *routes,
         Route("/healthz", _healthz),
-        Route("/readyz", partial(_readyz, hub)),
+        Route("/readyz", readyz),
         Route("/metrics", partial(_metrics, metrics)),
         *page_routes(),
     ]
-    text = document([*routes, Route("/openapi.json", _healthz)], tokens_wanted=tokens.wanted)
-    routes.append(Route("/openapi.json", partial(_openapi, text)))
+    text = document([*every, Route("/openapi.json", _healthz)], tokens_wanted=tokens.wanted)
+    every.append(Route("/openapi.json", partial(_openapi, text)))
     return Starlette(
-        routes=routes,
+        routes=every,
         middleware=[Middleware(Guard, tokens, metrics, cors, loopback_only=loopback_only)],
         exception_handlers={GpupipeError: on_error, HTTPException: on_http_exception},
     )
@@ -77,12 +111,6 @@ def application(
 
 async def _healthz(_: Request) -> Response:
     return JSONResponse({"status": "ok"})
-
-
-async def _readyz(hub: Hub, _: Request) -> Response:
-    if hub.closing:
-        return error_response(503, "the server is being shut down")
-    return JSONResponse({"status": "ready"})
 
 
 async def _metrics(metrics: Counts, _: Request) -> Response:

@@ -10,20 +10,14 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gpupipe import __version__
-from gpupipe.errors import GpupipeError
-from gpupipe.serve.http.app import API
-from gpupipe.serve.http.errors import error_response, on_error, on_http_exception
-from gpupipe.serve.http.guard import Counts, Guard
-from gpupipe.serve.http.openapi import document
-from gpupipe.serve.http.page import page_routes
+from gpupipe.serve.http.app import API, guarded
+from gpupipe.serve.http.guard import Counts
 from gpupipe.serve.http.query import Query
 from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.limits import ServeLimits
@@ -217,36 +211,11 @@ def application(
     loopback_only: bool = False,
 ) -> Starlette:
     """The application that uvicorn serves; the arguments are those of `http.app.application`."""
-    routes = [
-        *Web(board, limits).routes(),
-        Route("/healthz", _healthz),
-        Route("/readyz", partial(_readyz, board)),
-        Route("/metrics", partial(_metrics, metrics)),
-        *page_routes(),
-    ]
-    text = document([*routes, Route("/openapi.json", _healthz)], tokens_wanted=tokens.wanted)
-    routes.append(Route("/openapi.json", partial(_openapi, text)))
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, tokens, metrics, cors, loopback_only=loopback_only)],
-        exception_handlers={GpupipeError: on_error, HTTPException: on_http_exception},
+    return guarded(
+        Web(board, limits).routes(),
+        lambda: None if board.ready else "the server is being shut down" if board.closing else "no replica takes talks",
+        tokens,
+        metrics=metrics,
+        cors=cors,
+        loopback_only=loopback_only,
     )
-
-
-async def _healthz(_: Request) -> Response:
-    return JSONResponse({"status": "ok"})
-
-
-async def _readyz(board: Board, _: Request) -> Response:
-    if not board.ready:
-        return error_response(503, "the server is being shut down" if board.closing else "no replica takes talks")
-    return JSONResponse({"status": "ready"})
-
-
-async def _metrics(metrics: Counts, _: Request) -> Response:
-    text, kind = metrics.text()
-    return Response(text, headers={"content-type": kind})
-
-
-async def _openapi(text: dict[str, object], _: Request) -> Response:
-    return JSONResponse(text)
