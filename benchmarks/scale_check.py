@@ -1,14 +1,15 @@
 """Is the simulated fleet like a real one? 1 to 4 worker processes on this machine, and the simulator, side by side.
 
-    python benchmarks/scale_check.py [--seconds 30] [--workers 1,2,3,4] [--json FILE] [--docs docs/scale.md]
+    python benchmarks/scale_check.py [--seconds 30] [--workers 1,2,4] [--json FILE] [--docs docs/scale.md]
 
-Each worker is a process with an engine on the CPU, and room for a few characters that nobody uses; all share the
-machine's cores. First one worker is measured: what a load, a job's frame and a realtime frame take. Then the same
+Each worker is a process with an engine on the CPU, and room for a few characters that nobody uses. It has its share of
+the cores, as a replica has that `gpupipe serve --replicas` starts; where there are fewer cores, workers share one.
+First one worker is measured, on all cores: what a load, a job, a job's frame and a realtime frame take. Then the same
 arrivals, by the same router, go to real workers and to the simulator, which is told those numbers and nothing else:
 
     jobs    all come at once, for as many seconds of work as are asked for
     mixed   realtime talks take some of the cores, jobs that come at once the rest
-    crowd   more realtime talks than the cores can serve, admission off
+    crowd   more realtime talks than the cores can serve: those for whom there is no room are refused
 
 The characters are the demo's, 1280x720 with the tiny model. A machine that does other work meanwhile gives other
 numbers: what others took of the cores during a run is measured, and told to the simulator. What differs by more than
@@ -23,7 +24,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -32,10 +32,11 @@ from typing import Any
 
 import numpy as np
 from fleet.counts import Counts
+from fleet.measure import measured
 from fleet.page import filled
 from fleet.real import RealFleet
 from fleet.simulate import Fleet
-from fleet.workers import Spent, Told, Worker
+from fleet.workers import Worker
 from fleet.world import Arrivals, Catalogue, Costs, Hardware, Traffic, World
 
 from gpupipe.demo import make_demo
@@ -58,66 +59,16 @@ def processor_seconds() -> tuple[float, float]:
     return sum(times) / tick, (times[3] + times[4]) / tick
 
 
-def heard(worker: Worker, count: int) -> list[Told]:
-    told = [worker.pipe.recv() for _ in range(count)]
-    assert all(isinstance(each, Told) and each.error is None for each in told), told
-    return told
+def nodes_each(count: int) -> int:
+    """Of so many workers, those that share a core, or cores: the machine is as many small ones in the simulation."""
+    return max(1, count // cpu_count())
 
 
-def measured(worker: Worker, seconds: float) -> Costs:
-    """What work takes: CPU seconds with the cores kept busy, as they will be.
-
-    Args:
-        worker: to be measured; it does nothing else.
-        seconds: that each part lasts, about.
-    """
-
-    def spent(before: Spent, frames: int) -> float:
-        return (worker.spent().cpu_seconds - before.cpu_seconds) / frames
-
-    loads = 6
-    before = worker.spent()
-    for number in range(loads):
-        worker.tell("load", number, number % PEOPLE)
-        heard(worker, 1)
-    load = spent(before, loads * FILMED)
-    worker.tell("job", 0, 0, 100)
-    heard(worker, 1)
-    frames = 100
-    while True:  # long enough to be measured
-        before, began = worker.spent(), time.monotonic()
-        for number in range(2):
-            worker.tell("job", number, 0, frames)
-        heard(worker, 2)
-        if (took := time.monotonic() - began) >= seconds / 2:
-            break
-        frames = math.ceil(frames * max(1.5, min(8.0, 0.7 * seconds / took)))
-    job = spent(before, 2 * frames)
-    began = time.monotonic()
-    worker.tell("job", 0, 0, frames)
-    heard(worker, 1)
-    job_fps = frames / (time.monotonic() - began)
-    talks = cpu_count() * 4
-    before = worker.spent()
-    for number in range(talks):
-        worker.tell("talk", number, number % PEOPLE, seconds)
-    drawn = sum(told.frames for told in heard(worker, talks))
-    # The characters that had to be loaded for them.
-    new = worker.spent().loads - before.loads
-    talk = (worker.spent().cpu_seconds - before.cpu_seconds - new * FILMED * load) / drawn
-    before = worker.spent()
-    worker.tell("hear", 0, 10 * seconds)
-    hear = spent(before, heard(worker, 1)[0].frames)
-    return Costs(
-        batch_seconds=0.0,
-        talk_core_seconds=talk,
-        hear_core_seconds=hear,
-        job_core_seconds=job,
-        job_fps=job_fps,
-        job_open_seconds=0.0,
-        load_core_seconds=load,
-        load_open_seconds=0.0,
-    )
+def cores_of(number: int, count: int) -> set[int]:
+    """On which one of so many workers runs."""
+    cores, each = sorted(os.sched_getaffinity(0)), nodes_each(count)
+    share = len(cores) * each // count
+    return set(cores[number // each * share :][:share])
 
 
 def coming(scene: str, costs: Costs, seconds: float, rng: np.random.Generator) -> Arrivals:
@@ -145,7 +96,9 @@ def coming(scene: str, costs: Costs, seconds: float, rng: np.random.Generator) -
         while left > 0:
             frames = float(round(100 * math.exp(rng.normal(0, 0.5))))
             events.append((0.0, frames, True))
-            left -= frames * costs.job_core_seconds + 0.3 * FILMED * costs.load_core_seconds
+            left -= (
+                costs.job_open_core_seconds + frames * costs.job_core_seconds + 0.3 * FILMED * costs.load_core_seconds
+            )
     events.sort(key=lambda each: each[0])
     wanted = Catalogue.of(_traffic(), rng).wanted(rng, len(events))
     times, sizes, jobs = (np.array(column) for column in zip(*events, strict=True))
@@ -174,16 +127,15 @@ def told(counts: Counts) -> dict[str, float]:
 def run(scene: str, costs: Costs, workers: list[Worker], seconds: float, seed: int) -> dict[str, Any]:
     """One scene with some workers, really and simulated."""
     rng = np.random.default_rng(seed)
+    each = nodes_each(len(workers))
     hardware = Hardware(
         nodes=len(workers),
-        nodes_each=len(workers),
-        cores=cpu_count(),
+        nodes_each=each,
+        cores=cpu_count() * each // len(workers),
         memory_bytes=math.inf,
         unused_bytes=KEPT * FILMED * FRAME_BYTES,
     )
     world = World(hardware, costs, _traffic(), warm_seconds=0.0, seconds=math.inf, prefill=False, seed=seed)
-    if scene == "crowd":
-        world = replace(world, most_load=math.inf)
     arrivals = coming(scene, costs, seconds, rng)
     catalogue = Catalogue.of(world.traffic, rng)
     real = RealFleet(world, arrivals, catalogue, workers)
@@ -244,7 +196,9 @@ def differs(name: str, real: float, simulated: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="that each run lasts, about")
-    parser.add_argument("--workers", default="1,2,3,4", help="how many, of each run")
+    parser.add_argument(
+        "--workers", default="1,2,4", help="how many, of each run: they divide the cores or are a multiple"
+    )
     parser.add_argument("--scenes", default=",".join(SCENES), help="which")
     parser.add_argument("--docs", type=Path, help="put the table into this page, docs/scale.md")
     parser.add_argument("--json", type=Path, help="write the numbers there")
@@ -254,19 +208,19 @@ def main() -> None:
         drawn = make_demo(Path(folder) / "person_0", frames=FILMED)
         people = [drawn, *(Path(shutil.copytree(drawn, Path(folder) / f"person_{n}")) for n in range(1, PEOPLE))]
 
-        def worker() -> Worker:
-            found = Worker(people, KEPT * FILMED * FRAME_BYTES)
+        def worker(cores: set[int] | None = None) -> Worker:
+            found = Worker(people, KEPT * FILMED * FRAME_BYTES, cores)
             stack.callback(found.close)
             return found
 
         first = worker()
-        costs = measured(first, args.seconds / 3)
+        costs = measured(first, args.seconds / 3, PEOPLE, FILMED)
         first.close()
         print(json.dumps(asdict(costs)))
         runs = []
         for count in numbers:
             for scene in args.scenes.split(","):
-                workers = [worker() for _ in range(count)]  # which have loaded nothing yet
+                workers = [worker(cores_of(number, count)) for number in range(count)]  # which have loaded nothing yet
                 runs.append(run(scene, costs, workers, args.seconds, seed=1))
                 for each in workers:
                     each.close()

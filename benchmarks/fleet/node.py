@@ -26,19 +26,33 @@ class Work:
 
     Attributes:
         left: frames of a job that are still to be drawn.
+        opening: frames' worth of CPU time that go before them.
         ends: when a talk is over; before its character is there: how long it will be.
         came: when it first asked.
         ready: when its character was there.
         silent_since: when its last node failed; None while it has none behind it.
     """
 
-    __slots__ = ("came", "character", "ends", "frames", "job", "left", "node", "number", "ready", "silent_since")
+    __slots__ = (
+        "came",
+        "character",
+        "ends",
+        "frames",
+        "job",
+        "left",
+        "node",
+        "number",
+        "opening",
+        "ready",
+        "silent_since",
+    )
 
     def __init__(self, number: int, character: int, size: float, came: float, *, job: bool) -> None:
         self.number, self.character, self.job, self.came = number, character, job, came
         self.frames = self.left = self.ends = size
         self.node: Node | None = None
         self.ready = math.nan
+        self.opening = 0.0
         self.silent_since: float | None = None
 
 
@@ -116,6 +130,10 @@ class Node:
         self.machine.talks -= 1
         self.device = max(0.0, self.device - self.demand(talk.character, fps).device) if self.talks else 0.0
 
+    def begin(self, job: Work, now: float) -> None:
+        """A job's character is there."""
+        self.jobs[job], job.opening = now + self.costs.job_open_seconds, self.costs.job_open_frames
+
     def _lane(self, talks: int, fps: float) -> float:
         """Seconds of the GPU a second, of so many talks that share batches.
 
@@ -163,9 +181,12 @@ class Machine:
             drawn, busy = node.job_rate * seconds, min(1.0, node.device) * seconds
             for job, opens in node.jobs.items():
                 if opens <= now - seconds + EPSILON and job.left > 0:
-                    job.left -= drawn
-                    node.job_frames += drawn
-                    busy += drawn * self.costs.batch_seconds / self.costs.batch
+                    opening = min(job.opening, drawn)
+                    job.opening -= opening
+                    frames = drawn - opening
+                    job.left -= frames
+                    node.job_frames += frames
+                    busy += frames * self.costs.batch_seconds / self.costs.batch
             node.busy += busy
 
     def _draw(self, node: Node, crowded: float, seconds: float) -> None:
@@ -217,7 +238,11 @@ class Machine:
         for node, running, rate in rates:
             node.job_rate = share * rate / running
             if node.job_rate > 0:
-                first = min(job.left for job, opens in node.jobs.items() if opens <= now + EPSILON and job.left > 0)
+                first = min(
+                    job.left + job.opening
+                    for job, opens in node.jobs.items()
+                    if opens <= now + EPSILON and job.left > 0
+                )
                 following = min(following, now + first / node.job_rate)
         if self._load_rate > 0:
             for node in self.nodes:

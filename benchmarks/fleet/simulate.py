@@ -189,7 +189,7 @@ class Fleet:
     def _ready(self, node: Node, work: Work) -> None:
         work.ready = self.now
         if work.job:
-            node.jobs[work] = self.now + self.world.costs.job_open_seconds
+            node.begin(work, self.now)
             return
         if work.silent_since is None:
             work.ends = self.now + work.frames

@@ -11,11 +11,12 @@ from fleet.routing import POLICIES
 from fleet.simulate import Fleet
 from fleet.world import Costs, Failures, Hardware, Traffic, World
 
-TALK_LOAD, JOB_LOAD = 0.6, 0.2
+TALK_LOAD, JOB_LOAD = 0.5, 0.2
 """Shares of the fleet's GPUs that realtime talks and jobs want, unless a scene says otherwise."""
 JOB_MEAN = 1.28
 """Times its median that a job's mean is: exp(0.7² / 2)."""
-LOADS = (0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
+LOADS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+FAILURE_LOADS = (0.5, 0.6)
 CACHES = (15e9, 30e9, 60e9, 120e9, 240e9)
 CACHE_POLICIES = ("power of two", "sticky", "any two")
 
@@ -75,7 +76,7 @@ def rows(sizes: tuple[int, ...], seconds: float) -> Iterator[Row]:
         for load in LOADS:
             simulated = world(small, talks=load, own_models=own_models, **timed)
             yield run("load", {"nodes": small, "load": load, "own_models": own_models}, simulated)
-    for load in (0.6, 0.8):
+    for load in FAILURE_LOADS:
         for killed in (0, 1, 8, large // 10):
             failures = Failures(killed=killed, killed_at=seconds)
             simulated = world(large, talks=load, failures=failures, **timed)

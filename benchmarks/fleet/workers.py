@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -71,12 +72,13 @@ class Worker:
     Args:
         people: the characters' folders.
         unused_bytes: for characters that nobody uses.
+        cores: on which it runs; None: on all.
     """
 
-    def __init__(self, people: list[Path], unused_bytes: int) -> None:
+    def __init__(self, people: list[Path], unused_bytes: int, cores: set[int] | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, people, unused_bytes), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, people, unused_bytes, cores), daemon=True)
         self._process.start()
         theirs.close()
         assert self.pipe.recv() == "open"
@@ -169,7 +171,9 @@ class _Work:
         self.say(Told(number, seconds, self.people[who].count))
 
 
-def _serve(pipe: Connection[Any, Any], people: list[Path], unused_bytes: int) -> None:
+def _serve(pipe: Connection[Any, Any], people: list[Path], unused_bytes: int, cores: set[int] | None) -> None:
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
     loads = _Loads()
     log = logging.getLogger("gpupipe")
     log.addHandler(loads)

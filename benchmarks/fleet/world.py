@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpupipe.options.serving import MOST_LOAD
 from gpupipe.serve.order import DELAY_SECONDS
 from gpupipe.serve.talk import GUARD_SECONDS
 
@@ -29,6 +30,7 @@ class Costs:
         talk_core_seconds: CPU time of a realtime frame: drawing on a CPU, and encoding.
         hear_core_seconds: of these, what makes features of the sound; it is spent for frames that are passed over, too.
         job_core_seconds: CPU time of a job's frame.
+        job_open_core_seconds: CPU time of a job besides its frames: what opens and closes files, a codec, a model.
         job_fps: the most frames a second of one job, alone on its machine.
         job_open_seconds: before a job's first frame, and after its last, in which it draws nothing.
         load_core_seconds: CPU time of one cached frame of a character that is loaded.
@@ -43,12 +45,18 @@ class Costs:
     talk_core_seconds: float = 0.012
     hear_core_seconds: float = 0.001
     job_core_seconds: float = 0.012
+    job_open_core_seconds: float = 0.0
     job_fps: float = 500.0
     job_open_seconds: float = 1.0
     load_core_seconds: float = 0.0075
     load_open_seconds: float = 1.0
     load_threads: float = 2.0
     load_blocks: bool = False
+
+    @property
+    def job_open_frames(self) -> float:
+        """Frames that take the CPU time of a job's opening and closing."""
+        return self.job_open_core_seconds / self.job_core_seconds if self.job_core_seconds else 0.0
 
     def load_seconds(self, filmed: int) -> float:
         """What a load of so many cached frames takes that has its cores to itself."""
@@ -147,7 +155,7 @@ class World:
     traffic: Traffic = field(default_factory=Traffic)
     failures: Failures = field(default_factory=Failures)
     policy: str = "power of two"
-    most_load: float = 0.85
+    most_load: float = MOST_LOAD
     warm_seconds: float = 300.0
     seconds: float = 1200.0
     prefill: bool = True
