@@ -55,6 +55,7 @@ def measured(worker: Worker, seconds: float, people: int, filmed: int) -> Costs:
             break
         frames = math.ceil(frames * max(1.5, min(8.0, 0.7 * seconds / took)))
     long_job = spent(before, 2)
+    used = (worker.spent().cpu_seconds - before.cpu_seconds) / took
     job = (long_job - short_job) / (frames - short)
     job_open = max(0.0, short_job - short * job)
     began = time.monotonic()
@@ -78,6 +79,7 @@ def measured(worker: Worker, seconds: float, people: int, filmed: int) -> Costs:
         hear_core_seconds=hear,
         job_core_seconds=job,
         job_open_core_seconds=job_open,
+        engine_cores=used,
         job_fps=job_fps,
         job_open_seconds=0.0,
         load_core_seconds=load,

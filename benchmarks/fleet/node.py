@@ -130,6 +130,12 @@ class Node:
         self.machine.talks -= 1
         self.device = max(0.0, self.device - self.demand(talk.character, fps).device) if self.talks else 0.0
 
+    def spare(self, fps: float) -> float:
+        """Core seconds a second that talks and loads leave of what its process can use."""
+        costs = self.costs
+        used = fps * costs.talk_core_seconds * self.drawing + costs.load_threads * len(self.loads)
+        return max(LEAST_SHARE * costs.engine_cores, costs.engine_cores - used)
+
     def begin(self, job: Work, now: float) -> None:
         """A job's character is there."""
         self.jobs[job], job.opening = now + self.costs.job_open_seconds, self.costs.job_open_frames
@@ -231,6 +237,8 @@ class Machine:
                 rate = costs.job_fps * running
                 if costs.batch_seconds:
                     rate = min(rate, max(0.0, 1 - node.device) * costs.batch / costs.batch_seconds)
+                if costs.job_core_seconds:
+                    rate = min(rate, node.spare(self._fps) / costs.job_core_seconds)
                 rates.append((node, running, rate))
                 wanted += rate * costs.job_core_seconds
         share = min(1.0, spare / wanted) if wanted else 1.0

@@ -146,7 +146,7 @@ class _Work:
         """Render a video."""
         said = np.random.default_rng(number).random((frames, 512), np.float32)
         path = self.output / f"{number}.mp4"
-        self.engine.render(self.people[who], path, features=said, sound=False)
+        self.engine.submit(self.people[who], path, features=said, sound=False).result()
         path.unlink()
         self.say(Told(number, 0.0, frames))
 
@@ -178,7 +178,7 @@ def _serve(pipe: Connection[Any, Any], people: list[Path], unused_bytes: int, co
     log = logging.getLogger("gpupipe")
     log.addHandler(loads)
     log.setLevel(logging.INFO)
-    with tempfile.TemporaryDirectory() as folder, Engine(device="cpu", cache=unused_bytes) as engine:
+    with tempfile.TemporaryDirectory() as folder, Engine(yields=True, device="cpu", cache=unused_bytes) as engine:
         pcm = np.concatenate(list(read_pcm(people[0] / "aud.wav")))
         mine = _Work(pipe, engine, [Character.load(each) for each in people], Path(folder), pcm)
         engine.load(mine.people[0])  # the model is opened once, and stays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ class Costs:
         hear_core_seconds: of these, what makes features of the sound; it is spent for frames that are passed over, too.
         job_core_seconds: CPU time of a job's frame.
         job_open_core_seconds: CPU time of a job besides its frames: what opens and closes files, a codec, a model.
+        engine_cores: that one engine keeps busy at most, however many there are: its process has one Python.
         job_fps: the most frames a second of one job, alone on its machine.
         job_open_seconds: before a job's first frame, and after its last, in which it draws nothing.
         load_core_seconds: CPU time of one cached frame of a character that is loaded.
@@ -46,6 +48,7 @@ class Costs:
     hear_core_seconds: float = 0.001
     job_core_seconds: float = 0.012
     job_open_core_seconds: float = 0.0
+    engine_cores: float = math.inf
     job_fps: float = 500.0
     job_open_seconds: float = 1.0
     load_core_seconds: float = 0.0075

@@ -43,6 +43,7 @@ from gpupipe.render.sink import copied
 from gpupipe.render.stats import OnProgress, RenderStats
 from gpupipe.render.tuned import Tuned, tuned
 from gpupipe.render.write import opened_session, write
+from gpupipe.threads import yield_to_others
 from gpupipe.trace import Trace
 
 _log = Log(__name__)
@@ -60,15 +61,15 @@ class Engine(EngineCore):
             anna = engine.load("anna/")
             engine.render(anna, "a.mp4", audio="a.wav")
             job = engine.submit(anna, "b.mp4", audio="b.wav")
-            for frame in engine.frames(anna, audio="c.wav"):
-                ...
+            for frame in engine.frames(anna, audio="c.wav"): ...
             job.result()
 
     Characters, models and encoders stay open for the next who needs them. Every method may be called from any thread.
-    Leaving the with block waits for submitted jobs; leaving it by an error cancels them, and so does `close`.
+    Leaving the with block waits for submitted jobs; an error cancels them, and so does `close`.
 
     Args:
         parallel: submitted jobs under way at a time; None for 2. Their frames share batches.
+        yields: whether submitted jobs encode only while nobody else wants the cores (`threads.yield_to_others`).
 
     Attributes:
         limits: what is taken of files; those of a character that was loaded elsewhere are replaced by them.
@@ -78,13 +79,13 @@ class Engine(EngineCore):
     """
 
     @documented(EngineKeywords)
-    def __init__(self, *, parallel: int | None = None, **options: Unpack[EngineKeywords]) -> None:
+    def __init__(self, *, parallel: int | None = None, yields: bool = False, **options: Unpack[EngineKeywords]) -> None:
         chosen, *_ = split(options, EngineKeywords, by="Engine()")
         picked = open_backend(chosen)
         self.limits = Limits.of(chosen)
         self.notes = picked.notes + self.limits.notes
         self._asked, self._workers = chosen, workers(chosen)
-        self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job")
+        self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job", yield_to_others if yields else None)
         self._jobs: set[Job] = set()
         self._takes_jobs = True
         self._jobs_lock = threading.Lock()

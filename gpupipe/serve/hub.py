@@ -75,7 +75,7 @@ class Hub:
         self._numbers = itertools.count(1)
         self.engines: list[Engine] = []
         try:
-            self.engines += [Engine(**engine | {"device": device}) for device in devices]
+            self.engines += [Engine(yields=True, **engine | {"device": device}) for device in devices]
             self.characters = Characters(folder, self.engines[0].limits)
         except BaseException:
             for each in self.engines:
