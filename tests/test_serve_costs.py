@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from gpupipe.render.engine import Engine
 from gpupipe.serve.costs import Costs
 from gpupipe.serve.meter import Meter, Spent
 from gpupipe.threads import Worker, yield_to_others
@@ -99,3 +101,15 @@ def test_a_thread_yields_alone() -> None:
     worker.wait()
     assert found == [min(19, before + 10)]
     assert priority() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities that anybody may lower")
+@pytest.mark.parametrize("yields", [False, True])
+def test_what_a_server_encodes_yields_to_talks(folder: Path, tmp_path: Path, yields: bool) -> None:
+    found: set[int] = set()
+    with Engine(device="cpu", yields=yields) as engine:
+        rendered = engine.submit(
+            folder / "anna", tmp_path / "anna.mp4", frames=3, progress=lambda _: found.add(priority())
+        )
+        assert rendered.result().frames == 3
+    assert found == {min(19, priority() + 10) if yields else priority()}
