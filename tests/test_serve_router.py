@@ -384,7 +384,7 @@ def test_an_answer_that_breaks_off_does_so_for_the_client() -> None:
 def test_a_replica_that_dies_ends_its_own_sessions_and_no_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is started again."""
     kept: dict[int, Any] = {}
-    monkeypatch.setattr("gpupipe.serve.router.local.AGAIN_SECONDS", (0.1, 1.0))
+    monkeypatch.setattr("gpupipe.serve.router.kept.AGAIN_SECONDS", (0.1, 1.0))
     start = asyncio.create_subprocess_exec
 
     async def noted(*command: Any, **more: Any) -> Any:

@@ -1,0 +1,207 @@
+"""Replicas of a router that are held by actors on the nodes of a Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from gpupipe.character.folder import GpupipeWarning
+from gpupipe.cluster.berths import Berth, Berths
+from gpupipe.cluster.facts import facts_here
+from gpupipe.cluster.fleet import SHOWN
+from gpupipe.cluster.server import Look, ServerActor, Started, Wanted
+from gpupipe.cluster.work import Failure
+from gpupipe.errors import ClusterError, GpupipeError, reason
+from gpupipe.log import Log
+from gpupipe.serve.router.kept import STARTING_SECONDS, KeptReplica
+from gpupipe.serve.router.replica import Place, Replica
+
+ROOM_SECONDS: Final = 120.0
+"""In which a node is to have room for a replica, and tell what it has."""
+GONE_SECONDS: Final = 5.0
+"""In which the cluster is to say that what was killed has ended."""
+CALLS: Final = 6
+"""Calls that an actor answers at a time: two of them last as long as its server."""
+
+_log = Log(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of every replica.
+
+    Attributes:
+        arguments: of its command line, given its number and its node's address.
+        wanted: what its node must have.
+        tokens: that it wants, one a line; none: an empty text.
+    """
+
+    arguments: Callable[[int, str], Sequence[str]]
+    wanted: Wanted
+    tokens: str
+
+
+class RayReplica(KeptReplica):
+    """A server on a node.
+
+    Args:
+        replica: that it stands for.
+        berths: of all replicas of the router.
+        order: what is asked of it.
+    """
+
+    def __init__(self, replica: Replica, berths: Berths, order: Order) -> None:
+        super().__init__(replica)
+        self._berths, self._order = berths, order
+        self._actor: Any = None
+        self._over: asyncio.Future[Any] | None = None
+        self._tried = 0
+
+    async def _begin(self) -> Place:
+        await self._remove()
+        berth = await asyncio.to_thread(self._berths.take, self.replica.number, self._tried)
+        self._tried += 1
+        node = berth.share.node
+        try:
+            self._actor = await asyncio.to_thread(_actor, berth)
+            if self._ending:
+                raise ClusterError("is not started any more", file=node)
+            look: Look = await self._ask(node, ROOM_SECONDS, "has no room for a replica", "look", self._order.wanted)
+            here = await asyncio.to_thread(facts_here)
+            self._berths.require_alike(node, look, here)
+            started = await self._open(berth)
+        except BaseException:
+            self._end_actor()
+            raise
+        self._tried = 0
+        _log.event("replica started", replica=self.replica.number, node=node, pid=started.pid)
+        return Place(started.host, started.port, started.grpc)
+
+    async def _open(self, berth: Berth) -> Started:
+        share = berth.share
+        arguments = self._order.arguments(self.replica.number, berth.address)
+        cores, part = None if share.gpus else share.cores, (share.number, berth.parts)
+        asked = ("open", arguments, cores, part, self._order.tokens)
+        started: Started = await self._ask(share.node, STARTING_SECONDS, "has not started a replica", *asked)
+        self._over = _answer(self._actor.ended.remote())
+        return started
+
+    async def _ask(self, node: str, seconds: float, why: str, what: str, *given: Any) -> Any:
+        """Have the actor do something.
+
+        Raises:
+            ClusterError: it ends meanwhile, or it takes longer than `seconds`, which is `why`.
+            GpupipeError: what it raised.
+        """
+        from ray.exceptions import RayError
+
+        try:
+            async with asyncio.timeout(seconds):
+                found = await asyncio.shield(_answer(getattr(self._actor, what).remote(*given)))
+        except TimeoutError as error:
+            remedy = "see what else uses the cluster, or give fewer --replicas"
+            raise ClusterError(f"{why} after {seconds:.0f} s", file=node, remedy=remedy) from error
+        except RayError as error:
+            raise ClusterError(f"has lost a replica: {reason(error)[:SHOWN]}", file=node) from error
+        if isinstance(found, Failure):
+            raise _on(node, found.error())
+        return found
+
+    async def _ended(self) -> int | str:
+        from ray.exceptions import RayError
+
+        if self._over is None:
+            return "not started"
+        try:
+            return int(await asyncio.shield(self._over))
+        except RayError as error:  # the actor, or its node
+            return reason(error)[:SHOWN]
+
+    def _close(self) -> None:
+        if self._over is None:  # it starts, and has no talks
+            self._end_actor()
+        else:
+            self._actor.end.remote()
+
+    def _kill(self) -> None:
+        if self._over is not None:
+            self._actor.kill.remote()
+        else:
+            self._end_actor()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for its end; after so many seconds it is killed. Its actor ends, too."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ended()
+        except TimeoutError:
+            self.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GONE_SECONDS):
+                    await self._ended()
+        await self._remove()
+
+    def _tell(self, error: GpupipeError) -> None:
+        warnings.warn(f"replica {self.replica.number} was not started again: {error}", GpupipeWarning, stacklevel=2)
+
+    async def _remove(self) -> None:
+        """End the actor, if there is one, and wait until it has."""
+        self._end_actor()
+        over, self._over, self._actor = self._over, None, None
+        if over is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GONE_SECONDS):
+                    await asyncio.wait([over])
+
+    def _end_actor(self) -> None:
+        import ray
+
+        if self._actor is not None:
+            ray.kill(self._actor)
+
+
+def _actor(berth: Berth) -> Any:
+    """An actor that has a place's share of its node, once there is room."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    share = berth.share
+    made = cast(Any, ray.remote(ServerActor)).options(
+        num_cpus=share.cores,
+        num_gpus=share.gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=CALLS,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(share.node_id, soft=False),
+    )
+    return made.remote()
+
+
+def _answer(asked: Any) -> asyncio.Future[Any]:
+    """An answer, as the event loop waits for it; it is shielded where it is, for it must not be cancelled."""
+    found = asyncio.wrap_future(asked.future())
+    found.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it any more
+    return found
+
+
+def _on(node: str, error: GpupipeError) -> GpupipeError:
+    """An error of a node's, which it names."""
+    what = f"on {node}: {error.parts['what']}"
+    made: GpupipeError = type(error)(**error.parts | {"what": what}, file=error.file)
+    return made
+
+
+def ray_replicas(berths: Berths, order: Order) -> list[RayReplica]:
+    """The replicas of a router, not started yet."""
+    return [RayReplica(Replica(number), berths, order) for number in range(len(berths.first))]
+
+
+def nodes_now() -> Sequence[dict[str, Any]]:
+    """The nodes of the cluster that this process is connected with."""
+    import ray
+
+    return cast(Sequence[dict[str, Any]], cast(Any, ray).nodes())
