@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -61,9 +62,10 @@ class Berths:
         self.device = "cuda" if self.first[0].share.gpus else "cpu"
         self._taken = {number: berth.share for number, berth in enumerate(self.first)}
         self._looked: tuple[str, Look] | None = None
+        self._lock = threading.Lock()
 
     def take(self, number: int, tried: int) -> Berth:
-        """The place of a replica.
+        """The place of a replica. May be called from any thread.
 
         Args:
             number: which.
@@ -72,15 +74,17 @@ class Berths:
         Raises:
             ClusterError: there is none that is free.
         """
-        mine = self._taken[number]
-        others = {share for who, share in self._taken.items() if who != number}
-        free = [each for each in self._all(self.device) if each.share not in others]
-        free.sort(key=lambda berth: berth.share != mine)  # its own is the first
-        if not free:
-            raise ClusterError("no node has room", field="--ray", remedy="start nodes, or wait until some are back")
-        found = free[tried % len(free)]
-        self._taken[number] = found.share
-        return found
+        every = self._all(self.device)
+        with self._lock:
+            mine = self._taken[number]
+            others = {share for who, share in self._taken.items() if who != number}
+            free = [each for each in every if each.share not in others]
+            free.sort(key=lambda berth: berth.share != mine)  # its own is the first
+            if not free:
+                raise ClusterError("no node has room", field="--ray", remedy="start nodes, or wait until some are back")
+            found = free[tried % len(free)]
+            self._taken[number] = found.share
+            return found
 
     def require_alike(self, node: str, look: Look, here: dict[str, str]) -> None:
         """See that a node has what all others have, and the router's version of gpupipe.

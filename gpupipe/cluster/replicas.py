@@ -84,7 +84,7 @@ class RayReplica(KeptReplica):
     async def _open(self, berth: Berth) -> Started:
         share = berth.share
         arguments = self._order.arguments(self.replica.number, berth.address)
-        cores, part = None if share.gpus else share.cores, (share.number, berth.parts)
+        cores, part = None if share.gpus else share.cores, (share.number, berth.parts, int(share.node_id[:8], 16))
         asked = ("open", arguments, cores, part, self._order.tokens)
         started: Started = await self._ask(share.node, STARTING_SECONDS, "has not started a replica", *asked)
         self._over = _answer(self._actor.ended.remote())
@@ -106,7 +106,7 @@ class RayReplica(KeptReplica):
             remedy = "see what else uses the cluster, or give fewer --replicas"
             raise ClusterError(f"{why} after {seconds:.0f} s", file=node, remedy=remedy) from error
         except RayError as error:
-            raise ClusterError(f"has lost a replica: {reason(error)[:SHOWN]}", file=node) from error
+            raise ClusterError(f"a replica has ended while it started: {_why(error)}", file=node) from error
         if isinstance(found, Failure):
             raise _on(node, found.error())
         return found
@@ -119,7 +119,7 @@ class RayReplica(KeptReplica):
         try:
             return int(await asyncio.shield(self._over))
         except RayError as error:  # the actor, or its node
-            return reason(error)[:SHOWN]
+            return _why(error)
 
     def _close(self) -> None:
         if self._over is None:  # it starts, and has no talks
@@ -135,14 +135,7 @@ class RayReplica(KeptReplica):
 
     async def wait(self, seconds: float) -> None:
         """Wait for its end; after so many seconds it is killed. Its actor ends, too."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ended()
-        except TimeoutError:
-            self.kill()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GONE_SECONDS):
-                    await self._ended()
+        await super().wait(seconds)
         await self._remove()
 
     def _tell(self, error: GpupipeError) -> None:
@@ -186,6 +179,12 @@ def _answer(asked: Any) -> asyncio.Future[Any]:
     found = asyncio.wrap_future(asked.future())
     found.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it any more
     return found
+
+
+def _why(error: Exception) -> str:
+    """What Ray says of an actor that was lost, or of what it has raised."""
+    cause = getattr(error, "cause", None)
+    return reason(error)[:SHOWN] if cause is None else f"{type(cause).__name__}: {reason(cause)}"
 
 
 def _on(node: str, error: GpupipeError) -> GpupipeError:

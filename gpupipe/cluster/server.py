@@ -82,14 +82,14 @@ class ServerActor:
             return Failure.of(error)
 
     def open(
-        self, arguments: Sequence[str], cores: int | None, part: tuple[int, int], tokens: str
+        self, arguments: Sequence[str], cores: int | None, part: tuple[int, int, int], tokens: str
     ) -> Started | Failure:
         """Start the server, and wait until it listens.
 
         Args:
             arguments: of its command line, after `gpupipe serve`, but for the tokens.
             cores: CPU cores that it has at most; None: all of its part.
-            part: which part of the node's cores it has, of so many.
+            part: which part of the node's cores it has, of so many, and at which core they begin; see `pinned`.
             tokens: that it wants, one a line; none: an empty text.
         """
         try:
@@ -114,10 +114,10 @@ class ServerActor:
         if self._process is not None:
             self._process.kill()
 
-    def _open(self, arguments: Sequence[str], cores: int | None, part: tuple[int, int], tokens: str) -> Started:
+    def _open(self, arguments: Sequence[str], cores: int | None, part: tuple[int, int, int], tokens: str) -> Started:
         from gpupipe.serve.router.process import apart, command, listened
 
-        with _TokenFile(tokens) as told:
+        with TokenFile(tokens) as told:
             self._process = process = subprocess.Popen(
                 command([*arguments, *told], pinned(cores, *part)),
                 stdin=subprocess.PIPE,
@@ -147,7 +147,7 @@ class ServerActor:
                 sys.stderr.write(f"{text}\n")
 
 
-class _TokenFile:
+class TokenFile:
     """A file of tokens that nobody else on the node can read, for as long as a server starts, which reads it once."""
 
     def __init__(self, tokens: str) -> None:
@@ -170,20 +170,21 @@ class _TokenFile:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def pinned(cores: int | None, number: int, parts: int) -> set[int] | None:
+def pinned(cores: int | None, number: int, parts: int, first: int) -> set[int] | None:
     """The cores of one of so many servers on this node; None: any, where the system cannot be told.
 
     Args:
         cores: how many at most; None: all of its part.
         number: which server.
         parts: so many.
+        first: the core to begin at, any number: another for each node, as several of them, in containers, may be one
+            machine, of which each sees all cores.
     """
-    from gpupipe.serve.router.places import cores_of
-
     if not hasattr(os, "sched_getaffinity"):
         return None
-    mine = sorted(cores_of(sorted(os.sched_getaffinity(0)), number, parts))
-    return set(mine[:cores])
+    every = sorted(os.sched_getaffinity(0))
+    turned = every[first % len(every) :] + every[: first % len(every)]
+    return set((turned[number::parts] or [turned[number % len(turned)]])[:cores])
 
 
 def sizes_of(wanted: Wanted) -> Sizes:

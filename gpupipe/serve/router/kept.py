@@ -19,6 +19,8 @@ AGAIN_SECONDS: Final = (1.0, 30.0)
 """After which a replica that has ended is started again, at first and at most: each time twice as long."""
 LAST_SECONDS: Final = 10.0
 """Which a replica has beyond the time that talks have to end in."""
+KILLED_SECONDS: Final = 10.0
+"""In which one that was killed is to be seen to have ended."""
 
 _log = Log(__name__)
 
@@ -81,12 +83,13 @@ class KeptReplica(ABC):
 
     async def wait(self, seconds: float) -> None:
         """Wait for its end; after so many seconds it is killed."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ended()
-        except TimeoutError:
-            self.kill()
-            await self._ended()
+        for last in (seconds, KILLED_SECONDS):
+            try:
+                async with asyncio.timeout(last):
+                    await self._ended()
+                return
+            except TimeoutError:
+                self.kill()
 
     @abstractmethod
     async def _begin(self) -> Place:
