@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster.berths import Berth, Berths
@@ -26,6 +27,11 @@ GONE_SECONDS: Final = 5.0
 """In which the cluster is to say that what was killed has ended."""
 CALLS: Final = 6
 """Calls that an actor answers at a time: two of them last as long as its server."""
+THREADS: Final = 8
+"""In which Ray is asked, for all replicas."""
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _log = Log(__name__)
 
@@ -52,31 +58,38 @@ class RayReplica(KeptReplica):
         replica: that it stands for.
         berths: of all replicas of the router.
         order: what is asked of it.
+        threads: in which Ray is asked what the event loop must not wait for: it may not answer for a while.
     """
 
-    def __init__(self, replica: Replica, berths: Berths, order: Order) -> None:
+    def __init__(self, replica: Replica, berths: Berths, order: Order, threads: Executor) -> None:
         super().__init__(replica)
-        self._berths, self._order = berths, order
+        self._berths, self._order, self._threads = berths, order, threads
         self._actor: Any = None
         self._over: asyncio.Future[Any] | None = None
         self._tried = 0
 
     async def _begin(self) -> Place:
-        await self._remove()
-        berth = await asyncio.to_thread(self._berths.take, self.replica.number, self._tried)
+        from ray.exceptions import RayError
+
+        try:
+            await self._remove()
+            return await self._started()
+        except Exception as error:
+            await self._remove()
+            if isinstance(error, (RayError, RuntimeError, OSError)):  # as Ray tells that it cannot be reached
+                raise ClusterError(f"the cluster does not answer: {_why(error)}", field="--ray") from error
+            raise
+
+    async def _started(self) -> Place:
+        berth = await self._aside(self._berths.take, self.replica.number, self._tried)
         self._tried += 1
         node = berth.share.node
-        try:
-            self._actor = await asyncio.to_thread(_actor, berth)
-            if self._ending:
-                raise ClusterError("is not started any more", file=node)
-            look: Look = await self._ask(node, ROOM_SECONDS, "has no room for a replica", "look", self._order.wanted)
-            here = await asyncio.to_thread(facts_here)
-            self._berths.require_alike(node, look, here)
-            started = await self._open(berth)
-        except BaseException:
-            self._end_actor()
-            raise
+        self._actor = await self._aside(_actor, berth)
+        if self._ending:
+            raise ClusterError("is not started any more", file=node)
+        look: Look = await self._ask(node, ROOM_SECONDS, "has no room for a replica", "look", self._order.wanted)
+        self._berths.require_alike(node, look, await self._aside(facts_here))
+        started = await self._open(berth)
         self._tried = 0
         _log.event("replica started", replica=self.replica.number, node=node, pid=started.pid)
         return Place(started.host, started.port, started.grpc)
@@ -143,18 +156,23 @@ class RayReplica(KeptReplica):
 
     async def _remove(self) -> None:
         """End the actor, if there is one, and wait until it has."""
-        self._end_actor()
+        await self._aside(self._end_actor)
         over, self._over, self._actor = self._over, None, None
         if over is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GONE_SECONDS):
                     await asyncio.wait([over])
 
+    def _aside(self, work: Callable[[*Ts], T], *given: *Ts) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+
     def _end_actor(self) -> None:
         import ray
+        from ray.exceptions import RayError
 
-        if self._actor is not None:
-            ray.kill(self._actor)
+        if (actor := self._actor) is not None:
+            with suppress(RayError, RuntimeError, OSError):  # Ray is lost, and ends what this process has started
+                ray.kill(actor)
 
 
 def _actor(berth: Berth) -> Any:
@@ -196,7 +214,8 @@ def _on(node: str, error: GpupipeError) -> GpupipeError:
 
 def ray_replicas(berths: Berths, order: Order) -> list[RayReplica]:
     """The replicas of a router, not started yet."""
-    return [RayReplica(Replica(number), berths, order) for number in range(len(berths.first))]
+    threads = ThreadPoolExecutor(THREADS, "ray")
+    return [RayReplica(Replica(number), berths, order, threads) for number in range(len(berths.first))]
 
 
 def nodes_now() -> Sequence[dict[str, Any]]:
