@@ -9,6 +9,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from router_scene import END, TOKEN, Client, Scene, config
 
 from gpupipe.cli import main
 from gpupipe.cluster.berths import Berth, Berths
-from gpupipe.cluster.server import Look, ServerActor, TokenFile, Wanted, pinned
+from gpupipe.cluster.server import Look, ServerActor, TokenFile, Wanted, _end_with, pinned
 from gpupipe.cluster.serving import serve_on_cluster
 from gpupipe.cluster.work import Failure
 from gpupipe.errors import ClusterError, OptionError
@@ -112,11 +113,14 @@ def test_a_talk_through_the_router_has_the_frames_of_an_engine(
             assert TOKEN not in told
             assert not Path(told[told.index("--token-file") + 1]).parent.exists()
     assert router.http.get("/v1/status", headers={"authorization": "Bearer wrong"}).status_code == 401
+    taken = router.http.post("/v1/jobs?character=anna&frames=2", content=(folder / "anna" / "aud.wav").read_bytes())
+    assert taken.status_code == 202
+    assert [job["id"] for job in router.http.get("/v1/jobs").json()["jobs"]] == [taken.json()["id"]]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a process is killed")
 def test_a_replica_that_dies_ends_its_own_session_and_is_started_again(
-    router: Client, started: list[logging.LogRecord], folder: Path
+    router: Client, started: list[logging.LogRecord]
 ) -> None:
     router.until("sessions", 0)
     with router.talk() as one, router.talk() as two:
@@ -132,10 +136,7 @@ def test_a_replica_that_dies_ends_its_own_session_and_is_started_again(
         with router.talk():
             assert one.is_active() != two.is_active()
     assert len(started) == 3
-    # Jobs are in the folder that the nodes share, whoever draws them.
-    wav = (folder / "anna" / "aud.wav").read_bytes()
     router.until("sessions", 0)
-    assert router.http.post("/v1/jobs?character=anna&frames=2", content=wav).status_code == 202
 
 
 # Without Ray
@@ -206,7 +207,7 @@ def test_replicas_of_gpus_do_not_become_others() -> None:
 
 def test_nodes_that_strangers_reach_want_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = nodes(4, address="10.0.0.5")
-    monkeypatch.setattr("gpupipe.cluster.serving.connected", lambda address: memory_of(there))
+    monkeypatch.setattr("gpupipe.cluster.serving.connected", lambda address: nullcontext(there))
     monkeypatch.setattr("gpupipe.cluster.serving.nodes_now", lambda: there)
     scene = Scene()
     try:
@@ -214,12 +215,6 @@ def test_nodes_that_strangers_reach_want_tokens(monkeypatch: pytest.MonkeyPatch,
             scene.start(serve_on_cluster, tmp_path, ServeOptions(port=0, grpc_port=0, ray="auto"))
     finally:
         scene.close()
-
-
-def memory_of(found: Any) -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext(found)
 
 
 def test_nodes_must_have_the_same_characters(folder: Path, tmp_path: Path) -> None:
@@ -254,6 +249,15 @@ def test_a_node_that_lacks_something_says_what(folder: Path, tmp_path: Path) -> 
     opened = actor.open([str(missing), "--port", "0"], 1, (0, 1, 0), "")
     assert isinstance(opened, Failure)
     assert re.match(rf"a server did not start: {re.escape(str(missing))}: ", str(opened.error()))
+
+
+def test_an_actor_ends_once_ray_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, ended = [1, 7, 7], list[int]()
+    monkeypatch.setattr("os.getppid", lambda: parents.pop())
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr("gpupipe.cluster.server.POLL_SECONDS", 0.0)
+    _end_with(7)
+    assert (parents, ended) == ([], [1])
 
 
 def test_tokens_are_in_a_file_of_the_users_own() -> None:

@@ -189,7 +189,7 @@ def _actor(berth: Berth) -> Any:
         max_concurrency=CALLS,
         scheduling_strategy=NodeAffinitySchedulingStrategy(share.node_id, soft=False),
     )
-    return made.remote()
+    return made.remote(with_parent=True)
 
 
 def _answer(asked: Any) -> asyncio.Future[Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from gpupipe.serve.packages import require_packages
 
 LINES: Final = 20
 """Of what a server has written last, that are kept to tell why it did not start."""
+POLL_SECONDS: Final = 1.0
 WRITTEN_SECONDS: Final = 5.0
 """In which the last lines of a server that has ended are read."""
 
@@ -67,11 +69,18 @@ class Started(NamedTuple):
 
 
 class ServerActor:
-    """Holds one server. Its methods are called from several threads."""
+    """Holds one server. Its methods are called from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        with_parent: end this process once its parent has: Ray's daemon on the node, which may be lost with the whole
+            cluster.
+    """
+
+    def __init__(self, *, with_parent: bool = False) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._last: deque[str] = deque(maxlen=LINES)
+        if with_parent:
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def look(self, wanted: Wanted) -> Look | Failure:
         """See what this node has, before a server is started."""
@@ -145,6 +154,13 @@ class ServerActor:
             if text:
                 self._last.append(text)
                 sys.stderr.write(f"{text}\n")
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has; Windows does not tell."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
 
 
 class TokenFile:
