@@ -218,9 +218,10 @@ def test_nodes_that_strangers_reach_want_tokens(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_nodes_must_have_the_same_characters(folder: Path, tmp_path: Path) -> None:
-    looked = ServerActor().look(Wanted(str(folder), None, None))
+    looked = ServerActor().look(Wanted(str(folder), None, "cuda", None))
     assert isinstance(looked, Look)
     assert looked.sizes["anna"]["aud.wav"] == (folder / "anna" / "aud.wav").stat().st_size
+    assert looked.facts.keys() >= {"gpupipe", "numpy", "codecs", "cupy-cuda12x"}
     berths = Berths(lambda: nodes(4), "cpu", None, None)
     berths.require_alike("a", looked, looked.facts)
     berths.require_alike("b", looked, looked.facts)
@@ -239,9 +240,18 @@ def test_a_node_that_lacks_something_says_what(folder: Path, tmp_path: Path) -> 
     actor = ServerActor()
     missing = tmp_path / "nobody"
     for wanted, said in (
-        (Wanted(str(missing), None, None), f"{missing}: cannot be read: No such file or directory; share it with all"),
-        (Wanted(str(folder), str(missing), None), f"{missing}: cannot be read: No such file or directory; share it"),
-        (Wanted(str(folder), None, (str(missing), "x")), f"{tmp_path}: jobs: the folder of jobs is not the router's"),
+        (
+            Wanted(str(missing), None, "cpu", None),
+            f"{missing}: cannot be read: ",
+        ),
+        (
+            Wanted(str(folder), str(missing), "cpu", None),
+            f"{missing}: cannot be read: ",
+        ),
+        (
+            Wanted(str(folder), None, "cpu", (str(missing), "x")),
+            f"{tmp_path}: jobs: the folder of jobs is not",
+        ),
     ):
         failed = actor.look(wanted)
         assert isinstance(failed, Failure)

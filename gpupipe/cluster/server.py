@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from gpupipe.character.folder import BODY
-from gpupipe.cluster.facts import facts_here
+from gpupipe.cluster.facts import NOT_THERE, facts_here
 from gpupipe.cluster.inputs import character_files, model_files
 from gpupipe.cluster.work import Failure
 from gpupipe.errors import ClusterError, GpupipeError, reason
+from gpupipe.machine import package_version
+from gpupipe.render.fingerprint import GPU_PACKAGES
 from gpupipe.serve.packages import require_packages
 
 LINES: Final = 20
@@ -39,11 +41,13 @@ class Wanted:
     Attributes:
         folder: of the characters, an absolute path.
         model: likewise, of a model that all characters have; None: each its own.
+        device: where servers draw, "cuda" or "cpu".
         mark: a file that the router has written into the folder of jobs, and what it says; None: there are no jobs.
     """
 
     folder: str
     model: str | None
+    device: str
     mark: tuple[str, str] | None
 
 
@@ -86,7 +90,10 @@ class ServerActor:
         """See what this node has, before a server is started."""
         try:
             require_packages()
-            return Look(facts_here(), sizes_of(wanted))
+            facts = facts_here()
+            if wanted.device == "cuda":
+                facts |= {name: package_version(name) or NOT_THERE for name in GPU_PACKAGES}
+            return Look(facts, sizes_of(wanted))
         except GpupipeError as error:
             return Failure.of(error)
 

@@ -61,7 +61,7 @@ async def serve_on_cluster(
         def launch(tokens: Tokens) -> Sequence[RayReplica]:
             berths = Berths(nodes_now, str(engine.get("device") or "auto"), options.ray_cores, count)
             _check_reach(berths, options)
-            wanted = Wanted(str(where), _absolute(model.get("model")), mark)
+            wanted = Wanted(str(where), _absolute(model.get("model")), berths.device, mark)
             arguments = _arguments(where, options, engine | {"device": berths.device}, model)
             return ray_replicas(berths, Order(arguments, wanted, "\n".join(tokens.every)))
 
