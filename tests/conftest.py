@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -284,3 +285,28 @@ def pcm(folder: Path) -> NDArray[np.float32]:
     from gpupipe.media.sound import read_pcm
 
     return np.concatenate(list(read_pcm(folder / "anna" / "aud.wav")))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster of one node with two CPU cores; the nodes' cache folder is one of the test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for name, value in (("USAGE_STATS_ENABLED", "0"), ("ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")):
+            patch.setenv(f"RAY_{name}", value)
+        patch.setenv("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+        ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpupipe[ray]'")
+        before = signal.getsignal(signal.SIGTERM)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        signal.signal(signal.SIGTERM, before)
+        try:
+            yield ray.get_runtime_context().gcs_address
+        finally:
+            ray.shutdown()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -245,31 +244,6 @@ def test_no_more_engines_than_segments(folder: Path, tmp_path: Path) -> None:
 
 
 # With Ray
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster of one node with two CPU cores; the nodes' cache folder is one of the test's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for name, value in (("USAGE_STATS_ENABLED", "0"), ("ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")):
-            patch.setenv(f"RAY_{name}", value)
-        patch.setenv("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-        ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpupipe[ray]'")
-        before = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 << 20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        signal.signal(signal.SIGTERM, before)
-        try:
-            yield ray.get_runtime_context().gcs_address
-        finally:
-            ray.shutdown()
 
 
 def engine_processes() -> set[int]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
-from grpc_scene import NO_LIMIT, method
+from grpc_scene import method
 from hypothesis import given
 from hypothesis import strategies as st
+from router_scene import AUTHORIZATION, END, TOKEN, Client, Scene, config
 
 from gpupipe.cli import main
 from gpupipe.errors import OptionError
@@ -27,18 +24,12 @@ from gpupipe.options import EngineKeywords, ServeOptions
 from gpupipe.serve.grpc import avatar_pb2 as pb
 from gpupipe.serve.grpc import monolithic_pb2 as go
 from gpupipe.serve.grpc.server import AVATAR, MONOLITHIC
-from gpupipe.serve.listen import Listening
 from gpupipe.serve.refusals import Gone
 from gpupipe.serve.router.pick import State, turns
 from gpupipe.serve.router.places import arguments_of, check_only_its_own, devices_of, places_of
 from gpupipe.serve.router.route import route
 from gpupipe.serve.router.upstream import Exchange, Unreachable
 from gpupipe.serve.server import serve
-
-TOKEN = "a-token-of-a-test-0001"
-AUTHORIZATION = [("authorization", f"Bearer {TOKEN}")]
-END = pb.SpeakRequest(end=pb.SpeakEnd())
-
 
 # Who is sent where
 
@@ -116,91 +107,6 @@ def test_where_the_characters_are_must_be_said_once(capsys: pytest.CaptureFixtur
 
 
 # What goes through
-
-
-class Scene:
-    """Servers, each of which takes one talk, and a router before them, in an event loop of their own."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
-        self._open: list[tuple[asyncio.Event, Any]] = []
-
-    def run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
-
-    def start(self, work: Callable[..., Any], *given: Any) -> Listening:
-        async def begin() -> Listening:
-            ending, told = asyncio.Event(), self.loop.create_future()
-            engine = {} if given[0] is None else {"device": "cpu"}
-            task = asyncio.create_task(work(*given, engine, {}, told=told.set_result, ending=ending))
-            await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                await task
-            self._open.append((ending, task))
-            where: Listening = told.result()
-            return where
-
-        found: Listening = self.run(begin())
-        return found
-
-    def close(self) -> None:
-        async def end() -> None:
-            for ending, task in reversed(self._open):
-                ending.set()
-                await task
-
-        try:
-            self.run(end())
-        finally:
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(30)
-            self.loop.close()
-
-
-class Client:
-    """Asks a server, or the router."""
-
-    def __init__(self, where: Listening, token: str | None = TOKEN) -> None:
-        self.grpc = grpc.insecure_channel(f"127.0.0.1:{where.grpc_port}", options=NO_LIMIT)
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{where.port}", headers=headers, timeout=30)
-        self.metadata = AUTHORIZATION if token else []
-
-    def status(self) -> Any:
-        return self.http.get("/v1/status").json()
-
-    def until(self, name: str, value: Any) -> None:
-        """Wait until the status says so."""
-        until = time.monotonic() + 20
-        while self.status()[name] != value:
-            assert time.monotonic() < until, self.status()
-            time.sleep(0.05)
-
-    def speak(self, *requests: Any) -> Any:
-        return method(self.grpc, AVATAR, "Speak")(iter(requests), metadata=self.metadata, timeout=60)
-
-    @contextmanager
-    def talk(self, character: str = "anna") -> Iterator[Any]:
-        """A talk that has begun, and whose sound has not come."""
-        sound: queue.Queue[Any] = queue.Queue()
-        sound.put(config(character))
-        call = method(self.grpc, AVATAR, "Speak")(iter(sound.get, None), metadata=self.metadata, timeout=60)
-        try:
-            assert next(call).header.width == 320
-            yield call
-        finally:
-            call.cancel()
-            sound.put(None)
-
-    def close(self) -> None:
-        self.http.close()
-        self.grpc.close()
-
-
-def config(character: str = "anna") -> Any:
-    return pb.SpeakRequest(config=pb.SpeakConfig(character=character, output=pb.OUTPUT_NV12))
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +290,7 @@ def test_an_answer_that_breaks_off_does_so_for_the_client() -> None:
 def test_a_replica_that_dies_ends_its_own_sessions_and_no_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is started again."""
     kept: dict[int, Any] = {}
-    monkeypatch.setattr("gpupipe.serve.router.local.AGAIN_SECONDS", (0.1, 1.0))
+    monkeypatch.setattr("gpupipe.serve.router.kept.AGAIN_SECONDS", (0.1, 1.0))
     start = asyncio.create_subprocess_exec
 
     async def noted(*command: Any, **more: Any) -> Any:

@@ -179,7 +179,7 @@ async def until_talking(server: ServerProcess, speaking: asyncio.Task[Heard]) ->
 def test_without_the_extra_it_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gpupipe.cli.serve.package_version", lambda name: None if name == "aiortc" else "1.0")
+    monkeypatch.setattr("gpupipe.serve.packages.package_version", lambda name: None if name == "aiortc" else "1.0")
     assert main(["serve", str(folder)]) == 1
     told = capsys.readouterr().err
     assert told == "error: gpupipe serve needs aiortc; install what is missing with pip install 'gpupipe[serve]'\n"

@@ -67,6 +67,8 @@ def _add(arguments: argparse._ArgumentGroup, option: Option) -> None:
             settings["choices"] = option.choices
         else:
             settings["metavar"] = option.metavar
+        if option.bare is not None:
+            settings |= {"nargs": "?", "const": option.bare}
         if option.default is None:
             settings["help"] += f" [default: {option.default_text}]"
     arguments.add_argument(option.flag, **settings)

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raise an OptionError for what goes with a cluster only."""
-    for flag, value in (("--ray-cores", options.ray_cores), ("--ray-keep", options.ray_keep)):
+    for flag, name in (("--ray-cores", "ray_cores"), ("--ray-keep", "ray_keep")):
+        value = getattr(options, name, None)
         if options.ray is None and value is not None:
             raise OptionError("is for engines of a cluster", field=flag, value=value, remedy="give --ray too")

@@ -6,15 +6,13 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
+from gpupipe.cli import ray
 from gpupipe.cli.arguments import add_group, add_options, given, group_given
 from gpupipe.errors import OptionError
-from gpupipe.machine import package_version
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
-
-PACKAGES: Final = ("aiortc", "grpcio", "prometheus-client", "starlette", "uvicorn")
-"""Of the extra `serve`."""
+from gpupipe.serve.packages import require_packages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until told to end."""
-    missing = [name for name in PACKAGES if package_version(name) is None]
-    if missing:
-        raise OptionError(
-            f"gpupipe serve needs {', '.join(missing)}",
-            remedy="install what is missing with pip install 'gpupipe[serve]'",
-        )
+    require_packages()
+    ray.check(options)
     from gpupipe.serve.listen import Listening, is_loopback
     from gpupipe.serve.router.route import route
     from gpupipe.serve.server import serve
@@ -47,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     def told(where: Listening) -> None:
         host = f"[{where.host}]" if ":" in where.host else where.host
-        if chosen.replicas is None:
+        if chosen.replicas is None and chosen.ray is None:
             print(f"characters: {', '.join(where.characters)}; on {', '.join(where.devices)}")
         else:
             print(f"a router of servers on {', '.join(where.devices) or 'other machines'}")
@@ -59,7 +53,11 @@ def run(options: argparse.Namespace) -> int:
 
     engine = cast(EngineKeywords, given(options, EngineKeywords))
     model = cast(ModelKeywords, given(options, ModelKeywords))
-    if chosen.replicas is not None:
+    if chosen.ray is not None:
+        from gpupipe.cluster.serving import serve_on_cluster
+
+        asyncio.run(serve_on_cluster(options.characters, chosen, engine, model, told=told))
+    elif chosen.replicas is not None:
         asyncio.run(route(options.characters, chosen, engine, model, told=told))
     elif options.characters is None:
         raise OptionError("is missing", field="CHARACTERS/", remedy="give a folder of character folders")

@@ -73,14 +73,27 @@ def character_bundle(character: Character, hash_of: HashOf, *, masked: bool) -> 
     Raises:
         PackageError: a file cannot be read.
     """
-    known = [BODY, CROPS, RECTANGLES, FEATURES, MODEL, AUDIO_ENCODER, SOUND, *((ROIS, MODEL_INPUTS) if masked else ())]
     root = character.path.resolve()
-    there = [name for name in known if (root / name).is_file()]
-    names = set(there)
+    there = character_files(root, masked=masked)
+    return _bundle(root, there, hash_of, absent=[name for name in _known(masked) if name not in there])
+
+
+def character_files(root: Path, *, masked: bool = False) -> list[str]:
+    """The files of a character's folder that are there and used, by their names below it."""
+    there = [name for name in _known(masked) if (root / name).is_file()]
     for name in (MODEL, AUDIO_ENCODER):
-        if name in names:
+        if name in there:
             there += [path.relative_to(root).as_posix() for path in _weights(root / name)]
-    return _bundle(root, there, hash_of, absent=[name for name in known if name not in names])
+    return there
+
+
+def model_files(path: Path) -> list[str]:
+    """A model's file, and those of its weights, by their names in its folder."""
+    return [path.name, *(each.name for each in _weights(path))]
+
+
+def _known(masked: bool) -> list[str]:
+    return [BODY, CROPS, RECTANGLES, FEATURES, MODEL, AUDIO_ENCODER, SOUND, *((ROIS, MODEL_INPUTS) if masked else ())]
 
 
 def file_bundle(path: Path, hash_of: HashOf, *, field: str, model: bool = False) -> tuple[Bundle, str]:
@@ -93,7 +106,7 @@ def file_bundle(path: Path, hash_of: HashOf, *, field: str, model: bool = False)
     if not path.is_file():
         raise OptionError("no such file", file=path, field=field, remedy="give the name of a file")
     root = path.resolve().parent
-    names = [path.resolve().name] + [each.name for each in (_weights(path.resolve()) if model else [])]
+    names = model_files(path.resolve()) if model else [path.resolve().name]
     return _bundle(root, names, hash_of), path.resolve().name
 
 

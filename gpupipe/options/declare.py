@@ -50,6 +50,7 @@ class Option:
         unset: what None stands for; None is refused where this is.
         auto: whether "auto" is None, in words.
         words: values besides numbers, of a number.
+        bare: what the flag stands for alone, without a value; None: it wants one.
         name: of the field: its spelling in Python and JSON.
         default: its value where none is given.
     """
@@ -64,6 +65,7 @@ class Option:
     unset: str | None = None
     auto: bool = False
     words: tuple[str, ...] = ()
+    bare: str | None = None
     name: str = ""
     default: Any = None
 
@@ -176,6 +178,7 @@ def option(
     unset: str | None = None,
     auto: bool = False,
     words: tuple[str, ...] = (),
+    bare: str | None = None,
 ) -> T:
     """Declare a dataclass's field as an option; see `Option`.
 
@@ -183,7 +186,7 @@ def option(
     """
     if kind is None:
         kind = "switch" if isinstance(default, bool) else "choice" if choices else "number" if metavar else "text"
-    said = Option(kind, help, flag, metavar, least, most, choices, unset, auto, words, default=default)
+    said = Option(kind, help, flag, metavar, least, most, choices, unset, auto, words, bare, default=default)
     made: T = field(default=default, metadata={_METADATA: said})
     return made
 

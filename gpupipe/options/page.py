@@ -28,6 +28,7 @@ def markdown() -> str:
         rows = ["| command line | Python | |", "|---|---|---|"]
         for said in declared(group).values():
             value = said.metavar if said.metavar and said.kind != "device" else said.name.upper().rsplit("_")[-1]
+            value = value if said.bare is None else f"[{value}]"
             flag = said.flag if said.kind == "switch" else f"{said.flag} {value}"
             text = meaning(said).replace("|", "\\|")
             rows.append(f"| `{flag}` | `{said.name}` | {text} |")

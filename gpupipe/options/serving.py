@@ -50,6 +50,24 @@ class ServeOptions(Checked):
         metavar="N|URL,...",
         unset="none: one server, without a router",
     )
+    ray: str | None = option(
+        None,
+        "put a router before servers on the nodes of a Ray cluster, which it starts: one a GPU, or a share of the CPU "
+        "cores, or as many as --replicas says; auto, HOST:PORT or ray://HOST:PORT, without an address a Ray that is "
+        "started on this machine and stopped at the end",
+        kind="text",
+        metavar="ADDRESS",
+        unset="none",
+        bare="local",
+    )
+    ray_cores: int | None = option(
+        None,
+        "CPU cores of each server on a cluster, where frames are composited on the CPU",
+        kind="number",
+        metavar="N",
+        least=1,
+        unset="4, or what the node has",
+    )
     jobs: Path | str | None = option(
         None, "take jobs, and keep them and their outputs in this folder", kind="path", metavar="FOLDER", unset="none"
     )

@@ -53,6 +53,11 @@ class Tokens:
         """One of them, to be shown to servers that want the same; None: there are none."""
         return self._tokens[0].decode() if self._tokens else None
 
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All of them, for servers that are to want the same."""
+        return tuple(each.decode() for each in self._tokens)
+
     def allows(self, authorization: str | None) -> bool:
         """Whether who shows this may ask. The time it takes tells nothing of the tokens but how many there are.
 

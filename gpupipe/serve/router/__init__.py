@@ -9,7 +9,9 @@ sent to another replica if one has no room.
     upstream  one HTTP request to a replica
     relay     what goes through: a request as it is sent on, an answer as it comes
     web, rpc  HTTP and gRPC: which request goes where
-    local     replicas that are processes of this machine
+    kept      replicas that the router has started, and starts again
+    local     those that are processes of this machine; other rooms may have others
+    process   a server as a process of its own
     route     the router as a whole, and its end
 
 `python -m gpupipe.serve.router CORES …` is one such process: a server that ends with whoever has started it.

@@ -1,36 +1,27 @@
-"""Replicas that are processes of this machine: started with the router, again when they end, and ended with it."""
+"""Replicas that are processes of this machine."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from pathlib import Path
 
-from gpupipe.errors import GpupipeError
+from gpupipe.errors import GpupipeError, OptionError
 from gpupipe.log import Log
-from gpupipe.serve.router.places import cores_of
+from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
+from gpupipe.serve.router.kept import STARTING_SECONDS, KeptReplica
+from gpupipe.serve.router.places import arguments_of, cores_of, devices_of
+from gpupipe.serve.router.process import apart, command, listened
 from gpupipe.serve.router.replica import Place, Replica
-
-STARTING_SECONDS: Final = 600.0
-"""In which a replica is to listen."""
-AGAIN_SECONDS: Final = (1.0, 30.0)
-"""After which a replica that has ended is started again, at first and at most: each time twice as long."""
-LAST_SECONDS: Final = 10.0
-"""Which a replica has beyond the time that talks have to end in."""
-
-_LISTENS: Final = re.compile(rb"listening at http://(\S+):(\d+)/ and, for gRPC, at (\S+):(\d+)")
 
 _log = Log(__name__)
 
 
-class LocalReplica:
-    """A server in a process of its own.
+class LocalReplica(KeptReplica):
+    """A server in a process of its own. It ends when its standard input does.
 
     Args:
         replica: that it stands for.
@@ -39,90 +30,69 @@ class LocalReplica:
     """
 
     def __init__(self, replica: Replica, arguments: Sequence[str], cores: set[int] | None) -> None:
-        self._replica, self._arguments, self._cores = replica, list(arguments), cores
+        super().__init__(replica)
+        self._arguments, self._cores = list(arguments), cores
         self._process: asyncio.subprocess.Process | None = None
-        self._ending = False
 
-    async def start(self) -> None:
-        """Start it, and wait until it listens.
-
-        Raises:
-            GpupipeError: it does not start.
-        """
-        # Apart from the terminal, so that what its keys send is the router's alone.
-        group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-        apart: dict[str, Any] = {"creationflags": group} if sys.platform == "win32" else {"start_new_session": True}
+    async def _begin(self) -> Place:
+        pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "gpupipe.serve.router",
-            "-" if self._cores is None else ",".join(map(str, sorted(self._cores))),
-            *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            **apart,
+            *command(self._arguments, self._cores), stdin=pipe, stdout=pipe, **apart()
         )
         output = self._process.stdout
         assert output is not None
         try:
             async with asyncio.timeout(STARTING_SECONDS):
                 while line := await output.readline():
-                    if (found := _LISTENS.search(line)) is not None:
-                        host = _reached(found[1].decode().strip("[]"))
-                        named = f"[{host}]" if ":" in host else host
-                        await self._replica.move(Place(host, int(found[2]), f"{named}:{int(found[4])}"))
-                        return
+                    if (place := listened(line)) is not None:
+                        return place
         except TimeoutError:
             self._process.kill()
-        raise GpupipeError(f"replica {self._replica.number} did not start", remedy="see what it has written")
+        raise GpupipeError(f"replica {self.replica.number} did not start", remedy="see what it has written")
 
-    async def keep(self) -> None:
-        """Start it again whenever it ends, until it is to."""
-        pause, most = AGAIN_SECONDS
-        while not self._ending:
-            assert self._process is not None
-            began = asyncio.get_running_loop().time()
-            code = await self._process.wait()
-            if self._ending:
-                return
-            await self._replica.move(None)
-            if asyncio.get_running_loop().time() - began > most:  # it had lived: it does not end at its start
-                pause = AGAIN_SECONDS[0]
-            _log.event("replica has ended", logging.WARNING, replica=self._replica.number, code=code, again=pause)
-            await asyncio.sleep(pause)
-            if not self._ending:
-                with suppress(GpupipeError):  # then it has written why, and is tried again
-                    await self.start()
-            pause = min(2 * pause, most)
+    async def _ended(self) -> int | str:
+        return 0 if self._process is None else await self._process.wait()
 
-    def end(self) -> None:
-        """Tell it to end: its standard input does."""
-        self._ending = True
+    def _close(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
-    def kill(self) -> None:
-        """End it at once."""
-        self._ending = True
+    def _kill(self) -> None:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait for its end; after so many seconds it is killed."""
-        if self._process is None:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
+    def _tell(self, error: GpupipeError) -> None:
+        # It has written why itself.
+        _log.event("replica not started", logging.WARNING, replica=self.replica.number, error=str(error))
 
 
-def _reached(host: str) -> str:
-    """Where this machine reaches a server that listens on a host."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+def local_replicas(
+    count: int, folder: Path | None, options: ServeOptions, engine: EngineKeywords, model: ModelKeywords
+) -> list[LocalReplica]:
+    """So many replicas, not started yet, on free ports of the router's own address.
+
+    Args:
+        count: of them.
+        folder: of the characters.
+        options: of the router, and of its replicas.
+        engine: of the replicas.
+        model: likewise.
+
+    Raises:
+        OptionError: the folder is missing, or there are too few devices.
+    """
+    if folder is None:
+        raise OptionError("is missing", field="CHARACTERS/", remedy="give a folder of character folders")
+    devices = devices_of(str(engine.get("device", "auto")), count)
+    found = []
+    for number, (device, cores) in enumerate(zip(devices, shares(count), strict=True)):
+        arguments = [str(folder), "--host", options.host, "--port", "0", "--grpc-port", "0"]
+        if options.jobs is not None:
+            arguments += ["--jobs", str(Path(options.jobs) / f"replica-{number}")]
+        arguments += arguments_of(options, engine | {"device": device}, model)
+        found.append(LocalReplica(Replica(number), arguments, cores))
+    return found
 
 
 def shares(replicas: int) -> list[set[int] | None]:

@@ -16,7 +16,7 @@ MOST_REPLICAS: Final = 256
 GRPC_PORT: Final = 8501
 """Where a replica listens for gRPC unless it is said."""
 
-OWN: Final = ("host", "port", "grpc_port", "cors", "replicas", "jobs")
+OWN: Final = ("host", "port", "grpc_port", "cors", "replicas", "ray", "ray_cores", "jobs")
 """Options that a router does not hand on to its replicas as they are."""
 OF_REPLICAS: Final = ("jobs", "max_jobs", "job_hours", "max_sessions", "most_load")
 """Options of the server that mean nothing to a router of other machines' servers."""
@@ -85,7 +85,7 @@ def _unless_default(option: Option, value: Any) -> None:
 def arguments_of(
     options: ServeOptions, engine: Mapping[str, Any], model: Mapping[str, Any], but: Sequence[str] = OWN
 ) -> list[str]:
-    """The options of this command line that a replica on this machine is given, too."""
+    """The options of this command line that a replica is given, too, `but` for some."""
     found: list[str] = []
     values = {name: getattr(options, name) for name in declared(ServeOptions) if name not in but}
     every = {**declared(ServeOptions), **declared(EngineOptions), **declared(ModelOptions)}

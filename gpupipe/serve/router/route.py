@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -14,10 +14,11 @@ from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
 from gpupipe.serve.ending import told_to_end
 from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
 from gpupipe.serve.router.board import Board
-from gpupipe.serve.router.local import LAST_SECONDS as REPLICAS_LAST_SECONDS
-from gpupipe.serve.router.local import LocalReplica, shares
+from gpupipe.serve.router.kept import LAST_SECONDS as REPLICAS_LAST_SECONDS
+from gpupipe.serve.router.kept import KeptReplica, Launch
+from gpupipe.serve.router.local import local_replicas
 from gpupipe.serve.router.metrics import RouterMetrics
-from gpupipe.serve.router.places import arguments_of, check_only_its_own, devices_of, places_of
+from gpupipe.serve.router.places import check_only_its_own, places_of
 from gpupipe.serve.router.replica import Replica
 from gpupipe.serve.router.rpc import grpc_router
 from gpupipe.serve.router.web import application
@@ -37,6 +38,7 @@ async def route(
     *,
     told: Callable[[Listening], None] = lambda _: None,
     ending: asyncio.Event | None = None,
+    launch: Launch | None = None,
 ) -> None:
     """Send sessions to the replicas that `options.replicas` names, or to as many that are started with these options,
     until a signal comes; see `server.serve`, whose arguments these are.
@@ -48,37 +50,29 @@ async def route(
         model: likewise.
         told: called once, when it listens.
         ending: ends it like a signal, which is not listened to then.
+        launch: makes the replicas, instead of what `options.replicas` says.
 
     Raises:
         GpupipeError: an address is in use, or a replica does not start.
     """
     check_exposure(options)
     tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
-    places = places_of(options.replicas or "1")
+    if launch is None:
+        replicas, kept = _replicas(folder, options, engine, model)
+    else:
+        kept = launch(tokens)
+        replicas = [each.replica for each in kept]
     async with AsyncExitStack() as closing:
         listening = bound(options.host, options.port)
         closing.callback(listening.close)
-        if isinstance(places, int):
-            replicas = [Replica(number) for number in range(places)]
-            local = _local(replicas, folder, options, engine, model)
-        else:
-            check_only_its_own(options, engine, model)
-            if folder is not None:
-                raise OptionError(
-                    "servers elsewhere have characters of their own",
-                    field="CHARACTERS/",
-                    value=str(folder),
-                    remedy="leave it out",
-                )
-            replicas, local = [Replica(number, place) for number, place in enumerate(places)], []
         board = Board(replicas, tokens.any)
         closing.push_async_callback(board.close)
-        for each in local:
+        for each in kept:
             closing.push_async_callback(each.wait, REPLICAS_LAST_SECONDS)
             closing.callback(each.end)
-        await asyncio.gather(*(each.start() for each in local))
+        await asyncio.gather(*(each.start() for each in kept))
         await board.look()
-        watching = [asyncio.create_task(board.watch()), *(asyncio.create_task(each.keep()) for each in local)]
+        watching = [asyncio.create_task(board.watch()), *(asyncio.create_task(each.keep()) for each in kept)]
         for task in watching:
             closing.callback(task.cancel)
         metrics, limits = RouterMetrics(board), limits_of(options)
@@ -97,7 +91,7 @@ async def route(
         http = HttpServer(app, options)
 
         def at_once() -> None:
-            for each in local:
+            for each in kept:
                 each.kill()
 
         with told_to_end(ending, at_once) as ended:
@@ -110,28 +104,30 @@ async def route(
             waiting.cancel()
             _log.event("router ends", talks=board.under_way, grace=options.grace)
             board.closing = True
-            for each in local:
+            for each in kept:
                 each.end()
-            await _until_done(board, options.grace + (LAST_SECONDS if local else 0))
+            await _until_done(board, options.grace + (LAST_SECONDS if kept else 0))
             http.should_exit = True
             await asyncio.gather(serving, rpc.stop(LAST_SECONDS))
 
 
-def _local(
-    replicas: list[Replica], folder: Path | None, options: ServeOptions, engine: EngineKeywords, model: ModelKeywords
-) -> list[LocalReplica]:
-    """The processes of replicas, on free ports of the router's own address."""
-    if folder is None:
-        raise OptionError("is missing", field="CHARACTERS/", remedy="give a folder of character folders")
-    devices = devices_of(str(engine.get("device", "auto")), len(replicas))
-    found = []
-    for replica, device, cores in zip(replicas, devices, shares(len(replicas)), strict=True):
-        arguments = [str(folder), "--host", options.host, "--port", "0", "--grpc-port", "0"]
-        if options.jobs is not None:
-            arguments += ["--jobs", str(Path(options.jobs) / f"replica-{replica.number}")]
-        arguments += arguments_of(options, engine | {"device": device}, model)
-        found.append(LocalReplica(replica, arguments, cores))
-    return found
+def _replicas(
+    folder: Path | None, options: ServeOptions, engine: EngineKeywords, model: ModelKeywords
+) -> tuple[list[Replica], Sequence[KeptReplica]]:
+    """The replicas that `options.replicas` says, and those of them that are started on this machine."""
+    places = places_of(options.replicas or "1")
+    if isinstance(places, int):
+        kept = local_replicas(places, folder, options, engine, model)
+        return [each.replica for each in kept], kept
+    check_only_its_own(options, engine, model)
+    if folder is not None:
+        raise OptionError(
+            "servers elsewhere have characters of their own",
+            field="CHARACTERS/",
+            value=str(folder),
+            remedy="leave it out",
+        )
+    return [Replica(number, place) for number, place in enumerate(places)], []
 
 
 def _where(options: ServeOptions, board: Board, port: int, grpc_port: int) -> Listening:
