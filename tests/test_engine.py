@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+import small
 from engine_scene import PEOPLE, Person, assert_at_rest, finished, first_wrong, planned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpupipe.colour import PixelFormat
+from gpupipe.compose.frames import HostFrames
 from gpupipe.compose.surface import Surface
+from gpupipe.engine.backend import HostBackend
 from gpupipe.engine.session import Session
 from gpupipe.engine.surfaces import SurfacePool
 from gpupipe.errors import Cancelled, InferenceError
 from gpupipe.render.engine import Engine
 from gpupipe.speech.rows import SpeechRows
+from gpupipe.threads import Worker
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -217,3 +223,28 @@ def test_any_interleaving_gives_each_session_the_bytes_that_it_has_alone(surface
 
         interleaved()
     assert threading.active_count() == before
+
+
+def test_memory_is_asked_for_while_others_begin_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loading:
+        missing_bytes = 1
+
+    monkeypatch.setattr(HostFrames, "loading", lambda *_: Loading())
+    backend, spec = HostBackend(1, None), planned(PEOPLE[0], "nv12", small.features(1)).order.spec
+    enough = threading.Event()
+
+    def load() -> None:
+        kept = deque[object](maxlen=100)
+        while not enough.is_set():
+            kept.append(backend.load(spec, ((), (), None)))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    other = Worker("load", load)
+    try:
+        other.start()
+        assert all(backend.fits({"frames": 0}) for _ in range(500))
+    finally:
+        enough.set()
+        other.wait()
+        sys.setswitchinterval(interval)

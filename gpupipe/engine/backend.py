@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -140,6 +141,7 @@ class HostBackend:
     def __init__(self, workers: int, max_memory: int | None) -> None:
         self._workers, self._max_memory = workers, max_memory
         self._loading: WeakSet[HostFrames | HostRing] = WeakSet()
+        self._loading_lock = threading.Lock()
 
     def check(self, options: ModelOptions) -> None:
         """See `Backend`."""
@@ -206,7 +208,8 @@ class HostBackend:
     def load(self, spec: FrameSpec, readers: Readers) -> HostFrames:
         """Frames that are decoded while the first of them are drawn."""
         frames = HostFrames.loading(spec, *readers)
-        self._loading.add(frames)
+        with self._loading_lock:
+            self._loading.add(frames)
         return frames
 
     def coming(self, frames: HostFrames) -> Coming:
@@ -216,7 +219,8 @@ class HostBackend:
     def ring(self, kept: HostFrames, spec: FrameSpec, slots: int) -> HostRing:
         """See `Backend`."""
         ring = HostRing(kept, spec, slots)
-        self._loading.add(ring)
+        with self._loading_lock:
+            self._loading.add(ring)
         return ring
 
     def unload(self, frames: HostFrames) -> None:
@@ -283,7 +287,9 @@ class HostBackend:
             return self._max_memory
         available = memory_available_bytes()
         # The system counts a page as taken when it is first written to.
-        promised = sum(frames.missing_bytes for frames in tuple(self._loading))
+        with self._loading_lock:
+            loading = tuple(self._loading)
+        promised = sum(frames.missing_bytes for frames in loading)
         return None if available is None else max(0, available - promised)
 
 
