@@ -137,7 +137,14 @@ class Bench:
         assert [path.name for path in self.work.iterdir()] == [output.name], "something is left behind"
         output.unlink()
         nodes = [
-            {"engines": n.engines, "frames": n.frames, "segments": n.segments, "seconds": n.seconds, "lost": n.retries}
+            {
+                "engines": n.engines,
+                "frames": n.frames,
+                "segments": n.segments,
+                "seconds": n.seconds,
+                "lost": n.retries,
+                "backups": n.backups,
+            }
             for n in stats.nodes
         ]
         return {

@@ -18,9 +18,10 @@ import small
 
 import gpupipe
 from gpupipe.character.folder import GpupipeWarning
-from gpupipe.cluster.fleet import Link, Lost, Remote
+from gpupipe.cluster.fleet import Lost
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.node import Node
+from gpupipe.cluster.remote import Link, Remote
 from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster, wanted
 from gpupipe.cluster.run import Run
 from gpupipe.cluster.shares import Share, shares
