@@ -7,25 +7,26 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small
+from cluster_scene import FRAMES, OPTIONS, SEGMENTS, Here, by_one_process, character, run_here
 
 import gpupipe
 from gpupipe.character.folder import GpupipeWarning
-from gpupipe.cluster.fleet import Lost
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.node import Node
-from gpupipe.cluster.remote import Link, Remote
 from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster, wanted
-from gpupipe.cluster.run import Run
-from gpupipe.cluster.shares import Share, shares
-from gpupipe.cluster.stats import ClusterStats
+from gpupipe.cluster.shares import shares
 from gpupipe.cluster.store import Store
 from gpupipe.cluster.work import Failure
 from gpupipe.engine.shelf import Digests
@@ -39,93 +40,20 @@ from gpupipe.render.parts import parts_folder
 from gpupipe.render.queue import JobReport
 from gpupipe.render.stats import Progress
 
-FRAMES = 61
-OPTIONS: JobKeywords = {"segment_frames": 6}
-SEGMENTS = 11
+STORE_BYTES = 100 << 20
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = small.small_character(tmp_path / "anna")
-    np.save(folder / "aud_ave.npy", small.features(FRAMES))
-    return folder
+    return character(tmp_path / "anna")
 
 
 @pytest.fixture
 def whole(folder: Path, tmp_path: Path) -> bytes:
-    """The file that one process makes."""
-    gpupipe.render(folder, tmp_path / "whole.mp4", device="cpu", **OPTIONS)
-    return (tmp_path / "whole.mp4").read_bytes()
+    return by_one_process(folder, tmp_path / "whole.mp4")
 
 
 # Without Ray: engines in this process
-
-
-class Here(Remote):
-    """An engine in this process, which can be made to fail."""
-
-    def __init__(self, number: int, root: Path, dies_at: tuple[int, ...] = (), facts: dict[str, str] | None = None):
-        super().__init__(f"engine {number}", Share(f"{number}", f"node {number}", 1, 0), {"device": "cpu"}, 2)
-        self.root, self.dies_at, self.other_facts = root, list(dies_at), facts or {}
-        self.gone = False
-        self.asked: list[str] = []
-        self.open: LinkHere | None = None
-
-    def start(self) -> tuple[Link, dict[str, str]]:
-        self.close()
-        if self.gone:
-            raise Lost("the node is gone")
-        self.open = LinkHere(self)
-        return self.open, self.open.here.facts() | self.other_facts
-
-    def close(self) -> None:
-        if self.open is not None:
-            self.open.kill()
-
-
-class LinkHere(Link):
-    def __init__(self, remote: Here) -> None:
-        super().__init__(None, remote)
-        self.remote, self.lost = remote, False
-        self.here = Node({"device": "cpu", "workers": 1}, 2, 1, Store(remote.root))
-
-    def ask(self, what: str, *given: Any, **named: Any) -> Any:
-        if what == "draw" and given[1] in self.remote.dies_at:
-            self.remote.dies_at.remove(given[1])
-            self.kill()
-            raise Lost(f"segment {given[1]}")
-        self.remote.asked.append(what)
-        try:
-            answer = getattr(self.here, what)(*pickle.loads(pickle.dumps(given)), **named)
-        except Exception:
-            if self.lost:
-                raise Lost("with another segment") from None
-            raise
-        return pickle.loads(pickle.dumps(answer))
-
-    def begin_to_ask(self, what: str, *given: Any) -> Any:
-        if what in ("discard", "end") and not self.lost:
-            getattr(self.here, what)(*given)
-
-    def kill(self) -> None:
-        if not self.lost:
-            self.lost = True
-            self.here.close()
-
-
-Ended = list[tuple[GpupipeError | None, ClusterStats | None]]
-
-
-def run_here(remotes: list[Here], asked: list[Asked], *, shared: bool = True) -> Ended:
-    ended: dict[int, tuple[GpupipeError | None, ClusterStats | None]] = {}
-    jobs = [ClusterJob(number, each, DEFAULT, Digests().sha256) for number, each in enumerate(asked)]
-
-    def told(job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
-        assert job.number not in ended
-        ended[job.number] = error, stats
-
-    Run(jobs, remotes, told, shared=shared).run()
-    return [ended[number] for number in range(len(asked))]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -249,28 +177,48 @@ def test_no_more_engines_than_segments(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster of one node with two CPU cores; the nodes' cache folder is one of the test's."""
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of one node with two CPU cores, to which others can be added; their cache folder is one of the
+    test's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name, value in (("USAGE_STATS_ENABLED", "0"), ("ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")):
             patch.setenv(f"RAY_{name}", value)
         patch.setenv("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpupipe[ray]'")
-        before = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 << 20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        signal.signal(signal.SIGTERM, before)
+        cluster: Any = import_module("ray.cluster_utils").Cluster()
         try:
-            yield ray.get_runtime_context().gcs_address
+            with sigterm_as_it_is():
+                cluster.add_node(num_cpus=2, include_dashboard=False, object_store_memory=STORE_BYTES)
+                ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+            yield cluster
         finally:
             ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes: Any) -> str:
+    """The address of the cluster."""
+    address: str = nodes.address
+    return address
+
+
+@contextmanager
+def sigterm_as_it_is() -> Iterator[None]:
+    """Ray puts its own handler in the place of what there is."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def engine_processes() -> set[int]:
@@ -303,6 +251,65 @@ def test_a_worker_is_killed_in_the_middle(
     assert (node.segments, node.frames, stats.frames) == (SEGMENTS, FRAMES, FRAMES)
     assert node.retries >= 1
     assert [at.done for at in told] == sorted({at.done for at in told})
+
+
+def test_a_node_joins_in_the_middle(
+    nodes: Any, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    keep = Gathered.keep
+
+    def keep_when_two_draw(self: Gathered, *given: Any) -> bool:
+        begun.set()
+        wait_until(lambda: len(engine_processes()) == 2)
+        return keep(self, *given)
+
+    monkeypatch.setattr(Gathered, "keep", keep_when_two_draw)
+    monkeypatch.setattr("gpupipe.cluster.run.LOOK_SECONDS", 0.1)
+    output = tmp_path / "talk.mp4"
+    with ThreadPoolExecutor(1) as pool:
+        render = pool.submit(render_on_cluster, folder, output, address=nodes.address, cores=2, device="cpu", **OPTIONS)
+        assert begun.wait(60)
+        with sigterm_as_it_is():
+            joined = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        try:
+            stats = render.result()
+        finally:
+            nodes.remove_node(joined)
+    assert output.read_bytes() == whole
+    assert len(stats.nodes) == 2
+    assert sum(node.segments for node in stats.nodes) == SEGMENTS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process for a while")
+def test_an_engine_that_hangs_delays_nothing(
+    nodes: Any, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[int] = []
+    keep = Gathered.keep
+
+    def stop_one_and_keep(self: Gathered, *given: Any) -> bool:
+        if not stopped:
+            wait_until(lambda: len(engine_processes()) == 2)
+            stopped.append(min(engine_processes()))
+            os.kill(stopped[0], signal.SIGSTOP)
+        return keep(self, *given)
+
+    monkeypatch.setattr(Gathered, "keep", stop_one_and_keep)
+    monkeypatch.setattr("gpupipe.cluster.ledger.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("gpupipe.cluster.crew.CLOSE_SECONDS", 0.2)
+    output = tmp_path / "talk.mp4"
+    try:
+        stats = render_on_cluster(folder, output, address=nodes.address, cores=1, device="cpu", **OPTIONS)
+    finally:
+        for process in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    assert output.read_bytes() == whole
+    [node] = stats.nodes
+    assert node.segments == SEGMENTS
+    assert node.backups in (1, 2), "what it had begun"
+    assert not node.retries
 
 
 def test_a_driver_is_killed_and_another_goes_on(cluster: str, folder: Path, tmp_path: Path) -> None:
