@@ -29,7 +29,8 @@ from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster import board as rules
 from gpupipe.cluster import joining, ledger
 from gpupipe.cluster.board import Board, Pending
-from gpupipe.cluster.crew import Crews
+from gpupipe.cluster.crew import Crews, Hand
+from gpupipe.cluster.drawing import Drawing
 from gpupipe.cluster.fleet import Lost
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.joining import Joining
@@ -37,7 +38,7 @@ from gpupipe.cluster.ledger import LEAST_SECONDS, SLOW, Work
 from gpupipe.cluster.places import Places
 from gpupipe.cluster.remote import Remote
 from gpupipe.engine.shelf import Digests
-from gpupipe.errors import ClusterError
+from gpupipe.errors import Cancelled, ClusterError
 from gpupipe.media.limits import DEFAULT
 from gpupipe.render.parts import parts_folder
 
@@ -290,6 +291,32 @@ def test_a_copy_that_comes_late_leaves_nothing(folder: Path, tmp_path: Path) -> 
         link.kill()
     assert not parts_folder(tmp_path / "talk.mp4").exists()
     assert (tmp_path / "talk.mp4").read_bytes() == (tmp_path / "first.mp4").read_bytes()
+
+
+def test_who_is_told_of_a_job_that_has_ended_meanwhile_forgets_it(clock: Clock, folder: Path, tmp_path: Path) -> None:
+    job = ClusterJob(0, Asked(folder, tmp_path / "talk.mp4", {**OPTIONS, "frames": 6}), DEFAULT, Digests().sha256)
+    assert job.look()
+    board = one_slow(clock)
+    clock.now = LONG * LONG
+    copy = board.offer("b")
+    assert copy == second(0, 0)
+    links = [LinkHere(Here(number, tmp_path / f"{number}")) for number in range(2)]
+    try:
+        job.begin(links[0].ask("begin", job.spec, shared=True))
+        assert board.done(Work(0, 0), "a")
+        assert board.end(0)
+        links[1].name = "b"
+        hand = Hand(links[1])
+        assert not Drawing(board, shared=True).draw(hand, job, copy)
+        assert "draw" not in links[1].remote.asked
+        assert not hand.begun
+        with pytest.raises(Cancelled):
+            links[1].ask("draw", job.id, 0, job.fingerprint)
+        assert [node.backups for node in job.tally.nodes] == [1]
+    finally:
+        job.leave()
+        for link in links:
+            link.kill()
 
 
 # Nodes that join

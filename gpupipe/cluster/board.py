@@ -118,6 +118,11 @@ class Board:
             job, segment = self._jobs[work.job], work.segment
             return tuple(job.running.get(segment, ())) if segment is not None and segment in job.drawn else ()
 
+    def ended(self, number: int) -> bool:
+        """Whether a job is finished, or has failed."""
+        with self._changed:
+            return self._jobs[number].ended
+
     def failed(self, work: Work, engine: str) -> bool:
         """An engine was told that what it took cannot be done.
 

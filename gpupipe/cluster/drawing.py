@@ -85,6 +85,12 @@ class Drawing:
             job.tally.back_up(link.node)
             _log.event("segment begun again", logging.INFO, node=link.node, segment=segment, output=job.asked.output)
         self._introduce(hand, job)
+        ended = self._board.ended(work.job)
+        if ended:  # while the engine was told of it: it may have come too late to be told to forget it
+            hand.begun.discard(job.id)
+            link.begin_to_ask("end", job.id)
+        if ended or self._board.late(work):
+            return self._board.done(work, link.name)
         try:
             drawn = link.ask("draw", job.id, segment, job.fingerprint)
         except ClusterError as error:

@@ -185,8 +185,8 @@ class Run:
         except GpupipeError as error:
             self._end(job, error)
             return
-        self._crews.forget(job.id)
         if self._board.end(job.number):
+            self._crews.forget(job.id)
             self._report(job, None, stats)
 
     def _lose(self, hand: Hand, work: Work, error: Exception) -> None:
