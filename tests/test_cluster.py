@@ -297,7 +297,6 @@ def test_an_engine_that_hangs_delays_nothing(
 
     monkeypatch.setattr(Gathered, "keep", stop_one_and_keep)
     monkeypatch.setattr("gpupipe.cluster.ledger.LEAST_SECONDS", 0.0)
-    monkeypatch.setattr("gpupipe.cluster.crew.CLOSE_SECONDS", 0.2)
     output = tmp_path / "talk.mp4"
     try:
         stats = render_on_cluster(folder, output, address=nodes.address, cores=1, device="cpu", **OPTIONS)

@@ -108,9 +108,11 @@ def test_what_is_slow_is_begun_again_and_who_is_first_is_kept(clock: Clock) -> N
     assert board.late(Work(0, 0)) == ()
     assert board.done(Work(0, 0), "b"), "the last, though the slow one goes on"
     assert board.late(Work(0, 0)) == ("a",)
+    assert board.behind() == {"a"}
     assert board.offer("a") is None, "it has no room"
     assert not board.failed(Work(0, 0), "a"), "it was called off"
     assert board.late(Work(0, 0)) == ()
+    assert board.behind() == set()
     assert board.end(0)
 
 

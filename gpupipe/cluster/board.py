@@ -118,6 +118,17 @@ class Board:
             job, segment = self._jobs[work.job], work.segment
             return tuple(job.running.get(segment, ())) if segment is not None and segment in job.drawn else ()
 
+    def behind(self) -> set[str]:
+        """The engines that still draw segments that are there."""
+        with self._changed:
+            return {
+                engine
+                for job in self._jobs
+                for segment, drawing in job.running.items()
+                if segment in job.drawn
+                for engine in drawing
+            }
+
     def ended(self, number: int) -> bool:
         """Whether a job is finished, or has failed."""
         with self._changed:

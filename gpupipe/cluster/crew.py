@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from gpupipe.log import Log
 
 CLOSE_SECONDS: Final = 5.0
 """How long engines have to end what they do and clean up, before they are killed."""
+BEHIND_SECONDS: Final = 1.0
+"""How long those have that still draw what others have drawn: they may hang."""
 RESTARTS: Final = 10
 """How often an engine is started anew whose process has ended."""
 PATIENCE_SECONDS: Final = 30.0
@@ -142,15 +145,17 @@ class Crews:
 
     def close(self) -> None:
         """Let the engines end what they do, and then end them, but for those that are kept."""
-        asked: list[tuple[Hand, Any]] = []
+        behind, asked = self._board.behind(), defaultdict[bool, list[tuple[Hand, Any]]](list)
         for crew in self:
             if (hand := crew.hand) is None or hand.lost:
                 continue
+            mine = asked[crew.remote.name in behind]
             if crew.remote.keep_seconds is None:
-                asked += asked_of(hand, "close")
+                mine += asked_of(hand, "close")
             else:
-                asked += [ref for job in tuple(hand.begun) for ref in asked_of(hand, "end", job)]
-        answers(asked, CLOSE_SECONDS)
+                mine += [ref for job in tuple(hand.begun) for ref in asked_of(hand, "end", job)]
+        answers(asked[False], CLOSE_SECONDS)
+        answers(asked[True], BEHIND_SECONDS)
         for crew in self:
             crew.remote.close()
 
