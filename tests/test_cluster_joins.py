@@ -29,7 +29,7 @@ from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster import board as rules
 from gpupipe.cluster import joining, ledger
 from gpupipe.cluster.board import Board, Pending
-from gpupipe.cluster.crew import Crews, Hand
+from gpupipe.cluster.crew import Crews, Hand, Unfit
 from gpupipe.cluster.drawing import Drawing
 from gpupipe.cluster.fleet import Lost
 from gpupipe.cluster.job import Asked, ClusterJob
@@ -325,15 +325,16 @@ def test_who_is_told_of_a_job_that_has_ended_meanwhile_forgets_it(clock: Clock, 
 
 
 class Later:
-    """Gives engines that join, the first of them when it is asked a second time."""
+    """Gives engines that join, the first of them when it is asked a second time, and something has happened."""
 
-    def __init__(self, *remotes: Remote) -> None:
-        self.remotes = list(remotes)
+    def __init__(self, *remotes: Remote, after: threading.Event | None = None) -> None:
+        self.remotes, self.after = list(remotes), after
         self.asked: list[int] = []
 
     def __call__(self, most: int) -> Sequence[Remote]:
         self.asked.append(most)
-        return [self.remotes.pop(0)] if len(self.asked) > 1 and self.remotes else []
+        come = len(self.asked) > 1 and (self.after is None or self.after.is_set())
+        return [self.remotes.pop(0)] if come and self.remotes else []
 
 
 def until_drawn(remote: Here) -> Any:
@@ -365,10 +366,11 @@ def test_a_node_that_joins_and_is_not_like_the_others_is_not_used(
     folder: Path, tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[str] = []
-    both = threading.Event()
+    begun, both = threading.Event(), threading.Event()
     leave = Board.leave
 
     def until_refused(link: LinkHere, segment: int) -> None:
+        begun.set()
         assert both.wait(PATIENCE_SECONDS)
 
     def left(self: Board, engine: str) -> None:
@@ -384,7 +386,7 @@ def test_a_node_that_joins_and_is_not_like_the_others_is_not_used(
         [(error, stats)] = run_here(
             [Here(0, tmp_path / "0", before=until_refused)],
             [Asked(folder, tmp_path / "talk.mp4", OPTIONS)],
-            more=Later(older, tuned),
+            more=Later(older, tuned, after=begun),
         )
     assert error is None
     assert stats is not None
@@ -393,6 +395,30 @@ def test_a_node_that_joins_and_is_not_like_the_others_is_not_used(
     assert len(said) == 2
     assert "node that has joined is not used: node 1: av: would not make the same bytes as the machine" in said[0]
     assert "node that has joined is not used: node 2: batch: batch is 3 there, and not there where" in said[1]
+
+
+def test_a_job_that_a_newcomer_has_opened_goes_on(folder: Path, tmp_path: Path) -> None:
+    job = ClusterJob(0, Asked(folder, tmp_path / "talk.mp4", OPTIONS), DEFAULT, Digests().sha256)
+    assert job.look()
+    board = board_of("anna", engines={"engine 0": 1, "engine 1": 1})
+    drawing = Drawing(board, shared=True)
+    links = [LinkHere(Here(n, tmp_path / f"{n}", fingerprint={"--batch": str(n)})) for n in range(2)]
+    newcomer, before = Hand(links[0], joined=True), Hand(links[1])
+    try:
+        work = board.offer("engine 0")
+        assert work is not None
+        drawing.try_out(newcomer, [job])
+        assert not newcomer.begun, "nothing is under way"
+        assert not drawing.open(newcomer, job, work)
+        with pytest.raises(Unfit, match="batch is 1 there, and 0 where"):
+            drawing.draw(before, job, Work(0, 0))
+        with pytest.raises(Unfit, match="batch is 1 there, and 0 where"):
+            drawing.try_out(Hand(links[1], joined=True), [job])
+        drawing.try_out(newcomer, [job])
+    finally:
+        job.leave()
+        for link in links:
+            link.kill()
 
 
 def test_a_run_without_an_engine_waits_for_one_that_joins(folder: Path, tmp_path: Path, soon: None) -> None:

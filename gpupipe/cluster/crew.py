@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 from gpupipe.character.folder import GpupipeWarning
@@ -28,6 +28,18 @@ PATIENCE_SECONDS: Final = 30.0
 """After so long without an engine, somebody is told; and one that has had no room for so long is not counted on."""
 
 _log = Log(__name__)
+
+
+class Unfit(Exception):
+    """An engine finds something else in a job than another one, and one of the two has joined while the run went on.
+
+    Attributes:
+        error: what.
+    """
+
+    def __init__(self, error: ClusterError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Hand:
@@ -70,11 +82,19 @@ class Crews:
         remotes: those that there are when it begins, not started yet.
         board: gives them work.
         may_join: whether more may come later: without, the run ends when the last engine is gone.
+        try_out: sees whether one that has joined fits, before it takes work; raises `Unfit`, or what it raises.
     """
 
-    def __init__(self, remotes: Iterable[Remote], board: Board, *, may_join: bool) -> None:
+    def __init__(
+        self,
+        remotes: Iterable[Remote],
+        board: Board,
+        *,
+        may_join: bool,
+        try_out: Callable[[Hand], None] = lambda hand: None,
+    ) -> None:
         self._all = [Crew(remote) for remote in remotes]
-        self._board, self._may_join = board, may_join
+        self._board, self._may_join, self._try_out = board, may_join, try_out
         self._first: tuple[Crew, str, Facts] | None = None
         self._lock = threading.Lock()
         self.closing = False
@@ -124,10 +144,10 @@ class Crews:
             return None if crew.gone or self.closing else crew.hand
 
     def leave_out(self, crew: Crew, error: GpupipeError) -> None:
-        """Do without an engine that has joined, which is not like the others."""
+        """Do without an engine that is not like another one, where one of the two has joined."""
         with crew.lock:
             if not crew.gone:
-                self._drop(crew, f"a node that has joined is not used: {error}", str(error))
+                self._drop(crew, f"is not like the others, and not used any more: {error}", str(error))
 
     def call_off(self, engines: Collection[str], job: str, segment: int) -> None:
         """Let engines, by name, draw a segment of a job no further."""
@@ -166,15 +186,18 @@ class Crews:
             crew.since = time.monotonic()
             link, facts = crew.remote.start()
             self._compare(crew, link.node, facts)
+            hand = Hand(link, joined=crew.joined)
+            if crew.joined:
+                self._try_out(hand)
         except Lost as error:
             self._drop(crew, f"{crew.remote.share.node}: draws no more: {error}", str(error))
-        except GpupipeError as error:
+        except (Unfit, GpupipeError) as error:
             if not (crew.joined or (self._first is not None and self._first[0].joined)):
                 raise
             crew.remote.close()
             self._drop(crew, f"a node that has joined is not used: {error}", str(error))
         else:
-            crew.hand, crew.starts = Hand(link, joined=crew.joined), crew.starts + 1
+            crew.hand, crew.starts = hand, crew.starts + 1
             self._board.join(crew.remote.name, crew.remote.slots)
 
     def _compare(self, crew: Crew, node: str, facts: Facts) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 
 from gpupipe.cluster.board import Board
-from gpupipe.cluster.crew import Hand
+from gpupipe.cluster.crew import Hand, Unfit
 from gpupipe.cluster.facts import require_same_inputs
 from gpupipe.cluster.job import ClusterJob
 from gpupipe.cluster.ledger import Work
@@ -24,18 +25,6 @@ class Damaged(Exception):
     """A segment did not come as it was drawn."""
 
 
-class Unfit(Exception):
-    """A node that joined while the run went on finds something else in a job than the others.
-
-    Attributes:
-        error: what.
-    """
-
-    def __init__(self, error: ClusterError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 class Drawing:
     """Has engines do it. Used from many threads.
 
@@ -46,6 +35,7 @@ class Drawing:
 
     def __init__(self, board: Board, *, shared: bool) -> None:
         self._board, self._shared = board, shared
+        self._by_newcomers: set[str] = set()
         self._sending: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
     def open(self, hand: Hand, job: ClusterJob, work: Work) -> bool:
@@ -60,6 +50,8 @@ class Drawing:
             GpupipeError: something is wrong with the job.
         """
         manifest = self._begin(hand, job)
+        if hand.joined and not job.fingerprint:
+            self._by_newcomers.add(job.id)
         left = job.begin(manifest)
         self._require_same(hand, job, manifest)  # if another had opened it before
         hand.begun.add(job.id)
@@ -85,10 +77,8 @@ class Drawing:
             job.tally.back_up(link.node)
             _log.event("segment begun again", logging.INFO, node=link.node, segment=segment, output=job.asked.output)
         self._introduce(hand, job)
-        ended = self._board.ended(work.job)
-        if ended:  # while the engine was told of it: it may have come too late to be told to forget it
-            hand.begun.discard(job.id)
-            link.begin_to_ask("end", job.id)
+        if ended := self._board.ended(work.job):
+            self._forget(hand, job)
         if ended or self._board.late(work):
             return self._board.done(work, link.name)
         try:
@@ -108,6 +98,24 @@ class Drawing:
             job.gathered.tidy(path)
         job.tally.add(link.node, link.name, segment, drawn)
         return self._board.done(work, link.name)
+
+    def try_out(self, hand: Hand, jobs: Iterable[ClusterJob]) -> None:
+        """See that an engine that has joined finds the same in a job that is under way as the others, if one is.
+
+        Raises:
+            Lost, Unfit, GpupipeError: see `draw`.
+        """
+        for job in jobs:
+            if job.fingerprint and not self._board.ended(job.number):
+                self._introduce(hand, job)
+                if self._board.ended(job.number):
+                    self._forget(hand, job)
+                return
+
+    def _forget(self, hand: Hand, job: ClusterJob) -> None:
+        """Let an engine forget a job that has ended while it was told of it, and may not have heard so."""
+        hand.begun.discard(job.id)
+        hand.link.begin_to_ask("end", job.id)
 
     def _introduce(self, hand: Hand, job: ClusterJob) -> None:
         """Tell an engine of a job, once."""
@@ -129,6 +137,6 @@ class Drawing:
         try:
             require_same_inputs(hand.link.node, manifest.fingerprint, job.fingerprint)
         except ClusterError as error:
-            if hand.joined:
+            if hand.joined or job.id in self._by_newcomers:
                 raise Unfit(error) from error
             raise

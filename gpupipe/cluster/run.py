@@ -13,8 +13,8 @@ from typing import Final
 
 from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster.board import TRIES, Board
-from gpupipe.cluster.crew import PATIENCE_SECONDS, Crew, Crews, Hand, asked_of
-from gpupipe.cluster.drawing import Damaged, Drawing, Unfit
+from gpupipe.cluster.crew import PATIENCE_SECONDS, Crew, Crews, Hand, Unfit, asked_of
+from gpupipe.cluster.drawing import Damaged, Drawing
 from gpupipe.cluster.fleet import Lost
 from gpupipe.cluster.job import ClusterJob, OnEnd
 from gpupipe.cluster.joining import LOOK_SECONDS, Joining, More
@@ -60,8 +60,10 @@ class Run:
     ) -> None:
         self._jobs, self._ended = jobs, ended
         self._board = Board(str(job.asked.character) for job in jobs)
-        self._crews = Crews(remotes, self._board, may_join=more is not None)
-        self._drawing = Drawing(self._board, shared=shared)
+        self._drawing = drawing = Drawing(self._board, shared=shared)
+        self._crews = Crews(
+            remotes, self._board, may_join=more is not None, try_out=lambda hand: drawing.try_out(hand, jobs)
+        )
         self._joining = None if more is None else Joining(more, jobs, self._board, self._crews)
         self._threads: list[Worker] = []
         self._failed: BaseException | None = None
