@@ -4,10 +4,10 @@
 
 The nodes have one CPU core each, a cache folder each, and talk by way of the loopback. One process renders the
 character (with one core, and with all); then the cluster does: with files found in the same folders, and with all files
-sent; with an engine killed in the middle; with a node taken away in the middle; with the one who asked for it killed,
-and resumed. Every file must have the bytes of the first. Then many short jobs, after each of which the object store and
-the memory of the engines are looked at. On a machine with fewer cores than nodes, a cluster cannot be faster than one
-process: what is timed there is what it costs.
+sent; with an engine killed in the middle; with one that hangs; with a node taken away in the middle; with the one who
+asked for it killed, and resumed. Every file must have the bytes of the first. Then many short jobs, after each of which
+the object store and the memory of the engines are looked at. On a machine with fewer cores than nodes, a cluster cannot
+be faster than one process: what is timed there is what it costs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,22 @@ class Bench:
         """End the process of one engine."""
         os.kill(min(self.engines()), signal.SIGKILL)
 
+    def an_engine_hangs(self) -> dict[str, Any]:
+        """What is told of a render one of whose engines is stopped in the middle, and answers no more."""
+        stopped: list[int] = []
+
+        def stop_one() -> None:
+            stopped.append(min(self.engines()))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+        try:
+            found: dict[str, Any] = self.on_cluster(after=stop_one)
+            return found
+        finally:
+            for process in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
     def engines(self) -> list[int]:
         """The processes of the engines that are open."""
         locks = [lock for cache in self.caches for lock in (cache / "gpupipe" / "cluster").glob("work-*.lock")]
@@ -137,7 +153,14 @@ class Bench:
         assert [path.name for path in self.work.iterdir()] == [output.name], "something is left behind"
         output.unlink()
         nodes = [
-            {"engines": n.engines, "frames": n.frames, "segments": n.segments, "seconds": n.seconds, "lost": n.retries}
+            {
+                "engines": n.engines,
+                "frames": n.frames,
+                "segments": n.segments,
+                "seconds": n.seconds,
+                "lost": n.retries,
+                "backups": n.backups,
+            }
             for n in stats.nodes
         ]
         return {
@@ -266,6 +289,7 @@ def main() -> None:
             for name, done in (
                 ("files_sent", lambda: bench.on_cluster(shared=False)),
                 ("engine_killed", lambda: bench.on_cluster(shared=False, after=bench.kill_an_engine)),
+                ("engine_hangs", bench.an_engine_hangs),
                 ("driver_killed_and_resumed", bench.resumed),
                 ("many_jobs", lambda: many_jobs(bench, args.jobs)),
                 ("node_removed", lambda: bench.on_cluster(after=lambda: remove_a_node(cluster))),

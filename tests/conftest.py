@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from ray_nodes import ray_nodes
 from softcuda.build import BuildError, build
 from softcuda.run import environment
 
@@ -288,25 +288,14 @@ def pcm(folder: Path) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster of one node with two CPU cores; the nodes' cache folder is one of the test's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for name, value in (("USAGE_STATS_ENABLED", "0"), ("ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")):
-            patch.setenv(f"RAY_{name}", value)
-        patch.setenv("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-        ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpupipe[ray]'")
-        before = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 << 20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        signal.signal(signal.SIGTERM, before)
-        try:
-            yield ray.get_runtime_context().gcs_address
-        finally:
-            ray.shutdown()
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Ray cluster of one node with two CPU cores, to which others can be added; their cache folder is the test's."""
+    with ray_nodes(tmp_path_factory.mktemp("cache")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes: Any) -> str:
+    """The address of that cluster."""
+    address: str = nodes.address
+    return address

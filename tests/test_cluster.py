@@ -7,23 +7,26 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small
+from cluster_scene import FRAMES, OPTIONS, SEGMENTS, Here, by_one_process, character, run_here
+from ray_nodes import STORE_BYTES, sigterm_as_it_is
 
 import gpupipe
 from gpupipe.character.folder import GpupipeWarning
-from gpupipe.cluster.fleet import Link, Lost, Remote
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.node import Node
 from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster, wanted
-from gpupipe.cluster.run import Run
-from gpupipe.cluster.shares import Share, shares
-from gpupipe.cluster.stats import ClusterStats
+from gpupipe.cluster.shares import shares
 from gpupipe.cluster.store import Store
 from gpupipe.cluster.work import Failure
 from gpupipe.engine.shelf import Digests
@@ -37,93 +40,18 @@ from gpupipe.render.parts import parts_folder
 from gpupipe.render.queue import JobReport
 from gpupipe.render.stats import Progress
 
-FRAMES = 61
-OPTIONS: JobKeywords = {"segment_frames": 6}
-SEGMENTS = 11
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = small.small_character(tmp_path / "anna")
-    np.save(folder / "aud_ave.npy", small.features(FRAMES))
-    return folder
+    return character(tmp_path / "anna")
 
 
 @pytest.fixture
 def whole(folder: Path, tmp_path: Path) -> bytes:
-    """The file that one process makes."""
-    gpupipe.render(folder, tmp_path / "whole.mp4", device="cpu", **OPTIONS)
-    return (tmp_path / "whole.mp4").read_bytes()
+    return by_one_process(folder, tmp_path / "whole.mp4")
 
 
 # Without Ray: engines in this process
-
-
-class Here(Remote):
-    """An engine in this process, which can be made to fail."""
-
-    def __init__(self, number: int, root: Path, dies_at: tuple[int, ...] = (), facts: dict[str, str] | None = None):
-        super().__init__(f"engine {number}", Share(f"{number}", f"node {number}", 1, 0), {"device": "cpu"}, 2)
-        self.root, self.dies_at, self.other_facts = root, list(dies_at), facts or {}
-        self.gone = False
-        self.asked: list[str] = []
-        self.open: LinkHere | None = None
-
-    def start(self) -> tuple[Link, dict[str, str]]:
-        self.close()
-        if self.gone:
-            raise Lost("the node is gone")
-        self.open = LinkHere(self)
-        return self.open, self.open.here.facts() | self.other_facts
-
-    def close(self) -> None:
-        if self.open is not None:
-            self.open.kill()
-
-
-class LinkHere(Link):
-    def __init__(self, remote: Here) -> None:
-        super().__init__(None, remote)
-        self.remote, self.lost = remote, False
-        self.here = Node({"device": "cpu", "workers": 1}, 2, 1, Store(remote.root))
-
-    def ask(self, what: str, *given: Any, **named: Any) -> Any:
-        if what == "draw" and given[1] in self.remote.dies_at:
-            self.remote.dies_at.remove(given[1])
-            self.kill()
-            raise Lost(f"segment {given[1]}")
-        self.remote.asked.append(what)
-        try:
-            answer = getattr(self.here, what)(*pickle.loads(pickle.dumps(given)), **named)
-        except Exception:
-            if self.lost:
-                raise Lost("with another segment") from None
-            raise
-        return pickle.loads(pickle.dumps(answer))
-
-    def begin_to_ask(self, what: str, *given: Any) -> Any:
-        if what in ("discard", "end") and not self.lost:
-            getattr(self.here, what)(*given)
-
-    def kill(self) -> None:
-        if not self.lost:
-            self.lost = True
-            self.here.close()
-
-
-Ended = list[tuple[GpupipeError | None, ClusterStats | None]]
-
-
-def run_here(remotes: list[Here], asked: list[Asked], *, shared: bool = True) -> Ended:
-    ended: dict[int, tuple[GpupipeError | None, ClusterStats | None]] = {}
-    jobs = [ClusterJob(number, each, DEFAULT, Digests().sha256) for number, each in enumerate(asked)]
-
-    def told(job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
-        assert job.number not in ended
-        ended[job.number] = error, stats
-
-    Run(jobs, remotes, told, shared=shared).run()
-    return [ended[number] for number in range(len(asked))]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -246,6 +174,13 @@ def test_no_more_engines_than_segments(folder: Path, tmp_path: Path) -> None:
 # With Ray
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def engine_processes() -> set[int]:
     """The processes of the engines that are open."""
     locks = Path(os.environ["XDG_CACHE_HOME"], "gpupipe", "cluster").glob("work-*.lock")
@@ -276,6 +211,64 @@ def test_a_worker_is_killed_in_the_middle(
     assert (node.segments, node.frames, stats.frames) == (SEGMENTS, FRAMES, FRAMES)
     assert node.retries >= 1
     assert [at.done for at in told] == sorted({at.done for at in told})
+
+
+def test_a_node_joins_in_the_middle(
+    nodes: Any, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    keep = Gathered.keep
+
+    def keep_when_two_draw(self: Gathered, *given: Any) -> bool:
+        begun.set()
+        wait_until(lambda: len(engine_processes()) == 2)
+        return keep(self, *given)
+
+    monkeypatch.setattr(Gathered, "keep", keep_when_two_draw)
+    monkeypatch.setattr("gpupipe.cluster.run.LOOK_SECONDS", 0.1)
+    output = tmp_path / "talk.mp4"
+    with ThreadPoolExecutor(1) as pool:
+        render = pool.submit(render_on_cluster, folder, output, address=nodes.address, cores=2, device="cpu", **OPTIONS)
+        assert begun.wait(60)
+        with sigterm_as_it_is():
+            joined = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        try:
+            stats = render.result()
+        finally:
+            nodes.remove_node(joined)
+    assert output.read_bytes() == whole
+    assert len(stats.nodes) == 2
+    assert sum(node.segments for node in stats.nodes) == SEGMENTS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process for a while")
+def test_an_engine_that_hangs_delays_nothing(
+    nodes: Any, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[int] = []
+    keep = Gathered.keep
+
+    def stop_one_and_keep(self: Gathered, *given: Any) -> bool:
+        if not stopped:
+            wait_until(lambda: len(engine_processes()) == 2)
+            stopped.append(min(engine_processes()))
+            os.kill(stopped[0], signal.SIGSTOP)
+        return keep(self, *given)
+
+    monkeypatch.setattr(Gathered, "keep", stop_one_and_keep)
+    monkeypatch.setattr("gpupipe.cluster.ledger.LEAST_SECONDS", 0.0)
+    output = tmp_path / "talk.mp4"
+    try:
+        stats = render_on_cluster(folder, output, address=nodes.address, cores=1, device="cpu", **OPTIONS)
+    finally:
+        for process in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    assert output.read_bytes() == whole
+    [node] = stats.nodes
+    assert node.segments == SEGMENTS
+    assert node.backups in (1, 2), "what it had begun"
+    assert not node.retries
 
 
 def test_a_driver_is_killed_and_another_goes_on(cluster: str, folder: Path, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_replicas_of_gpus_do_not_become_others() -> None:
 def test_nodes_that_strangers_reach_want_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = nodes(4, address="10.0.0.5")
     monkeypatch.setattr("gpupipe.cluster.serving.connected", lambda address: nullcontext(there))
-    monkeypatch.setattr("gpupipe.cluster.serving.nodes_now", lambda: there)
+    monkeypatch.setattr("gpupipe.cluster.serving.nodes", lambda: there)
     scene = Scene()
     try:
         with pytest.raises(OptionError, match=r"^ray: other machines could use .*got '10\.0\.0\.5'.*token_file"):

@@ -111,5 +111,6 @@ def _nodes(stats: RenderStats) -> list[str]:
     return [
         f"{node.node}: {node.frames} frames, {node.segments} segments in {node.seconds:.2f} s"
         + (f", {node.retries} lost" if node.retries else "")
+        + (f", {node.backups} begun since others were slow" if node.backups else "")
         for node in getattr(stats, "nodes", ())
     ]

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,8 +197,8 @@ class ClusterJob:
         if self._gathered is not None:
             self._gathered.leave()
 
-    def tell(self, underway: Iterable[Underway]) -> None:
-        """Tell how far it is; it never goes back."""
+    def tell(self, underway: Mapping[int, Underway]) -> None:
+        """Tell how far it is, given how far each segment is that is being drawn; it never goes back."""
         if self._progress is None or self._plan is None or self._gathered is None:
             return
         seconds = time.perf_counter() - self._began

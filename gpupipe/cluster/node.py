@@ -65,6 +65,7 @@ class Node:
             raise
         self._begun: dict[str, Begun] = {}
         self._running: dict[tuple[str, int], Job] = {}
+        self._called_off: set[tuple[str, int]] = set()
         self._drawn: dict[str, Path] = {}
         self._lock = threading.Lock()
 
@@ -119,7 +120,7 @@ class Node:
 
         Raises:
             ClusterError: the fingerprints differ; before, or by what has been drawn.
-            Cancelled: `cancel` was called.
+            Cancelled: `call_off` or `end` was called.
             GpupipeError: it cannot be drawn.
         """
         if (begun := self._begun.get(job)) is None:
@@ -163,7 +164,8 @@ class Node:
         drawn = self._drawn[ticket]
         try:
             if drawn.is_dir():
-                shutil.copytree(drawn, path)
+                Path(path).mkdir()  # not the folders above it: they go when the output is complete
+                shutil.copytree(drawn, path, dirs_exist_ok=True)
             else:
                 shutil.copyfile(drawn, path)
         except OSError as error:  # it is asked for in pieces then
@@ -184,10 +186,20 @@ class Node:
             remove(self._store.work / ticket)
             assert drawn.is_relative_to(self._store.work)
 
+    def call_off(self, job: str, segment: int) -> None:
+        """Draw a segment no further, or not at all: another engine has."""
+        with self._lock:
+            if job in self._begun:
+                self._called_off.add((job, segment))
+            running = self._running.get((job, segment))
+        if running is not None:
+            running.cancel()
+
     def end(self, job: str) -> None:
         """Call off what is under way of a job, and forget it."""
         with self._lock:
             self._begun.pop(job, None)
+            self._called_off = {work for work in self._called_off if work[0] != job}
             running = [one for work, one in self._running.items() if work[0] == job]
         for one in running:
             one.cancel()
@@ -219,7 +231,7 @@ class Node:
         options: JobKeywords = {**begun.options, "segments": str(segment), "encoders": 1}
         work = (begun.spec.job, segment)
         with self._lock:
-            if begun.spec.job not in self._begun:
+            if begun.spec.job not in self._begun or work in self._called_off:
                 raise Cancelled("the job was called off")
             job = self._engine.submit(begun.character, output, **options)
             self._running[work] = job

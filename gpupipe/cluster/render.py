@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Unpack
 
-from gpupipe.cluster.fleet import LOCAL, connected, engines
+from gpupipe.cluster.fleet import LOCAL, connected, nodes
 from gpupipe.cluster.job import Asked, ClusterJob, OnEnd
+from gpupipe.cluster.places import Places
 from gpupipe.cluster.run import Run
 from gpupipe.cluster.stats import ClusterStats
 from gpupipe.engine.shelf import Digests
@@ -156,7 +157,7 @@ def _run(
     chosen, *_ = split(options, EngineKeywords, by="a cluster")
     if not asked:
         return
-    with connected(address) as nodes:
+    with connected(address) as first:
         hash_of = Digests().sha256
         limits = Limits.of(chosen)
         jobs = [
@@ -164,8 +165,10 @@ def _run(
             for number, (each, told) in enumerate(zip(asked, progress, strict=True))
         ]
         keep = None if keep_minutes is None else keep_minutes * 60.0
-        remotes = engines(nodes, options, cores=cores, slots=slots, keep_seconds=keep)
-        Run(jobs, remotes[: wanted(jobs, len(remotes))], ended, shared=shared).run()
+        places = Places(first, options, cores=cores, slots=slots, keep_seconds=keep)
+        remotes = places.take(first, wanted(jobs, places.count))
+        more = None if address == LOCAL else lambda most: places.take(nodes(), most)
+        Run(jobs, remotes, ended, shared=shared, more=more).run()
 
 
 def wanted(jobs: Sequence[ClusterJob], most: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, cast
 from gpupipe.character.folder import GpupipeWarning
 from gpupipe.cluster.berths import Berth, Berths
 from gpupipe.cluster.facts import facts_here
-from gpupipe.cluster.fleet import SHOWN
+from gpupipe.cluster.fleet import SHOWN, Lost
 from gpupipe.cluster.server import Look, ServerActor, Started, Wanted
 from gpupipe.cluster.work import Failure
 from gpupipe.errors import ClusterError, GpupipeError, reason
@@ -76,7 +76,7 @@ class RayReplica(KeptReplica):
             return await self._started()
         except Exception as error:
             await self._remove()
-            if isinstance(error, (RayError, RuntimeError, OSError)):  # as Ray tells that it cannot be reached
+            if isinstance(error, (RayError, Lost, RuntimeError, OSError)):  # as Ray tells that it cannot be reached
                 raise ClusterError(f"the cluster does not answer: {_why(error)}", field="--ray") from error
             raise
 
@@ -216,10 +216,3 @@ def ray_replicas(berths: Berths, order: Order) -> list[RayReplica]:
     """The replicas of a router, not started yet."""
     threads = ThreadPoolExecutor(THREADS, "ray")
     return [RayReplica(Replica(number), berths, order, threads) for number in range(len(berths.first))]
-
-
-def nodes_now() -> Sequence[dict[str, Any]]:
-    """The nodes of the cluster that this process is connected with."""
-    import ray
-
-    return cast(Sequence[dict[str, Any]], cast(Any, ray).nodes())

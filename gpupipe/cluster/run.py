@@ -7,33 +7,35 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from gpupipe.character.folder import GpupipeWarning
-from gpupipe.cluster.board import TRIES, Board, Work
-from gpupipe.cluster.crew import Crew, Hand, asked_of, close_all
-from gpupipe.cluster.facts import JOINING, facts_here, require_alike, require_same_inputs
-from gpupipe.cluster.fleet import Lost, Remote, answers
+from gpupipe.cluster.board import TRIES, Board
+from gpupipe.cluster.crew import PATIENCE_SECONDS, Crew, Crews, Hand, Unfit, asked_of
+from gpupipe.cluster.drawing import Damaged, Drawing
+from gpupipe.cluster.fleet import Lost
 from gpupipe.cluster.job import ClusterJob, OnEnd
-from gpupipe.cluster.node import THIS_NODE
+from gpupipe.cluster.joining import LOOK_SECONDS, Joining, More
+from gpupipe.cluster.ledger import Work
+from gpupipe.cluster.remote import Remote, answers
 from gpupipe.cluster.stats import ClusterStats
-from gpupipe.cluster.transfer import fetch, send
 from gpupipe.cluster.work import Underway
-from gpupipe.errors import ClusterError, DeviceError, DeviceMemoryError, EngineClosed, GpupipeError, HostMemoryError
+from gpupipe.errors import (
+    Cancelled,
+    ClusterError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineClosed,
+    GpupipeError,
+    HostMemoryError,
+)
 from gpupipe.log import Log
 from gpupipe.threads import POLL_SECONDS, Worker, join_started
 
-RESTARTS: Final = 10
-"""How often an engine is started anew whose process has ended."""
 PROGRESS_SECONDS: Final = 0.5
-PATIENCE_SECONDS: Final = 30.0
-"""After so long without an engine, somebody is told."""
 _log = Log(__name__)
-
-
-class Damaged(Exception):
-    """A segment did not come as it was drawn."""
 
 
 class Run:
@@ -44,16 +46,28 @@ class Run:
         remotes: the engines, not started yet.
         ended: told when a job has ended, one at a time, in any thread.
         shared: whether nodes may find files in the same folders as here, where the hashes agree.
+        more: gives engines on nodes that join while it goes on; None: none join.
     """
 
-    def __init__(self, jobs: Sequence[ClusterJob], remotes: Sequence[Remote], ended: OnEnd, *, shared: bool) -> None:
-        self._jobs, self._ended, self._shared = jobs, ended, shared
-        self._crews = [Crew(remote) for remote in remotes]
+    def __init__(
+        self,
+        jobs: Sequence[ClusterJob],
+        remotes: Sequence[Remote],
+        ended: OnEnd,
+        *,
+        shared: bool,
+        more: More | None = None,
+    ) -> None:
+        self._jobs, self._ended = jobs, ended
         self._board = Board(str(job.asked.character) for job in jobs)
-        self._first: tuple[str, dict[str, str]] | None = None
+        self._drawing = drawing = Drawing(self._board, shared=shared)
+        self._crews = Crews(
+            remotes, self._board, may_join=more is not None, try_out=lambda hand: drawing.try_out(hand, jobs)
+        )
+        self._joining = None if more is None else Joining(more, jobs, self._board, self._crews)
+        self._threads: list[Worker] = []
         self._failed: BaseException | None = None
-        self._sending: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
-        self._stopping = self._interrupted = False
+        self._interrupted = False
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
 
@@ -64,42 +78,64 @@ class Run:
             ClusterError: the nodes are not alike, or none is left.
             GpupipeError: an engine cannot be opened.
         """
-        threads = [Worker("engine", self._serve, crew) for crew in self._crews for _ in range(crew.remote.slots)]
-        threads.append(Worker("progress", self._tell))
         try:
-            for thread in threads:
-                thread.start()
+            for crew in self._crews:
+                self._employ(crew)
+            self._begin(Worker("progress", self._tell))
+            if self._joining is not None:
+                self._begin(Worker("nodes", self._watch, self._joining))
             self._wait()
         except BaseException:
             self._interrupted = True
             raise
         finally:
-            self._stopping = True
+            with self._lock:
+                self._crews.closing = True
             self._board.stop()
-            close_all(self._crews)
-            join_started(threads)
+            self._crews.close()
+            join_started(self._threads)
             for job in self._jobs:
                 job.leave()
         if self._failed is not None:
             raise self._failed
 
+    def _begin(self, thread: Worker) -> None:
+        self._threads.append(thread)
+        thread.start()
+
+    def _employ(self, crew: Crew) -> None:
+        """Have an engine take work."""
+        for _ in range(crew.remote.slots):
+            self._begin(Worker("engine", self._serve, crew))
+
     def _wait(self) -> None:
         """Until all is done."""
         patience: float | None = time.monotonic() + PATIENCE_SECONDS
         while not self._board.wait(POLL_SECONDS):
-            if patience is not None and (self._first is not None or time.monotonic() > patience):
+            if patience is not None and (self._crews.any_opened or time.monotonic() > patience):
                 patience = None
-                if self._first is None:
+                if not self._crews.any_opened:
                     warnings.warn(
                         "the cluster has no room for an engine yet: waiting for it", GpupipeWarning, stacklevel=4
                     )
+
+    def _watch(self, joining: Joining) -> None:
+        """Have engines on nodes that join, until all is done."""
+        try:
+            while not self._board.wait(LOOK_SECONDS):
+                for remote in joining.look():
+                    with self._lock:
+                        if not self._crews.closing:
+                            self._employ(self._crews.join(remote))
+        except BaseException as error:  # no engine is left, or of gpupipe itself
+            self._fail(error)
 
     def _serve(self, crew: Crew) -> None:
         """Do what one engine is given, one thing at a time."""
         name = crew.remote.name
         try:
-            while self._open_hand(crew) is not None and (work := self._board.take(name)) is not None:
-                if (hand := self._open_hand(crew)) is None:  # lost while this one waited
+            while self._crews.open_hand(crew) is not None and (work := self._board.take(name)) is not None:
+                if (hand := self._crews.open_hand(crew)) is None:  # lost while this one waited
                     self._board.lost(work, name, blamed=False)
                     return
                 try:
@@ -109,110 +145,63 @@ class Run:
                 except Lost as error:
                     hand.lost = True
                     self._lose(hand, work, error)
+                except Unfit as error:
+                    self._board.lost(work, name, blamed=False)
+                    self._crews.leave_out(crew, error.error)
         except BaseException as error:  # of the run, or of gpupipe itself
             self._fail(error)
 
-    def _open_hand(self, crew: Crew) -> Hand | None:
-        """The engine, started if it was not, or if the one that was is lost; None: there is none any more."""
-        with crew.lock:
-            if (crew.hand is None or crew.hand.lost) and not crew.gone and not self._stopping:
-                try:
-                    if crew.starts > RESTARTS:
-                        raise Lost(f"it has ended {crew.starts} times")
-                    link, facts = crew.remote.start()
-                    self._compare(link.node, facts)
-                    crew.hand, crew.starts = Hand(link), crew.starts + 1
-                    self._board.join(crew.remote.name, crew.remote.slots)
-                except Lost as error:
-                    self._drop(crew, str(error))
-            return None if crew.gone or self._stopping else crew.hand
-
-    def _compare(self, node: str, facts: dict[str, str]) -> None:
-        """See that an engine would make the same bytes as the others."""
-        require_alike(node, facts, "the machine that joins them", facts_here(), JOINING)
-        with self._lock:
-            if self._first is None:
-                self._first = node, facts
-            first, others = self._first
-        require_alike(node, facts, first, others)
-
     def _do(self, hand: Hand, work: Work) -> None:
-        job = self._jobs[work.job]
+        job, name = self._jobs[work.job], hand.link.name
         try:
-            try:
-                last = self._open(hand, job, work) if work.segment is None else self._draw(hand, job, work)
-                if last:
-                    stats = job.finish()
-                    self._forget(job)
+            with _errors_as_ours():
+                if work.segment is not None:
+                    last = self._drawing.draw(hand, job, work)
+                elif job.look():
+                    last = self._drawing.open(hand, job, work)
+                else:  # there is nothing to do
+                    self._board.done(work, name)
                     if self._board.end(job.number):
-                        self._report(job, None, stats)
-            except MemoryError as error:
-                raise HostMemoryError(f"out of memory: {error}", remedy="render fewer jobs at a time") from error
-            except OSError as error:
-                raise GpupipeError(str(error), file=error.filename, remedy="give another path") from error
+                        self._report(job, None, None)
+                    return
         except GpupipeError as error:
             broken = isinstance(error, (DeviceError, EngineClosed)) and not isinstance(error, DeviceMemoryError)
-            if broken and not self._stopping:
+            if broken and not self._crews.closing:
                 hand.link.kill()
                 raise Lost(str(error)) from error
-            self._board.done(work, hand.link.name)
-            self._end(job, error)
+            if self._board.failed(work, name):
+                self._end(job, error)
+            elif not isinstance(error, Cancelled):
+                _log.event("copy lost", logging.WARNING, node=hand.link.node, segment=work.segment, error=str(error))
+            return
+        if work.segment is not None:
+            self._crews.call_off(self._board.late(work), job.id, work.segment)
+        if last:
+            self._finish(job)
 
-    def _open(self, hand: Hand, job: ClusterJob, work: Work) -> bool:
-        """Open a job; whether no segment is left to be drawn."""
-        link = hand.link
-        if not job.look():
-            self._board.done(work, link.name)
-            if self._board.end(job.number):
-                self._report(job, None, None)
-            return False
-        assert job.spec is not None
-        send(link, job.spec, self._sending, shared=self._shared)
-        manifest = link.ask("begin", job.spec, shared=self._shared)
-        left = job.begin(manifest)
-        require_same_inputs(link.node, manifest.fingerprint, job.fingerprint)  # if another had opened it before
-        hand.begun.add(job.id)
-        self._board.opened(work, left)
-        self._board.done(work, link.name)
-        return not left
-
-    def _draw(self, hand: Hand, job: ClusterJob, work: Work) -> bool:
-        """Draw a segment; whether it was the last that was missing."""
-        link, segment = hand.link, work.segment
-        assert segment is not None
-        self._introduce(hand, job)
+    def _finish(self, job: ClusterJob) -> None:
+        """Every segment of a job is there."""
         try:
-            drawn = link.ask("draw", job.id, segment, job.fingerprint)
-        except ClusterError as error:
-            raise error if error.file != THIS_NODE else error.naming(link.node) from error
-        written = fetch(link, drawn, job.gathered.room(f"{drawn.ticket}-segment"), shared=hand.sees.get(job.id, False))
-        link.begin_to_ask("discard", drawn.ticket)
-        if not job.gathered.keep(segment, written, drawn.sha256):
-            raise Damaged(f"segment {segment} of {job.asked.output} did not come as {link.node} had drawn it")
-        job.tally.add(link.node, link.name, drawn)
-        return self._board.done(work, link.name)
-
-    def _introduce(self, hand: Hand, job: ClusterJob) -> None:
-        """Tell an engine of a job, once."""
-        link, spec = hand.link, job.spec
-        assert spec is not None
-        with hand.telling:
-            if job.id not in hand.begun:
-                send(link, spec, self._sending, shared=self._shared)
-                manifest = link.ask("begin", spec, shared=self._shared)
-                require_same_inputs(link.node, manifest.fingerprint, job.fingerprint)
-                hand.begun.add(job.id)
-            if job.id not in hand.sees:
-                hand.sees[job.id] = self._shared and link.ask("sees", str(job.mark), job.token)
+            with _errors_as_ours():
+                stats = job.finish()
+        except GpupipeError as error:
+            self._end(job, error)
+            return
+        if self._board.end(job.number):
+            self._crews.forget(job.id)
+            self._report(job, None, stats)
 
     def _lose(self, hand: Hand, work: Work, error: Exception) -> None:
         """An engine has not done what it took."""
-        job = self._jobs[work.job]
-        if self._stopping:
+        job, link = self._jobs[work.job], hand.link
+        if self._crews.closing:
             return
-        _log.event("segment lost", logging.WARNING, node=hand.link.node, segment=work.segment, error=str(error))
-        job.tally.lose(hand.link.node)
-        if not self._board.lost(work, hand.link.name):
+        times = self._board.lost(work, link.name)
+        what = "segment lost" if times else "copy lost"
+        _log.event(what, logging.WARNING, node=link.node, segment=work.segment, error=str(error))
+        if times:
+            job.tally.lose(link.node)
+        if times >= TRIES:
             what = "it could not be opened" if work.segment is None else f"segment {work.segment}"
             self._end(
                 job,
@@ -224,36 +213,13 @@ class Run:
                 ),
             )
 
-    def _drop(self, crew: Crew, why: str) -> None:
-        """An engine is gone for good."""
-        crew.gone = True
-        self._board.leave(crew.remote.name)
-        if self._stopping:
-            return
-        warnings.warn(f"{crew.remote.share.node}: draws no more: {why}", GpupipeWarning, stacklevel=4)
-        _log.event("engine gone", logging.WARNING, engine=crew.remote.name, node=crew.remote.share.node, error=why)
-        if all(each.gone for each in self._crews):
-            raise ClusterError(
-                f"no engine is left, the last went so: {why}",
-                field="--ray",
-                remedy="--resume goes on with what is finished",
-            )
-
     def _end(self, job: ClusterJob, error: GpupipeError) -> None:
         """A job has failed."""
         if not self._board.end(job.number):
             return
         job.leave()
-        self._forget(job)
+        self._crews.forget(job.id)
         self._report(job, error, None)
-
-    def _forget(self, job: ClusterJob) -> None:
-        """Let the engines forget a job, and call off what they do of it."""
-        for crew in self._crews:
-            if (hand := crew.hand) is not None and job.id in hand.begun:
-                hand.begun.discard(job.id)
-                hand.sees.pop(job.id, None)
-                hand.link.begin_to_ask("end", job.id)
 
     def _report(self, job: ClusterJob, error: GpupipeError | None, stats: ClusterStats | None) -> None:
         with self._reporting:
@@ -263,7 +229,7 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         """The run has failed."""
         with self._lock:
-            if self._failed is None and not self._stopping:
+            if self._failed is None and not self._crews.closing:
                 self._failed = error
         self._board.stop()
 
@@ -271,9 +237,20 @@ class Run:
         """Tell how far the jobs are, now and then, until they have ended."""
         while not self._board.wait(PROGRESS_SECONDS):
             asked = [each for crew in self._crews if crew.hand is not None for each in asked_of(crew.hand, "underway")]
-            found: defaultdict[str, list[Underway]] = defaultdict(list)
+            found: defaultdict[str, dict[int, Underway]] = defaultdict(dict)
             for _, told in answers(asked, PROGRESS_SECONDS):
-                for (which, _), at in told.items():
-                    found[which].append(at)
+                for (which, segment), at in told.items():
+                    found[which][segment] = max(at, found[which].get(segment, at), key=lambda each: each.frames)
             for job in self._jobs:
-                job.tell(found.get(job.id, ()))
+                job.tell(found.get(job.id, {}))
+
+
+@contextmanager
+def _errors_as_ours() -> Iterator[None]:
+    """Let what the system refuses be an error of the job's."""
+    try:
+        yield
+    except MemoryError as error:
+        raise HostMemoryError(f"out of memory: {error}", remedy="render fewer jobs at a time") from error
+    except OSError as error:
+        raise GpupipeError(str(error), file=error.filename, remedy="give another path") from error

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpupipe.cluster.berths import Berths
-from gpupipe.cluster.fleet import LOCAL, connected
+from gpupipe.cluster.fleet import LOCAL, connected, nodes
 from gpupipe.cluster.render import DEVICES
-from gpupipe.cluster.replicas import Order, RayReplica, nodes_now, ray_replicas
+from gpupipe.cluster.replicas import Order, RayReplica, ray_replicas
 from gpupipe.cluster.server import Wanted
 from gpupipe.errors import OptionError, OutputError, reason
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
@@ -59,7 +59,7 @@ async def serve_on_cluster(
     with _marked(options.jobs) as mark, connected(options.ray or LOCAL):
 
         def launch(tokens: Tokens) -> Sequence[RayReplica]:
-            berths = Berths(nodes_now, str(engine.get("device") or "auto"), options.ray_cores, count)
+            berths = Berths(nodes, str(engine.get("device") or "auto"), options.ray_cores, count)
             _check_reach(berths, options)
             wanted = Wanted(str(where), _absolute(model.get("model")), berths.device, mark)
             arguments = _arguments(where, options, engine | {"device": berths.device}, model)

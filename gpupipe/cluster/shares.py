@@ -33,22 +33,40 @@ def shares(nodes: Sequence[dict[str, Any]], device: str, cores: int | None) -> l
     Raises:
         ClusterError: there is no room for any.
     """
-    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: str(node["NodeID"]))
-    gpus = {str(node["NodeID"]): int(node["Resources"].get("GPU", 0)) for node in alive}
-    on_gpu = device == "cuda" or (device == "auto" and any(gpus.values()))
-    found = []
-    for node in alive:
-        node_id, has = str(node["NodeID"]), int(node["Resources"].get("CPU", 0))
-        name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
-        if on_gpu:
-            count = gpus[node_id]
-            found += [Share(node_id, name, min(1, has // count), 1, number) for number in range(count)]
-        elif has:
-            each = min(cores or CORES, has)
-            found += [Share(node_id, name, each, 0, number) for number in range(has // each)]
+    on_gpu = device == "cuda" or (device == "auto" and any(_gpus_of(node) for node in _alive(nodes)))
+    found = more_shares(nodes, cores, on_gpu=on_gpu)
     if not found:
         what = "GPUs" if on_gpu else "CPU cores"
         raise ClusterError(
             f"no node has {what}", field="--ray", remedy="start nodes that have, or use another --device"
         )
     return found
+
+
+def more_shares(nodes: Sequence[dict[str, Any]], cores: int | None, *, on_gpu: bool) -> list[Share]:
+    """The engines that there may be on nodes like those of a run that goes on; none is no error.
+
+    Args:
+        nodes: as `ray.nodes` tells them.
+        cores: of an engine on the CPU; None: up to 4.
+        on_gpu: whether the run's engines are on GPUs.
+    """
+    return [share for node in _alive(nodes) for share in _shares_of(node, cores, on_gpu=on_gpu)]
+
+
+def _alive(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted((node for node in nodes if node["Alive"]), key=lambda node: str(node["NodeID"]))
+
+
+def _gpus_of(node: dict[str, Any]) -> int:
+    return int(node["Resources"].get("GPU", 0))
+
+
+def _shares_of(node: dict[str, Any], cores: int | None, *, on_gpu: bool) -> list[Share]:
+    node_id, has = str(node["NodeID"]), int(node["Resources"].get("CPU", 0))
+    name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
+    if on_gpu:
+        count = _gpus_of(node)
+        return [Share(node_id, name, min(1, has // count), 1, number) for number in range(count)]
+    each = min(cores or CORES, has)
+    return [Share(node_id, name, each, 0, number) for number in range(has // each)] if has else []

@@ -27,6 +27,8 @@ class NodeStats:
         segments: that it has drawn.
         seconds: that they took, added up: of several at a time, more than have passed.
         retries: segments that were lost on it, and drawn again there or elsewhere.
+        backups: segments that it began a second time, since another engine was slow at them; whoever was first is
+            counted above.
     """
 
     node: str
@@ -35,6 +37,7 @@ class NodeStats:
     segments: int
     seconds: float
     retries: int
+    backups: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,33 +55,40 @@ class Tally:
     """Adds up what is told of a job's segments. Used from any thread."""
 
     def __init__(self) -> None:
-        self._drawn: list[tuple[str, str, Drawn]] = []
+        self._drawn: dict[int, tuple[str, str, Drawn]] = {}
         self._lost: list[str] = []
+        self._backups: list[str] = []
         self._lock = threading.Lock()
 
-    def add(self, node: str, engine: str, drawn: Drawn) -> None:
-        """An engine on a node has drawn a segment."""
+    def add(self, node: str, engine: str, segment: int, drawn: Drawn) -> None:
+        """An engine on a node has drawn a segment; of two that have, the first counts."""
         with self._lock:
-            self._drawn.append((node, engine, drawn))
+            self._drawn.setdefault(segment, (node, engine, drawn))
 
     def lose(self, node: str) -> None:
         """A segment was lost on a node."""
         with self._lock:
             self._lost.append(node)
 
+    def back_up(self, node: str) -> None:
+        """A node has begun a segment that another engine is slow at."""
+        with self._lock:
+            self._backups.append(node)
+
     @property
     def frames(self) -> int:
         """Frames of the segments that are there."""
         with self._lock:
-            return sum(drawn.frames for _, _, drawn in self._drawn)
+            return sum(drawn.frames for _, _, drawn in self._drawn.values())
 
     @property
     def nodes(self) -> tuple[NodeStats, ...]:
         """What each node did."""
         with self._lock:
             found = []
-            for name in sorted({node for node, _, _ in self._drawn} | set(self._lost)):
-                mine = [(engine, drawn) for node, engine, drawn in self._drawn if node == name]
+            drawn_by = list(self._drawn.values())
+            for name in sorted({node for node, _, _ in drawn_by} | {*self._lost, *self._backups}):
+                mine = [(engine, drawn) for node, engine, drawn in drawn_by if node == name]
                 found.append(
                     NodeStats(
                         name,
@@ -87,23 +97,25 @@ class Tally:
                         segments=len(mine),
                         seconds=round(sum(drawn.told.seconds for _, drawn in mine), 3),
                         retries=self._lost.count(name),
+                        backups=self._backups.count(name),
                     )
                 )
             return tuple(found)
 
-    def progress(self, before: int, total: int, seconds: float, underway: Iterable[Underway]) -> Progress:
+    def progress(self, before: int, total: int, seconds: float, underway: Mapping[int, Underway]) -> Progress:
         """How far a job is.
 
         Args:
             before: frames that were finished before.
             total: output frames.
             seconds: since it was begun.
-            underway: how far segments are that are being drawn.
+            underway: how far each segment is that is being drawn; of one that is there, nothing counts.
         """
-        under = list(underway)
         with self._lock:
-            told = [drawn.told for _, _, drawn in self._drawn]
-        done = min(total, before + self.frames + sum(each.frames for each in under))
+            under = [each for segment, each in underway.items() if segment not in self._drawn]
+            told = [drawn.told for _, _, drawn in self._drawn.values()]
+            frames = sum(drawn.frames for _, _, drawn in self._drawn.values())
+        done = min(total, before + frames + sum(each.frames for each in under))
         if told or not under:
             means = [_added(told, stage).mean_ms for stage in STAGES]
         else:
@@ -134,7 +146,7 @@ class Tally:
         """
         nodes = self.nodes
         with self._lock:
-            drawn = [each for _, _, each in self._drawn]
+            drawn = [each for _, _, each in self._drawn.values()]
         told = [each.told for each in drawn]
         facts: Mapping[str, Any] = told[0].facts if told else {}
         stages = {name: _added(told, name) for name in STAGES}

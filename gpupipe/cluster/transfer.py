@@ -6,7 +6,7 @@ import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from gpupipe.cluster.fleet import Link
+from gpupipe.cluster.remote import Link
 from gpupipe.cluster.work import PIECE_BYTES, Bundle, Drawn, JobSpec
 from gpupipe.errors import ClusterError, reason
 from gpupipe.log import Log
@@ -49,7 +49,7 @@ def _send(link: Link, bundle: Bundle) -> None:
     link.ask("seal", bundle)
 
 
-def fetch(link: Link, drawn: Drawn, path: Path, *, shared: bool) -> Path:
+def fetch(link: Link, drawn: Drawn, path: Path, *, shared: bool) -> None:
     """Bring a segment from a node.
 
     Args:
@@ -58,19 +58,15 @@ def fetch(link: Link, drawn: Drawn, path: Path, *, shared: bool) -> Path:
         path: where it is to be, a file or a folder; nothing is there yet.
         shared: whether the node sees that path too.
 
-    Returns:
-        The path.
-
     Raises:
         Lost: the engine does not answer any more.
         OSError: it cannot be written.
     """
     if shared and link.ask("deliver", drawn.ticket, str(path.resolve())):
-        return path
+        return
     if drawn.folder:
         path.mkdir(exist_ok=True)
     for name, size in drawn.files:
         with (path / name if drawn.folder else path).open("wb") as file:
             for offset in range(0, size, PIECE_BYTES):
                 file.write(link.ask("read", drawn.ticket, name, offset, PIECE_BYTES))
-    return path

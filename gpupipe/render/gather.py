@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from gpupipe.log import Log
@@ -59,7 +60,7 @@ class Gathered:
             self._suffix = ""
             self._parts = open_parts(self.path, options, manifest)
         self._keeping = threading.Lock()
-        self._open = True
+        self._open, self._kept = True, set[int]()
         segments.skip(self._parts.finished)
 
     def room(self, name: str) -> Path:
@@ -75,7 +76,7 @@ class Gathered:
             sha256: what it is known by; see `durable.hash_of`.
 
         Returns:
-            Whether it is what was drawn; else it is removed.
+            Whether it is what was drawn; else it is removed. One that was kept before stays.
 
         Raises:
             OutputError: it cannot be written.
@@ -85,12 +86,22 @@ class Gathered:
                 remove(written)
                 return False
             with self._keeping:
-                if not self._open:
+                if not self._open or segment in self._kept:
                     remove(written)
                     return True
                 put_in_place(written, self._parts.unfinished(self._parts.segment(segment, self._suffix).name))
                 self._parts.finish(segment, self._suffix, self.segments.outputs(segment))
+                self._kept.add(segment)
         return True
+
+    def tidy(self, written: Path) -> None:
+        """Leave nothing at a path from `room` that came when the output was complete, or left: nor the folder of the
+        parts, if that was removed but for it."""
+        with self._keeping:
+            if not self._open and written.exists():
+                remove(written)
+                with suppress(OSError):  # there are others
+                    written.parent.rmdir()
 
     def commit(self) -> None:
         """Join the segments, which are all there, and give the result its name.
