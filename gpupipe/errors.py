@@ -153,6 +153,10 @@ class OutputError(GpupipeError):
     """The result cannot be written."""
 
 
+class OtherRender(OutputError):
+    """What is there of an output was begun as another render, or nobody can tell as which."""
+
+
 class JobFileError(GpupipeError):
     """A list of jobs cannot be read, or one of its lines is no job."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
@@ -18,8 +19,8 @@ import small
 import gpupipe
 from gpupipe.character.folder import Character
 from gpupipe.cli import main
-from gpupipe.cli.log import LOGGED, Lines
-from gpupipe.errors import InferenceError
+from gpupipe.cli.log import LOGGED, Lines, logging_as
+from gpupipe.errors import InferenceError, OptionError
 from gpupipe.filelock import FileLock
 from gpupipe.log import ROOT, Log, job
 from gpupipe.model.model import Model
@@ -132,6 +133,20 @@ def test_commands_that_render_have_a_log(command: str, capfd: pytest.CaptureFixt
     text = capfd.readouterr().out
     assert "-v, --verbose" in text
     assert "--log-json" in text
+
+
+@pytest.mark.parametrize(("command", "told"), [("serve", ["went wrong"]), ("render", [])])
+def test_a_servers_warnings_are_told_unasked(command: str, told: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log("gpupipe.serve")
+    with logging_as(argparse.Namespace(command=command, verbose=0, log_json=None)):
+        log.event("went wrong", logging.WARNING)
+        log.event("went well")
+    with (
+        pytest.raises(OptionError),
+        logging_as(argparse.Namespace(command=command, verbose=0, log_json=None)),
+    ):
+        raise OptionError("wrong")  # which the command tells
+    assert [line.rpartition("] ")[2] for line in capfd.readouterr().err.splitlines()] == told
 
 
 def test_a_log_that_cannot_be_written(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -280,7 +280,7 @@ def test_nothing_is_downloaded(
     short, long = counted(40), counted(120)
     batches = long["launches"]["prepare"] - short["launches"]["prepare"]
     assert long["d2h_bytes"] == 4 * long["launches"]["prepare"]  # a word of status a batch, and not a frame
-    assert 20 <= batches <= 80
+    assert 0 < batches <= 80
     assert long["mallocs"] == short["mallocs"]
     assert long["pinned_allocs"] == short["pinned_allocs"]
     assert long["pageable_async_copies"] == 0

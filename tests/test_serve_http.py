@@ -394,15 +394,20 @@ def test_the_page(client: httpx.Client) -> None:
         assert client.get(asked).status_code == 404
 
 
-def test_what_is_counted_and_told(client: httpx.Client, counted: Counted) -> None:
-    before = counted.seen.copy()
-    client.get("/v1/characters/anna")
-    client.get("/v1/characters/somebody-else")
-    client.get("/some/thing")
-    assert client.get("/metrics").text == "gpupipe_info 1\n"
-    assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready"}
-    assert counted.seen - before == {
+def test_what_is_counted_and_told(hub: Hub) -> None:
+    counted = Counted()
+    with (
+        served(application(hub, Tokens(()), None, metrics=counted)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        client.get("/v1/characters/anna")
+        client.get("/v1/characters/somebody-else")
+        client.get("/some/thing")
+        assert client.get("/metrics").text == "gpupipe_info 1\n"
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").json() == {"status": "ready"}
+    # A request is counted when all of its answer is sent: once the server has ended.
+    assert counted.seen == {
         ("http", "GET /v1/characters/{id}", "200"): 1,
         ("http", "GET /v1/characters/{id}", "404"): 1,
         ("http", "other", "404"): 1,

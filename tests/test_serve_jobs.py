@@ -121,7 +121,9 @@ def test_one_that_is_called_off_leaves_nothing(jobs: Jobs, wav: Path, long_wav: 
     assert until(jobs, submit(jobs, wav).id, "done", "failed").status == "done"
 
 
-def test_the_next_server_goes_on(hub: Hub, folder: Path, wav: Path, long_wav: Path, tmp_path: Path) -> None:
+def test_the_next_server_goes_on(
+    hub: Hub, folder: Path, wav: Path, long_wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = Jobs(hub, tmp_path / "jobs")
     first.start()
     half, whole = submit(first, long_wav), submit(first, wav)
@@ -139,6 +141,20 @@ def test_the_next_server_goes_on(hub: Hub, folder: Path, wav: Path, long_wav: Pa
     with pytest.raises(Refused, match="shut down"):
         first.draft()
     (tmp_path / "jobs" / "something else").mkdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.engines[0], "submit", full)
+        without_room = Jobs(hub, tmp_path / "jobs")
+        without_room.start()
+        try:
+            failed = until(without_room, half.id, "done", "failed")
+            assert (failed.status, failed.error) == ("failed", "No space left on device")
+        finally:
+            without_room.close()
+    assert list(parts.glob("segment_*"))  # nothing that was finished is lost
 
     second = Jobs(hub, tmp_path / "jobs")
     second.start()

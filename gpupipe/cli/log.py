@@ -19,6 +19,8 @@ from gpupipe.log import ROOT, Log
 
 LOGGED: Final = ("render", "batch", "serve", "join", "tune", "features", "optimize", "bench")
 """The commands that have a log: those that render, serve, or make what renders need."""
+WARNING: Final = ("serve",)
+"""Those whose warnings are told in any case: what goes wrong there ends no command, and clients are sent to the log."""
 
 _log = Log(__name__)
 
@@ -43,14 +45,15 @@ def logging_as(options: argparse.Namespace) -> Iterator[None]:
         OutputError: the file cannot be written.
     """
     verbose, target = getattr(options, "verbose", 0), getattr(options, "log_json", None)
-    if not verbose and target is None:
+    warns = not verbose and target is None and options.command in WARNING
+    if not (verbose or warns) and target is None:
         yield
         return
     logger = logging.getLogger(ROOT)
     before = logger.level
     with ExitStack() as closing:
         handlers: list[logging.Handler] = []
-        if verbose:
+        if verbose or warns:
             handlers.append(Lines(None, _Text()))
         if target is not None:
             handlers.append(Lines(sys.stdout if target == "-" else closing.enter_context(_opened(target)), _Json()))
@@ -58,12 +61,14 @@ def logging_as(options: argparse.Namespace) -> Iterator[None]:
             logger.addHandler(handler)
             closing.callback(logger.removeHandler, handler)
         closing.callback(logger.setLevel, before)
-        logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+        logger.setLevel(logging.DEBUG if verbose > 1 else logging.WARNING if warns else logging.INFO)
         began = time.perf_counter()
         _log.event("command begun", command=options.command)
         try:
             yield
         except BaseException as error:
+            if warns:  # the command says it itself
+                raise
             told = error.on_command_line() if isinstance(error, GpupipeError) else str(error) or type(error).__name__
             seconds = time.perf_counter() - began
             _log.event("command failed", logging.ERROR, command=options.command, error=told, seconds=seconds)

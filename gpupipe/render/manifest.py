@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gpupipe.errors import OutputError, reason
+from gpupipe.errors import OtherRender, OutputError, reason
 from gpupipe.render.durable import hash_of
 
 MANIFEST: Final = "manifest.json"
@@ -94,14 +94,14 @@ class Manifest:
                 raise ValueError(f"no segment {number} of {self.count}: {one.name!r}")
 
     def require_same(self, before: Manifest, output: Path) -> None:
-        """Raise an OutputError that names what is not as it was before."""
+        """Raise an OtherRender that names what is not as it was before."""
         was, now = before.fingerprint, self.fingerprint
         changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
         if not changed:
             return
         others = f"; so are {', '.join(changed[1:])}" if len(changed) > 1 else ""
         name = changed[0]
-        raise OutputError(
+        raise OtherRender(
             f"{name} is not what it was when this was begun: it was {_told(was.get(name))}, and is "
             f"{_told(now.get(name))}{others}",
             file=output,
@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder of parts; None if there is none.
 
     Raises:
-        OutputError: it cannot be read.
+        OutputError: it cannot be read; OtherRender: it is none.
     """
     try:
         found = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -145,7 +145,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
-        raise OutputError(
+        raise (OutputError if isinstance(error, OSError) else OtherRender)(
             f"cannot be read: {reason(error)}",
             file=folder / MANIFEST,
             remedy="begin again with --overwrite, without --resume",

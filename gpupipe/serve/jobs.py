@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError, OutputError
+from gpupipe.errors import DeviceError, DeviceMemoryError, EngineClosed, GpupipeError, OtherRender
 from gpupipe.log import Log
 from gpupipe.media.video import probe
 from gpupipe.render.durable import remove
@@ -179,10 +179,10 @@ class Jobs:
         begun_before = parts_folder(output).exists()
         try:
             return self._attempt(engine, record, output)
-        except OutputError as error:
+        except OtherRender as error:
             if not begun_before or self._store.closing:
                 raise
-            # What was begun was begun with something else: another version, model or body.
+            # By another version, with another model or body.
             _log.event("job begun again", logging.WARNING, job=record.id, error=str(error))
             remove(parts_folder(output))
             return self._attempt(engine, record, output)

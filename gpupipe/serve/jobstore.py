@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from gpupipe.errors import GpupipeError, OutputError, reason
+from gpupipe.errors import DeviceError, EngineClosed, GpupipeError, HostMemoryError, OutputError, reason
 from gpupipe.filelock import FileLock
 from gpupipe.log import Log
 from gpupipe.render.durable import remove
@@ -23,6 +23,9 @@ VIDEO: Final = "video.mp4"
 LOCK: Final = "lock"
 MODE: Final = 0o700
 """Of the folders: what others have said is not for every user of this machine."""
+
+OF_THE_MACHINE: Final = (OutputError, DeviceError, EngineClosed, HostMemoryError)
+"""Errors that the next server may not meet, such as a full disk: jobs that failed by one keep what there is of them."""
 
 _log = Log(__name__)
 
@@ -204,7 +207,8 @@ class JobStore:
         except OSError as wrong:  # after a restart it is done once more
             _log.event("job cannot be written", logging.WARNING, job=name, error=reason(wrong))
         else:
-            remove(folder / SOUND)
+            if error is None or not isinstance(error, OF_THE_MACHINE):
+                remove(folder / SOUND)
         with self._condition:
             if name in self._records:
                 self._records[name] = ended
@@ -232,4 +236,10 @@ class JobStore:
             except (ValueError, OSError) as error:
                 _log.event("job cannot be read", logging.WARNING, job=path.name, error=reason(error))
             else:
-                self._records[path.name] = record if record.ended else replace(record, status="waiting", done=0)
+                again = record.ended is None or (record.status == "failed" and (path / SOUND).exists())
+                self._records[path.name] = _anew(record) if again else record
+
+
+def _anew(record: JobRecord) -> JobRecord:
+    """A job that is done once more, or gone on with."""
+    return replace(record, status="waiting", started=None, ended=None, done=0, error=None)
