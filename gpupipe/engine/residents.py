@@ -39,6 +39,14 @@ class ResidentKey(NamedTuple):
             found.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
         return cls(tuple(found), order.spec.pixel_format, order.spec.recorded)
 
+    @classmethod
+    def found(cls, order: SessionOrder) -> ResidentKey | None:
+        """The same; None: files are gone."""
+        try:
+            return cls.of(order)
+        except OSError:
+            return None
+
 
 @dataclass(eq=False)
 class Resident(Generic[FramesT]):
@@ -94,8 +102,8 @@ class Residents(Generic[FramesT]):
         with self._lock:
             return sum(each.nbytes for each in (*self._kept.values(), *self._retired))
 
-    def holds(self, key: ResidentKey, numbers: range) -> bool:
-        """Whether these frames are kept, or being loaded."""
+    def holds(self, key: ResidentKey | None, numbers: range) -> bool:
+        """Whether these frames are kept, or being loaded; without a key none are."""
         with self._lock:
             return self._find(key, numbers) is not None
 
@@ -157,7 +165,7 @@ class Residents(Generic[FramesT]):
         self._release_all(unused)
         return stays
 
-    def drop(self, key: ResidentKey) -> bool:
+    def drop(self, key: ResidentKey | None) -> bool:
         """Release what is kept of a character, or let it leave with its last user.
 
         Returns:
@@ -216,7 +224,7 @@ class Residents(Generic[FramesT]):
         oldest = min(idle, key=lambda each: each.used)
         return self._kept.pop((oldest.key, oldest.numbers))
 
-    def _find(self, key: ResidentKey, numbers: range) -> Resident[FramesT] | None:
+    def _find(self, key: ResidentKey | None, numbers: range) -> Resident[FramesT] | None:
         return next((each for each in self._kept.values() if each.key == key and each.covers(numbers)), None)
 
     def _retire(self, resident: Resident[FramesT]) -> None:

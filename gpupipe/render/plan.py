@@ -107,9 +107,8 @@ def whole(
         InferenceError: the model cannot be had in the precision that is asked for.
     """
     period = usable_frames(character, masked_video=masked_video)
+    require_drawable(character, pixel_format)
     body = character.body
-    if pixel_format == "nv12":
-        require_even(body.path, body.width, body.height, what="nv12", error=PackageError)
     spec = FrameSpec(
         layout=character.layout,
         pixel_format=pixel_format,
@@ -121,6 +120,17 @@ def whole(
     )
     file = file or model_file(character, model)
     return SessionOrder(character, spec, file.path, model, period)
+
+
+def require_drawable(character: Character, pixel_format: PixelFormat) -> None:
+    """Raise unless finished frames of a character can have a pixel format.
+
+    Raises:
+        PackageError: its body has a size that the format has not.
+    """
+    body = character.body
+    if pixel_format == "nv12":
+        require_even(body.path, body.width, body.height, what="nv12", error=PackageError)
 
 
 def usable_frames(character: Character, *, masked_video: bool) -> int:

@@ -11,7 +11,8 @@ from typing import Final
 from gpupipe.character.folder import BODY, Character
 from gpupipe.errors import PackageError
 from gpupipe.media.limits import Limits
-from gpupipe.serve.refusals import NotFound
+from gpupipe.render.plan import require_drawable
+from gpupipe.serve.refusals import BadRequest, NotFound
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 """What a character's folder is called, to be served."""
@@ -61,6 +62,7 @@ class Characters:
 
         Raises:
             NotFound: there is none of that name.
+            BadRequest: it has a size that the pictures of a talk cannot have.
             PackageError, MediaError: its folder is wrong.
         """
         path = self._folder if self._alone else self._folder / name
@@ -74,11 +76,16 @@ class Characters:
             known = stamp, Character.load(path, self._limits)
             with self._lock:
                 self._known[name] = known
+        try:
+            require_drawable(known[1], "nv12")
+        except PackageError as error:
+            raise BadRequest(**error.parts) from error
         return known[1]
 
     def known(self) -> dict[str, Character]:
-        """Those that were asked for so far, by their names."""
+        """Those that were asked for so far, and are still there, by their names."""
         with self._lock:
+            self._known = {name: each for name, each in self._known.items() if (each[1].path / BODY).is_file()}
             return {name: character for name, (_, character) in self._known.items()}
 
     def listed(self, name: str) -> Listed:
