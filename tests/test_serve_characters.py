@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import small
+from numpy.typing import NDArray
 from serving import Counted, served
 
+from gpupipe.character.folder import Character
+from gpupipe.render.engine import Engine
 from gpupipe.serve.http.app import application
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.tokens import Tokens
@@ -67,3 +71,29 @@ def test_one_that_no_video_can_show_is_broken(client: httpx.Client, folder: Path
     shutil.rmtree(folder / "odd")
     assert loaded(client) == []
     assert client.get("/v1/characters").json()["broken"] == []
+
+
+def frames(engine: Engine, character: Character) -> NDArray[np.uint8]:
+    return np.stack(list(engine.frames(character, pixel_format="nv12")))
+
+
+@pytest.mark.parametrize("file", ["cache/crop_rectangles.json", "crops_328_video.mp4", "full_body_video.mp4"])
+def test_one_that_is_written_again_is_read_again(hub: Hub, folder: Path, file: str) -> None:
+    """Its frames too, whoever still has it as it was; and the old ones are not kept."""
+    engine = hub.engines[0]
+    old = hub.characters.get("small")
+    before = frames(engine, old)
+    kept = engine.holdings.residents.nbytes
+    if file.endswith("json"):
+        small.write_rectangles(folder / "small", [[10, 10, 40, 40]] * small.FRAMES)
+    else:
+        size = (small.CROP_SIZE,) * 2 if "crops" in file else (small.WIDTH, small.HEIGHT)
+        small.write_video(folder / "small" / file, small.pictures(*size, small.FRAMES, seed=7))
+    frames(engine, old)  # of a talk that was opened before
+    new = frames(engine, hub.characters.get("small"))
+    with Engine(device="cpu") as other:
+        assert np.array_equal(new, frames(other, Character.load(folder / "small")))
+    assert not np.array_equal(new, before)
+    # Frames with the old rectangles, which the talk that was opened before has loaded, leave when others want the room.
+    assert engine.holdings.residents.nbytes == kept * (2 if file.endswith("json") else 1)
+    assert hub.characters.get("small") is hub.characters.get("small")
