@@ -71,14 +71,7 @@ class Plan:
         )
         total = min(options.frames or speech.frames, speech.frames)
         character.limits.check_output(total)
-        period = usable_frames(character, masked_video=options.masked_video)
-        if options.start_frame >= period:
-            raise OptionError(
-                f"the character has {period} frames",
-                field="--start-frame",
-                value=options.start_frame,
-                remedy=f"give 0 to {period - 1}",
-            )
+        require_start(options.start_frame, usable_frames(character, masked_video=options.masked_video))
         file = model_file(character, model)
         order = whole(character, pixel_format, model, file=file, masked_video=options.masked_video)
         order = replace(order, start=options.start_frame, total=total).needing([range(total)])
@@ -131,6 +124,21 @@ def require_drawable(character: Character, pixel_format: PixelFormat) -> None:
     body = character.body
     if pixel_format == "nv12":
         require_even(body.path, body.width, body.height, what="nv12", error=PackageError)
+
+
+def require_start(start_frame: int, period: int) -> None:
+    """Raise unless a render can start at a frame of a character, of which so many can be used.
+
+    Raises:
+        OptionError: it has fewer.
+    """
+    if start_frame >= period:
+        raise OptionError(
+            f"the character has {period} frames",
+            field="--start-frame",
+            value=start_frame,
+            remedy=f"give 0 to {period - 1}",
+        )
 
 
 def usable_frames(character: Character, *, masked_video: bool) -> int:
