@@ -63,6 +63,8 @@ async def serve(
             await asyncio.to_thread(jobs.start)
             closing.push_async_callback(asyncio.to_thread, jobs.close)
         uploads = Uploads(hub.limits)
+        closing.push_async_callback(asyncio.to_thread, uploads.close)
+        await asyncio.to_thread(uploads.open)
         peers = Peers(hub, metrics, uploads, host=options.host)
         closing.push_async_callback(peers.aclose)
         cors = () if options.cors is None else (options.cors,)

@@ -12,6 +12,7 @@ from gpupipe.errors import OptionError
 from gpupipe.log import Log
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
 from gpupipe.serve.ending import told_to_end
+from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
 from gpupipe.serve.router.board import Board
 from gpupipe.serve.router.kept import LAST_SECONDS as REPLICAS_LAST_SECONDS
@@ -76,10 +77,13 @@ async def route(
         for task in watching:
             closing.callback(task.cancel)
         metrics, limits = RouterMetrics(board), limits_of(options)
+        uploads = Uploads(limits)
+        closing.push_async_callback(asyncio.to_thread, uploads.close)
+        await asyncio.to_thread(uploads.open)
         app = application(
             board,
             tokens,
-            limits,
+            uploads,
             metrics=metrics,
             cors=() if options.cors is None else (options.cors,),
             loopback_only=not tokens.wanted and not options.insecure,
