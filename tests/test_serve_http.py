@@ -263,6 +263,23 @@ def test_who_is_too_slow_is_sent_away(port: int) -> None:
     assert talk_to(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000).startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_head_has_an_end_however_it_comes() -> None:
+    """All of it at once, with the end and with what is behind it."""
+    few, many = b"X: " + b"a" * 60_000, b"\r\n".join([b"X: " + b"a" * 1_000] * 100)
+    with served(Response("ok"), 10.0) as port:
+
+        def asked(line: bytes, headers: bytes) -> bytes:
+            return talk_to(port, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + headers + b"\r\n\r\n")
+
+        assert asked(b"GET /", few).startswith(b"HTTP/1.1 200 ")
+        for line, headers in ((b"GET /", few + b"a" * 40_000), (b"GET /", many), (b"GET /" + b"a" * 100_000, b"A: b")):
+            answer = asked(line, headers)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert answer.endswith(b"The request's head is too large.")
+        body = b"Content-Length: 200000\r\n\r\n" + bytes(200_000)
+        assert asked(b"POST /", body).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_client_that_vanishes_ends_its_talk(hub: Hub, port: int, wav: bytes) -> None:
     head = f"POST /v1/characters/anna/video?realtime=1 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(wav)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:

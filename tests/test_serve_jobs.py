@@ -234,6 +234,9 @@ def test_over_the_network(hub: Hub, jobs: Jobs, wav: Path, tmp_path: Path) -> No
             ("/jobs?character=anna&output=/etc/passwd", 400),
         ):
             assert client.post(path, content=wav.read_bytes()).status_code == status
+        late = client.post("/jobs?character=anna&start_frame=30", content=wav.read_bytes())
+        why = "start_frame: the character has 30 frames (got 30); give 0 to 29"
+        assert (late.status_code, late.json()) == (400, {"error": why})
         assert client.post("/jobs?character=anna", content=b"no sound").status_code == 400
         assert client.get("/jobs/../../etc/passwd").status_code == 404
         assert client.delete(f"/jobs/{name}").status_code == 204

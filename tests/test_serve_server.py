@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,9 +25,10 @@ from peering import Peer
 from gpupipe.cli import main
 from gpupipe.errors import OptionError
 from gpupipe.options import ServeOptions
-from gpupipe.serve.listen import Listening, bound, check_exposure, is_loopback
+from gpupipe.serve.listen import Listening, bound, check_exposure, is_loopback, origins_of
 from gpupipe.serve.load.process import ServerProcess
 from gpupipe.serve.load.talker import Heard, Said, over_grpc, talk
+from gpupipe.serve.router.route import route
 from gpupipe.serve.server import serve
 
 
@@ -224,3 +226,23 @@ def test_a_second_signal_ends_it_at_once(folder: Path, pcm: NDArray[np.float32])
 
         asyncio.run(talks())
         assert server.wait() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["foo", "https://example.org/", "https://Example.org", "https://example.org:443", "https://a,https://b", "null"],
+)
+def test_a_page_that_no_browser_names_so_is_refused(named: str, tmp_path: Path) -> None:
+    """Before anything is opened, of a server and of a router."""
+    why = rf"^cors: no origin as browsers send it \(got '{re.escape(named)}'\); give scheme://host"
+    options = ServeOptions(cors=named, port=0, grpc_port=0)
+    with pytest.raises(OptionError, match=why):
+        asyncio.run(serve(tmp_path, options, {}, {}))
+    with pytest.raises(OptionError, match=why):
+        asyncio.run(route(tmp_path, options, {}, {}))
+
+
+def test_pages_that_browsers_name() -> None:
+    for named in ("*", "https://example.org", "http://localhost:3000", "http://[::1]:8080", "app://page"):
+        assert origins_of(ServeOptions(cors=named)) == (named,)
+    assert origins_of(ServeOptions()) == ()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +61,54 @@ def test_the_disk_has_room_for_all_that_may_still_come(tmp_path: Path, monkeypat
         assert not taken._coming
 
     asyncio.run(run())
+
+
+LEFT = """
+import asyncio, sys
+from pathlib import Path
+from gpupipe.serve.http.uploads import Uploads
+from gpupipe.serve.limits import ServeLimits
+
+async def run():
+    uploads = Uploads(ServeLimits())
+    uploads.open()
+    folder = uploads._new()
+    (folder / "sound").write_bytes(b"x")
+    print(folder.parent, flush=True)
+    sys.stdin.read()
+
+asyncio.run(run())
+"""
+"""A server's uploads, of which one is under way until it is killed."""
+
+
+def test_what_a_killed_server_leaves_goes_with_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEFT],
+            env=os.environ | {"TMPDIR": str(tmp_path), "TEMP": str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        killed, alive = (Path(each.stdout.readline().strip()) for each in started if each.stdout is not None)
+        started[0].kill()
+        started[0].wait()
+        assert list(killed.glob("*/sound"))
+        mine = uploads.Uploads(ServeLimits())
+        mine.open()
+        assert not killed.exists()
+        assert len(list(alive.glob("*/sound"))) == 1
+        assert len(list(tmp_path.iterdir())) == 2
+        shutil.rmtree(mine._new().parent, ignore_errors=True)  # as those do who clear the temporary folder
+        assert mine._new().is_dir()
+        mine.close()
+        assert list(tmp_path.iterdir()) == [alive]
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()

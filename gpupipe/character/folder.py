@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ class Character:
     def count(self) -> int:
         """Frames that can be used: the shortest of body, crops and rectangles."""
         return len(self.rects)
+
+    @cached_property
+    def rects_hash(self) -> int:
+        """Tells its rectangles from others: the file may hold others by now."""
+        return hash(self.rects)
 
     @property
     def limits(self) -> Limits:

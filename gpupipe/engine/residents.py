@@ -24,11 +24,13 @@ _log = Log(__name__)
 
 
 class ResidentKey(NamedTuple):
-    """What makes kept frames those of a character: its files as they are now, and how they are kept."""
+    """What makes kept frames those of a character: its files as they are now, its rectangles as they were read, and how
+    they are kept."""
 
     files: tuple[tuple[str, int, int], ...]
     pixel_format: PixelFormat
     recorded: bool
+    rects: int = 0
 
     @classmethod
     def of(cls, order: SessionOrder) -> ResidentKey:
@@ -37,7 +39,19 @@ class ResidentKey(NamedTuple):
         for path in order.files():
             stat = path.stat()
             found.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
-        return cls(tuple(found), order.spec.pixel_format, order.spec.recorded)
+        return cls(tuple(found), order.spec.pixel_format, order.spec.recorded, order.character.rects_hash)
+
+    @classmethod
+    def found(cls, order: SessionOrder) -> ResidentKey | None:
+        """The same; None: files are gone."""
+        try:
+            return cls.of(order)
+        except OSError:
+            return None
+
+    def outdates(self, other: ResidentKey) -> bool:
+        """Whether the other is of the same files as they were before: nobody asks for those frames again."""
+        return any(mine[0] == its[0] and mine != its for mine, its in zip(self.files, other.files, strict=False))
 
 
 @dataclass(eq=False)
@@ -94,8 +108,8 @@ class Residents(Generic[FramesT]):
         with self._lock:
             return sum(each.nbytes for each in (*self._kept.values(), *self._retired))
 
-    def holds(self, key: ResidentKey, numbers: range) -> bool:
-        """Whether these frames are kept, or being loaded."""
+    def holds(self, key: ResidentKey | None, numbers: range) -> bool:
+        """Whether these frames are kept, or being loaded; without a key none are."""
         with self._lock:
             return self._find(key, numbers) is not None
 
@@ -106,8 +120,9 @@ class Residents(Generic[FramesT]):
             mine = found is None
             if found is None:
                 new = found = Resident(key, spec.numbers, spec.cache_bytes)
-                for each in [each for each in self._kept.values() if each.key == key and new.covers(each.numbers)]:
-                    self._retire(each)
+                for each in list(self._kept.values()):
+                    if key.outdates(each.key) or (each.key == key and new.covers(each.numbers)):
+                        self._retire(each)
                 self._kept[key, spec.numbers] = found
             found.users += 1
             found.used = time.monotonic()
@@ -157,7 +172,7 @@ class Residents(Generic[FramesT]):
         self._release_all(unused)
         return stays
 
-    def drop(self, key: ResidentKey) -> bool:
+    def drop(self, key: ResidentKey | None) -> bool:
         """Release what is kept of a character, or let it leave with its last user.
 
         Returns:
@@ -216,7 +231,7 @@ class Residents(Generic[FramesT]):
         oldest = min(idle, key=lambda each: each.used)
         return self._kept.pop((oldest.key, oldest.numbers))
 
-    def _find(self, key: ResidentKey, numbers: range) -> Resident[FramesT] | None:
+    def _find(self, key: ResidentKey | None, numbers: range) -> Resident[FramesT] | None:
         return next((each for each in self._kept.values() if each.key == key and each.covers(numbers)), None)
 
     def _retire(self, resident: Resident[FramesT]) -> None:

@@ -133,14 +133,14 @@ class Engine(EngineCore):
         return found.ordered(whole(loaded, pixel_format, found.model, masked_video=masked_video))
 
     def holds(self, character: AnyCharacter, *, pixel_format: PixelFormat = "nv12") -> bool:
-        """Whether all of a character's frames are kept, or being loaded."""
+        """Whether all of a character's frames are kept, or being loaded; not if its files are gone."""
         order = whole(self._loaded(character), pixel_format, ModelOptions())
-        return self.holdings.residents.holds(ResidentKey.of(order), order.spec.numbers)
+        return self.holdings.residents.holds(ResidentKey.found(order), order.spec.numbers)
 
     def unload(self, character: AnyCharacter, *, pixel_format: PixelFormat = "nv12") -> bool:
         """Release a character's frames, once nobody uses them; whether any were kept."""
         order = whole(self._loaded(character), pixel_format, ModelOptions())
-        return self.holdings.residents.drop(ResidentKey.of(order))
+        return self.holdings.residents.drop(ResidentKey.found(order))
 
     @documented(JobKeywords)
     def render(

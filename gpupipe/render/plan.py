@@ -71,14 +71,7 @@ class Plan:
         )
         total = min(options.frames or speech.frames, speech.frames)
         character.limits.check_output(total)
-        period = usable_frames(character, masked_video=options.masked_video)
-        if options.start_frame >= period:
-            raise OptionError(
-                f"the character has {period} frames",
-                field="--start-frame",
-                value=options.start_frame,
-                remedy=f"give 0 to {period - 1}",
-            )
+        require_start(options.start_frame, usable_frames(character, masked_video=options.masked_video))
         file = model_file(character, model)
         order = whole(character, pixel_format, model, file=file, masked_video=options.masked_video)
         order = replace(order, start=options.start_frame, total=total).needing([range(total)])
@@ -107,9 +100,8 @@ def whole(
         InferenceError: the model cannot be had in the precision that is asked for.
     """
     period = usable_frames(character, masked_video=masked_video)
+    require_drawable(character, pixel_format)
     body = character.body
-    if pixel_format == "nv12":
-        require_even(body.path, body.width, body.height, what="nv12", error=PackageError)
     spec = FrameSpec(
         layout=character.layout,
         pixel_format=pixel_format,
@@ -121,6 +113,32 @@ def whole(
     )
     file = file or model_file(character, model)
     return SessionOrder(character, spec, file.path, model, period)
+
+
+def require_drawable(character: Character, pixel_format: PixelFormat) -> None:
+    """Raise unless finished frames of a character can have a pixel format.
+
+    Raises:
+        PackageError: its body has a size that the format has not.
+    """
+    body = character.body
+    if pixel_format == "nv12":
+        require_even(body.path, body.width, body.height, what="nv12", error=PackageError)
+
+
+def require_start(start_frame: int, period: int) -> None:
+    """Raise unless a render can start at a frame of a character, of which so many can be used.
+
+    Raises:
+        OptionError: it has fewer.
+    """
+    if start_frame >= period:
+        raise OptionError(
+            f"the character has {period} frames",
+            field="--start-frame",
+            value=start_frame,
+            remedy=f"give 0 to {period - 1}",
+        )
 
 
 def usable_frames(character: Character, *, masked_video: bool) -> int:

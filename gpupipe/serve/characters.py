@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gpupipe.character.folder import BODY, Character
+from gpupipe.character.folder import BODY, CROPS, RECTANGLES, Character
 from gpupipe.errors import PackageError
 from gpupipe.media.limits import Limits
-from gpupipe.serve.refusals import NotFound
+from gpupipe.render.plan import require_drawable
+from gpupipe.serve.refusals import BadRequest, NotFound
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 """What a character's folder is called, to be served."""
+
+
+_Stamp = tuple[tuple[int, int] | None, ...]
+"""When each of a character's files was written, ns, and its bytes; None for one that is not there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Characters:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder, self._limits = folder, limits
         self._alone = (folder / BODY).is_file()
-        self._known: dict[str, tuple[int, Character]] = {}
+        self._known: dict[str, tuple[_Stamp, Character]] = {}
         self._lock = threading.Lock()
         if not self.names():
             raise PackageError(
@@ -57,28 +62,34 @@ class Characters:
         return sorted(name for name in found if NAME.fullmatch(name))
 
     def get(self, name: str) -> Character:
-        """A character.
+        """A character, as its files are now.
 
         Raises:
             NotFound: there is none of that name.
+            BadRequest: it has a size that the pictures of a talk cannot have.
             PackageError, MediaError: its folder is wrong.
         """
         path = self._folder if self._alone else self._folder / name
         known_name = name == self._folder.resolve().name if self._alone else NAME.fullmatch(name) is not None
         if not known_name or not (path / BODY).is_file():
             raise NotFound("no such character", field="character", value=name[:80], remedy="see the list of characters")
-        stamp = (path / BODY).stat().st_mtime_ns
+        stamp = _stamp(path)
         with self._lock:
             known = self._known.get(name)
         if known is None or known[0] != stamp:
             known = stamp, Character.load(path, self._limits)
             with self._lock:
                 self._known[name] = known
+        try:
+            require_drawable(known[1], "nv12")
+        except PackageError as error:
+            raise BadRequest(**error.parts) from error
         return known[1]
 
     def known(self) -> dict[str, Character]:
-        """Those that were asked for so far, by their names."""
+        """Those that were asked for so far, and are still there, by their names."""
         with self._lock:
+            self._known = {name: each for name, each in self._known.items() if (each[1].path / BODY).is_file()}
             return {name: character for name, (_, character) in self._known.items()}
 
     def listed(self, name: str) -> Listed:
@@ -86,3 +97,16 @@ class Characters:
         character = self.get(name)
         body = character.body
         return Listed(name, body.width, body.height, float(body.fps), character.count)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What changes with the files that a character's frames come from."""
+
+    def seen(name: str) -> tuple[int, int] | None:
+        try:
+            stat = (path / name).stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size
+
+    return tuple(seen(name) for name in (BODY, CROPS, RECTANGLES))

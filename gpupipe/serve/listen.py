@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ KEEP_ALIVE_SECONDS: Final = 15
 
 LAST_SECONDS: Final = 2
 """In which clients that were told that the server ends are to take that, before their connections are closed."""
+
+
+ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9]\d{0,4}))?", re.ASCII
+)
+"""As browsers send it."""
+OWN_PORTS: Final = {("http", "80"), ("https", "443")}
+"""Ports that browsers leave out of an origin."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,27 @@ def check_exposure(options: ServeOptions) -> None:
             value=options.host,
             remedy="give --token-file, or --insecure where something else keeps strangers out",
         )
+
+
+def origins_of(options: ServeOptions) -> tuple[str, ...]:
+    """The origins of pages that may ask, as `--cors` names them; "*": all.
+
+    Raises:
+        OptionError: it names none that a browser sends (https://fetch.spec.whatwg.org/#origin-header).
+    """
+    named = options.cors
+    if named is None:
+        return ()
+    parts = ORIGIN.fullmatch(named)
+    if named != "*" and (parts is None or (parts["scheme"], parts["port"]) in OWN_PORTS):
+        raise OptionError(
+            "no origin as browsers send it",
+            field="--cors",
+            value=named,
+            remedy="give scheme://host or scheme://host:port, in small letters, without the scheme's own port and "
+            "without a path, such as https://example.com; or *",
+        )
+    return (named,)
 
 
 def is_loopback(host: str) -> bool:

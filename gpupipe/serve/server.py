@@ -15,7 +15,16 @@ from gpupipe.serve.http.app import application
 from gpupipe.serve.http.uploads import Uploads
 from gpupipe.serve.hub import Hub
 from gpupipe.serve.jobs import Jobs
-from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
+from gpupipe.serve.listen import (
+    LAST_SECONDS,
+    HttpServer,
+    Listening,
+    address_of,
+    bound,
+    check_exposure,
+    limits_of,
+    origins_of,
+)
 from gpupipe.serve.metrics import Metrics
 from gpupipe.serve.tokens import Tokens
 from gpupipe.serve.webrtc.routes import Peers
@@ -47,6 +56,7 @@ async def serve(
         GpupipeError: an address is in use, a device cannot be opened, there are no characters.
     """
     check_exposure(options)
+    cors = origins_of(options)
     tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
     async with AsyncExitStack() as closing:
         listening = bound(options.host, options.port)
@@ -63,9 +73,10 @@ async def serve(
             await asyncio.to_thread(jobs.start)
             closing.push_async_callback(asyncio.to_thread, jobs.close)
         uploads = Uploads(hub.limits)
+        closing.push_async_callback(asyncio.to_thread, uploads.close)
+        await asyncio.to_thread(uploads.open)
         peers = Peers(hub, metrics, uploads, host=options.host)
         closing.push_async_callback(peers.aclose)
-        cors = () if options.cors is None else (options.cors,)
         # Without tokens it listens on the loopback, unless it is said to be meant open: see `check_exposure`.
         private = not tokens.wanted and not options.insecure
         app = application(

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gpupipe import __version__
+from gpupipe.character.folder import Character
 from gpupipe.colour import PixelFormat
 from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
@@ -89,9 +90,14 @@ class Characters:
     def _loaded(self) -> dict[str, list[str]]:
         known = sorted(self._hub.characters.known().items())
 
+        def holds(character: Character, pixel_format: PixelFormat) -> bool:
+            try:
+                return any(one.holds(character, pixel_format=pixel_format) for one in self._hub.engines)
+            except GpupipeError:  # it cannot be drawn, and so is not kept
+                return False
+
         def held(pixel_format: PixelFormat) -> list[str]:
-            engines = self._hub.engines
-            return [n for n, each in known if any(one.holds(each, pixel_format=pixel_format) for one in engines)]
+            return [name for name, character in known if holds(character, pixel_format)]
 
         return {"loaded": held("nv12"), "models": held(PIXEL_FORMAT)}
 

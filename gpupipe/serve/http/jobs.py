@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from gpupipe.render.plan import require_start, usable_frames
 from gpupipe.serve.http.query import Query
 from gpupipe.serve.http.uploads import Uploads, checked_sound
 from gpupipe.serve.http.video import MOST_START_FRAME
@@ -46,7 +47,8 @@ class JobRoutes:
         """Take a job."""
         character, options = job_order(request.scope["query_string"].decode("latin-1"))
         loop, hub = asyncio.get_running_loop(), self._hub
-        await loop.run_in_executor(hub.opening, hub.characters.get, character)
+        found = await loop.run_in_executor(hub.opening, hub.characters.get, character)
+        require_start(options.start_frame, usable_frames(found, masked_video=False))
         sound = await asyncio.to_thread(self._jobs.draft)
         try:
             await self._uploads.take(request, sound)

@@ -51,16 +51,18 @@ _BAD: Final = {
     "503": _error("there is no room now; the header Retry-After says when to ask again"),
 }
 _NO_CHARACTER: Final = {"404": _error("there is no such character")}
+_NO_SUCH_SIZE: Final = {"400": _error("it has an odd width or height, which no video has")}
 _NO_TALK: Final = {"404": _error("there is no such talk")}
 _NO_JOB: Final = {"404": _error("there is no such job")}
 
 OPERATIONS: Final[dict[tuple[str, str], Doc]] = {
     ("/v1/characters", "get"): _operation("Who can speak", {"200": _json("all characters", "Characters")}),
     ("/v1/characters/{id}", "get"): _operation(
-        "A character", {"200": _json("the character", "Character"), **_NO_CHARACTER}
+        "A character", {"200": _json("the character", "Character"), **_NO_SUCH_SIZE, **_NO_CHARACTER}
     ),
     ("/v1/characters/{id}/picture", "get"): _operation(
-        "A character's first frame", {"200": _bytes("a picture, 640 pixels at most", "image/jpeg"), **_NO_CHARACTER}
+        "A character's first frame",
+        {"200": _bytes("a picture, 640 pixels at most", "image/jpeg"), **_NO_SUCH_SIZE, **_NO_CHARACTER},
     ),
     ("/v1/characters/{id}/video", "post"): _operation(
         "A character speaks: the video comes while it is rendered",

@@ -14,6 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_BYTES: Final = 65_536
 """Of a request line and its headers, of the headers behind a body, and of what is no body between two pieces of one."""
 
+TOO_LARGE: Final = "The request's head is too large."
+
 SENT_BYTES: Final = 524_288
 """That the system keeps for a client who has not taken them yet; left alone, Linux takes up to 4 MB for each."""
 
@@ -36,6 +38,7 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
             super().__init__(*given, **named)
             self._head_bytes = 0
             self._in_head = True
+            self._too_large = False
             self._head_timer: asyncio.TimerHandle | None = None
             self._rest_timer: asyncio.TimerHandle | None = None
             self._write_timer: asyncio.TimerHandle | None = None
@@ -57,17 +60,24 @@ def protocol(idle_seconds: float) -> type[asyncio.Protocol]:
             if self._in_head and self._head_timer is None:
                 self._head_timer = self.loop.call_later(idle_seconds, self._send_away)
             super().data_received(data)
-            # What came with the end of a head, or with a piece of a body, was not counted.
+            # What came with the end of a head, or with a piece of a body, was not counted here.
             if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
                 if self._in_head:
-                    self.send_400_response("The request's head is too large.")
+                    self.send_400_response(TOO_LARGE)
                 else:
                     self._send_away()
 
         def on_headers_complete(self) -> None:
             self._end_head()
             self._head_bytes = 0
+            # A body, or another head, may have come with it: it is told by what was read.
+            if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_BYTES:
+                self._too_large = True
+                raise ValueError(TOO_LARGE)  # the parser stops, and a 400 is sent
             super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            super().send_400_response(TOO_LARGE if self._too_large else msg)
 
         def on_body(self, body: bytes) -> None:
             self._head_bytes = 0

@@ -17,6 +17,7 @@ from gpupipe.errors import MediaError
 from gpupipe.media.limits import Limits
 from gpupipe.media.sound import SoundInfo, probe_sound
 from gpupipe.serve.http.errors import as_bad_request
+from gpupipe.serve.http.scratch import Scratch, remove_abandoned
 from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.refusals import BadRequest, Refused, Silent, TooLarge
 
@@ -43,17 +44,34 @@ class Uploads:
     def __init__(self, limits: ServeLimits) -> None:
         self._limits = limits
         self._coming: dict[Path, int] = {}  # bytes that each file may still get
+        self._scratch = Scratch()
+
+    def open(self) -> None:
+        """See that files can be written, and remove what servers that were killed have left. Not for the event loop.
+
+        Raises:
+            OutputError: they cannot.
+        """
+        self._scratch.folder()
+        remove_abandoned()
+
+    def close(self) -> None:
+        """Remove what is left. Not for the event loop."""
+        self._scratch.close()
 
     @asynccontextmanager
     async def file(self, request: Request) -> AsyncIterator[Path]:
         """A body in a file that lasts as long as the with block; raises like `take`."""
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gpupipe-upload-"))
+        folder = await asyncio.to_thread(self._new)
         try:
             path = folder / "sound"
             await self.take(request, path)
             yield path
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _new(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._scratch.folder()))
 
     async def take(self, request: Request, path: Path) -> None:
         """Write a body to a new file.

@@ -12,7 +12,17 @@ from gpupipe.errors import OptionError
 from gpupipe.log import Log
 from gpupipe.options import EngineKeywords, ModelKeywords, ServeOptions
 from gpupipe.serve.ending import told_to_end
-from gpupipe.serve.listen import LAST_SECONDS, HttpServer, Listening, address_of, bound, check_exposure, limits_of
+from gpupipe.serve.http.uploads import Uploads
+from gpupipe.serve.listen import (
+    LAST_SECONDS,
+    HttpServer,
+    Listening,
+    address_of,
+    bound,
+    check_exposure,
+    limits_of,
+    origins_of,
+)
 from gpupipe.serve.router.board import Board
 from gpupipe.serve.router.kept import LAST_SECONDS as REPLICAS_LAST_SECONDS
 from gpupipe.serve.router.kept import KeptReplica, Launch
@@ -56,6 +66,7 @@ async def route(
         GpupipeError: an address is in use, or a replica does not start.
     """
     check_exposure(options)
+    cors = origins_of(options)
     tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
     if launch is None:
         replicas, kept = _replicas(folder, options, engine, model)
@@ -76,12 +87,15 @@ async def route(
         for task in watching:
             closing.callback(task.cancel)
         metrics, limits = RouterMetrics(board), limits_of(options)
+        uploads = Uploads(limits)
+        closing.push_async_callback(asyncio.to_thread, uploads.close)
+        await asyncio.to_thread(uploads.open)
         app = application(
             board,
             tokens,
-            limits,
+            uploads,
             metrics=metrics,
-            cors=() if options.cors is None else (options.cors,),
+            cors=cors,
             loopback_only=not tokens.wanted and not options.insecure,
         )
         address = address_of(options.host, options.grpc_port)

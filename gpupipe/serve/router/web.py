@@ -20,7 +20,6 @@ from gpupipe.serve.http.app import API, guarded
 from gpupipe.serve.http.guard import Counts
 from gpupipe.serve.http.query import Query
 from gpupipe.serve.http.uploads import Uploads
-from gpupipe.serve.limits import ServeLimits
 from gpupipe.serve.refusals import Gone, Refused
 from gpupipe.serve.router.board import Board
 from gpupipe.serve.router.relay import (
@@ -53,11 +52,11 @@ class Web:
 
     Args:
         board: of the router.
-        limits: of bodies that are uploaded.
+        uploads: of the router.
     """
 
-    def __init__(self, board: Board, limits: ServeLimits) -> None:
-        self._board, self._uploads = board, Uploads(limits)
+    def __init__(self, board: Board, uploads: Uploads) -> None:
+        self._board, self._uploads = board, uploads
 
     def routes(self) -> list[Route]:
         """Those that lead to replicas."""
@@ -204,7 +203,7 @@ class Web:
 def application(
     board: Board,
     tokens: Tokens,
-    limits: ServeLimits,
+    uploads: Uploads,
     *,
     metrics: Counts,
     cors: Sequence[str] = (),
@@ -212,7 +211,7 @@ def application(
 ) -> Starlette:
     """The application that uvicorn serves; the arguments are those of `http.app.application`."""
     return guarded(
-        Web(board, limits).routes(),
+        Web(board, uploads).routes(),
         lambda: None if board.ready else "the server is being shut down" if board.closing else "no replica takes talks",
         tokens,
         metrics=metrics,
