@@ -13,16 +13,20 @@ import pytest
 import small
 
 import gpupipe
+from gpupipe.character.folder import Character
 from gpupipe.cli import main
 from gpupipe.errors import GpupipeError, OutputError
 from gpupipe.filelock import FileLock
 from gpupipe.media.encode import VideoWriter
-from gpupipe.options import JobKeywords
+from gpupipe.options import JobKeywords, OutputOptions
+from gpupipe.render.gather import Gathered
 from gpupipe.render.image_output import ImageOutput
 from gpupipe.render.jobfile import JobLine
 from gpupipe.render.join import join_parts
+from gpupipe.render.manifest import read_manifest
 from gpupipe.render.parts import Parts, parts_folder
 from gpupipe.render.queue import run_jobs
+from gpupipe.render.segments import Segments
 from gpupipe.render.verify import verify
 
 FRAMES, SEGMENT = 43, 8
@@ -269,6 +273,22 @@ def test_what_was_cut_off_before_its_parts_were_removed_is_finished(
     out.write_bytes(whole)
     assert main([*asked, "--resume"]) == 0
     assert "43 of 43 frames were finished before" in capfd.readouterr().out
+    assert out.read_bytes() == whole
+    assert not parts_folder(out).exists()
+
+
+def test_what_others_have_drawn_is_finished_too(folder: Path, tmp_path: Path) -> None:
+    out, body = tmp_path / "talk.mp4", Character.load(folder).body
+    cut_off_before_its_parts_were_removed(folder, str(out))
+    whole = out.read_bytes()
+    manifest = read_manifest(parts_folder(out))
+    assert manifest is not None
+    options = OutputOptions(resume=True, segment_frames=SEGMENT)
+    out.write_bytes(b"another")
+    with pytest.raises(OutputError, match="exists already, and is not what its parts make"):
+        Gathered(out, body, options, segments=Segments(FRAMES, SEGMENT), manifest=manifest)
+    out.write_bytes(whole)
+    Gathered(out, body, options, segments=Segments(FRAMES, SEGMENT), manifest=manifest).commit()
     assert out.read_bytes() == whole
     assert not parts_folder(out).exists()
 
