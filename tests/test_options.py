@@ -195,7 +195,7 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: object) -> 
     option = EVERY[name]
     if kept is None:
         assert option.unset is not None
-    elif option.kind in ("number", "bytes") and kept not in option.words:
+    elif option.kind in ("number", "bytes", "size") and kept not in option.words:
         assert type(kept) is int
         assert option.least <= kept <= (kept if option.most is None else option.most)
     elif option.kind == "choice":
@@ -222,12 +222,33 @@ def test_auto_is_the_default_in_words() -> None:
 
 
 def test_all_is_a_number_of_bytes_in_words() -> None:
-    assert {name for name, option in EVERY.items() if option.words} == {"cache"}
+    assert {name for name, option in EVERY.items() if option.words} == {"cache", "feature_cache"}
     assert EVERY["cache"].read("all") == split({"cache": "all"})[0].cache == "all"
     with pytest.raises(OptionError, match=r"cache: not a whole number .got 'most'.; give 0 or more, or auto or all"):
         split({"cache": "most"})
     error = OptionError("too small", field="--cache", remedy="use --cache all")
     assert str(error) == 'cache: too small; use cache="all"'
+
+
+def test_a_size_is_a_number_of_bytes_or_says_its_unit() -> None:
+    sizes: dict[Any, int | str] = {
+        200_000_000: 200_000_000,
+        np.int64(7): 7,
+        "4G": 4 << 30,
+        "auto": "auto",
+        "off": "off",
+    }
+    for value, kept in sizes.items():
+        engine, *_ = split({"feature_cache": value})
+        assert engine.feature_cache == kept
+        assert type(engine.feature_cache) is type(kept)
+        assert EVERY["feature_cache"].read(str(value)) == kept
+    wrong: list[Any] = ["much", "", True, 1.5, [], -1]
+    for value in wrong:
+        with pytest.raises(
+            OptionError, match=r"^feature_cache: (not a number of bytes|not a whole number|out of range) "
+        ):
+            split({"feature_cache": value})
 
 
 # A server's

@@ -13,15 +13,20 @@ import pytest
 import small
 
 import gpupipe
+from gpupipe.character.folder import Character
 from gpupipe.cli import main
 from gpupipe.errors import GpupipeError, OutputError
+from gpupipe.filelock import FileLock
 from gpupipe.media.encode import VideoWriter
-from gpupipe.options import JobKeywords
+from gpupipe.options import JobKeywords, OutputOptions
+from gpupipe.render.gather import Gathered
 from gpupipe.render.image_output import ImageOutput
 from gpupipe.render.jobfile import JobLine
 from gpupipe.render.join import join_parts
+from gpupipe.render.manifest import read_manifest
 from gpupipe.render.parts import Parts, parts_folder
 from gpupipe.render.queue import run_jobs
+from gpupipe.render.segments import Segments
 from gpupipe.render.verify import verify
 
 FRAMES, SEGMENT = 43, 8
@@ -193,6 +198,99 @@ def test_segments_that_there_are_not(folder: Path, tmp_path: Path, chosen: str) 
     with pytest.raises(GpupipeError, match="segments"):
         gpupipe.render(folder, tmp_path / "talk.mp4", segments=chosen, **OPTIONS)
     assert not list(tmp_path.glob("talk*"))
+
+
+def cut_off_before_its_parts_were_removed(folder: Path, output: str, **options: Any) -> None:
+    """A render that gives its output the name, and is cut off then."""
+
+    def cutting(_: Parts) -> None:
+        raise PowerCut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "remove", cutting)
+        patch.setattr(Parts, "leave", lambda self: self._lock.release())
+        with pytest.raises(PowerCut):
+            gpupipe.render(folder, output, **OPTIONS | options)
+
+
+@pytest.mark.parametrize("output", ["talk.mp4", "images/", "existing/"])
+def test_batch_removes_the_parts_of_what_is_complete(folder: Path, tmp_path: Path, output: str) -> None:
+    (tmp_path / "existing").mkdir()
+    out = f"{tmp_path}/{output}"
+    cut_off_before_its_parts_were_removed(folder, out)
+    (parts,) = tmp_path.rglob("*.parts")
+    aside = parts.rename(tmp_path / "aside")
+    whole = content(Path(out))
+    aside.rename(parts)
+    (parts / "notes.txt").write_text("somebody else's")
+    jobs: list[Any] = []
+    options: JobKeywords = {"segment_frames": SEGMENT}
+
+    def batch() -> str:
+        run_jobs([JobLine(1, folder, out, options)], ["cpu"], {}, told=jobs.append)
+        return str(jobs[-1].status)
+
+    lock = FileLock(parts / "lock")
+    with lock:
+        assert batch() == "skipped"
+    assert (parts / "manifest.json").exists()
+    assert batch() == "skipped"
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]
+    (parts / "segment_00002").touch()  # the manifest is removed first
+    assert batch() == "skipped"
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]
+    (parts / "notes.txt").unlink()
+    parts.rmdir()
+    assert content(Path(out)) == whole
+
+
+def test_batch_keeps_the_parts_of_what_was_to_replace_a_video(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "talk.mp4"
+    gpupipe.render(folder, out, **OPTIONS)
+    gpupipe.render(folder, out, segments="0-5", overwrite=True, crf=30, **OPTIONS)
+    jobs: list[Any] = []
+    run_jobs([JobLine(1, folder, str(out), {"segment_frames": SEGMENT})], ["cpu"], {}, told=jobs.append)
+    assert jobs[0].status == "skipped"
+    join_parts(out, overwrite=True)
+    assert not parts_folder(out).exists()
+
+
+def test_what_was_cut_off_before_its_parts_were_removed_is_finished(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "talk.mp4"
+    asked = ["render", str(folder), "-o", str(out), "--device", "cpu", "--segment-frames", str(SEGMENT)]
+    cut_off_before_its_parts_were_removed(folder, str(out))
+    whole = out.read_bytes()
+    assert main(asked) == 1
+    assert "6 of 6 segments are finished; go on with --resume --overwrite" in capfd.readouterr().err
+    with pytest.raises(OutputError, match="crf is not what it was"):
+        gpupipe.render(folder, out, resume=True, crf=30, **OPTIONS)
+    out.write_bytes(whole + b"?")
+    with pytest.raises(OutputError, match="exists already, and is not what its parts make; use resume=True with over"):
+        gpupipe.render(folder, out, resume=True, **OPTIONS)
+    assert out.read_bytes() == whole + b"?"
+    out.write_bytes(whole)
+    assert main([*asked, "--resume"]) == 0
+    assert "43 of 43 frames were finished before" in capfd.readouterr().out
+    assert out.read_bytes() == whole
+    assert not parts_folder(out).exists()
+
+
+def test_what_others_have_drawn_is_finished_too(folder: Path, tmp_path: Path) -> None:
+    out, body = tmp_path / "talk.mp4", Character.load(folder).body
+    cut_off_before_its_parts_were_removed(folder, str(out))
+    whole = out.read_bytes()
+    manifest = read_manifest(parts_folder(out))
+    assert manifest is not None
+    options = OutputOptions(resume=True, segment_frames=SEGMENT)
+    out.write_bytes(b"another")
+    with pytest.raises(OutputError, match="exists already, and is not what its parts make"):
+        Gathered(out, body, options, segments=Segments(FRAMES, SEGMENT), manifest=manifest)
+    out.write_bytes(whole)
+    Gathered(out, body, options, segments=Segments(FRAMES, SEGMENT), manifest=manifest).commit()
+    assert out.read_bytes() == whole
+    assert not parts_folder(out).exists()
 
 
 def test_batch_goes_on(folder: Path, tmp_path: Path) -> None:

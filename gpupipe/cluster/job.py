@@ -18,6 +18,7 @@ from gpupipe.errors import GpupipeError
 from gpupipe.media.limits import Limits
 from gpupipe.options import JobKeywords, split
 from gpupipe.render.gather import Gathered
+from gpupipe.render.left import remove_left
 from gpupipe.render.manifest import Manifest
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
@@ -99,6 +100,7 @@ class ClusterJob:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is odd is told once, below
                 if is_complete(character, asked.output, {**asked.options, "precision": "fp32"}):
+                    remove_left(asked.output, self._limits)
                     return False
         pixel_format = pixel_format_of(writing, video=video)
         plan = Plan.make(character, pixel_format, model, said, sound=said.sound and video)

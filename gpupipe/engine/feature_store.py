@@ -9,11 +9,11 @@ from typing import Any
 from gpupipe.engine.features import SplitModel
 from gpupipe.engine.gpu_backend import SPARE_BYTES, elsewhere
 from gpupipe.engine.kept_features import FeatureBudget, KeptFeatures
-from gpupipe.errors import DeviceMemoryError, OptionError
+from gpupipe.errors import DeviceMemoryError
 from gpupipe.gpu.device import Device
 from gpupipe.machine import megabytes, memory_available_bytes
 from gpupipe.model.model import Model
-from gpupipe.options import EngineOptions, read_bytes
+from gpupipe.options import EngineOptions
 
 
 def feature_budget(options: EngineOptions, gpu: Device | None) -> FeatureBudget | None:
@@ -22,20 +22,14 @@ def feature_budget(options: EngineOptions, gpu: Device | None) -> FeatureBudget 
     Args:
         options: of an engine.
         gpu: its GPU, if it has one, before anything is allocated there.
-
-    Raises:
-        OptionError: it is neither a number of bytes nor auto nor off.
     """
-    if options.feature_cache == "off":
+    size = options.feature_cache
+    if size == "off":
         return None
-    if options.feature_cache in (None, "auto"):
-        tuned = options.feature_cache is None
+    if not isinstance(size, int):  # None or "auto"
+        tuned = size is None
         free = 0 if gpu is None else gpu.free_bytes
         return FeatureBudget((memory_available_bytes() or 0) // 4, free // 4, always=tuned, tuned=tuned)
-    try:
-        size = read_bytes(options.feature_cache)
-    except OptionError as error:
-        raise error.about("--feature-cache") from error
     return FeatureBudget(size, size, always=True)
 
 

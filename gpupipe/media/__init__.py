@@ -12,6 +12,7 @@ or models. Gives frames and sound as NumPy arrays, and takes finished frames:
     images      frames as JPEG and PNG files                        join        parts → the finished file
     fragments   frames and sound → a file that plays while it is made
     live_encoder: frames → packets of a stream, each at once
+    verify      whether a finished file is whole, with nal_units: what no encoder writes
     index       where in a video its frames are, to begin elsewhere than at the first
     rtc         single pictures and sound, as WebRTC's own encoders take and give them
     device_handover: like handover, for a frame in GPU memory, which is all that is known of GPUs here

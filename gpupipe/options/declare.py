@@ -14,10 +14,10 @@ from typing import Any, Final, Literal, TypeVar
 
 from gpupipe.errors import OptionError
 
-Kind = Literal["text", "path", "features", "device", "number", "bytes", "share", "choice", "switch"]
+Kind = Literal["text", "path", "features", "device", "number", "bytes", "size", "share", "choice", "switch"]
 """How an option is written. `share` is a number above 0, and 1 at most; `features` is a path, or from Python an array
 too; `device` is "auto", "cpu", "cuda" or "cuda:1", or several GPUs: "cuda:0,cuda:1"; `bytes` is a number of bytes, on
-the command line with a unit (8G)."""
+the command line with a unit (8G); `size` too, and may have its unit in Python as well ("8G")."""
 
 DEVICES: Final = ("auto", "cpu", "cuda", "cuda:N")
 """Every device; N is a GPU's number, as CUDA numbers the visible ones. Several GPUs are separated by commas."""
@@ -49,7 +49,7 @@ class Option:
         choices: all values there are, of a choice.
         unset: what None stands for; None is refused where this is.
         auto: whether "auto" is None, in words.
-        words: values besides numbers, of a number.
+        words: values besides numbers, of a number or a size.
         bare: what the flag stands for alone, without a value; None: it wants one.
         name: of the field: its spelling in Python and JSON.
         default: its value where none is given.
@@ -81,9 +81,11 @@ class Option:
         """
         if (value is None and self.unset is not None) or (self.auto and isinstance(value, str) and value == "auto"):
             return None
-        if self.kind in ("number", "bytes"):
-            if isinstance(value, str) and value in self.words:
-                return str(value)
+        if isinstance(value, str) and value in self.words:
+            return str(value)
+        if self.kind == "size" and isinstance(value, str):
+            value = _bytes_named(value, spelled)
+        if self.kind in ("number", "bytes", "size"):
             number = _whole(value)
             if number is None:
                 remedy = f"give {self.least} {'or more' if self.most is None else f'to {self.most}'}"
@@ -229,6 +231,13 @@ def read_bytes(text: str) -> int:
         raise OptionError("not a number of bytes", value=text, remedy="give one such as 8G or 500M")
     number, unit, binary = found[1], found[2].upper(), (found[3] or "").upper()
     return int(float(number) * (_DECIMAL[unit + "B"] if unit and binary == "B" else _UNITS[unit]))
+
+
+def _bytes_named(text: str, spelled: str | None) -> int:
+    try:
+        return read_bytes(text)
+    except OptionError as error:
+        raise error if spelled is None else error.about(spelled) from error
 
 
 def bytes_of_environment(variable: str, default: int) -> int:

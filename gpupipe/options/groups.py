@@ -80,13 +80,14 @@ class EngineOptions(Checked):
         auto=True,
         words=get_args(All),
     )
-    feature_cache: str | None = option(
+    feature_cache: int | str | None = option(
         None,
         "keep what the model makes of each cached frame alone, up to this size, such as 4G, in the memory of what runs "
         "the model; auto: where frames are shown often enough, in a quarter of what is free; on the CPU in fp32 only",
+        kind="size",
         metavar="SIZE",
-        kind="text",
         unset="as tuned, else off",
+        words=("auto", "off"),
     )
     max_pixels: int = option(
         MAX_PIXELS, "the most pixels of a video's frame, checked before it is decoded", metavar="N", least=1

@@ -48,7 +48,7 @@ class EngineKeywords(LimitKeywords, total=False):
 
     device: str
     workers: int | Auto | None
-    feature_cache: str | None
+    feature_cache: int | str | None
     max_memory: int | None
     cache: int | Auto | All | None
 

@@ -24,9 +24,22 @@ def hash_of(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    return hash_of_files(_files(path), names=path.is_dir())
+
+
+def hash_of_files(files: Iterable[Path], *, names: bool = True) -> str:
+    """The SHA-256 of files, one after the other: of a folder that holds these, if they are in the order of their names.
+
+    Args:
+        files: which.
+        names: whether their names and sizes count.
+
+    Raises:
+        OSError: one cannot be read.
+    """
     found = hashlib.sha256()
-    for file in _files(path):
-        if path.is_dir():
+    for file in files:
+        if names:
             found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as opened:
             while chunk := opened.read(CHUNK_BYTES):

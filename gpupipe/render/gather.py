@@ -18,7 +18,7 @@ from gpupipe.render.naming import naming, require_new
 from gpupipe.render.output import is_video
 from gpupipe.render.parts import Parts, start_of
 from gpupipe.render.segments import Segments
-from gpupipe.render.video_output import join_segments
+from gpupipe.render.video_output import join_segments, may_be_placed, require_placed
 
 _log = Log(__name__)
 
@@ -53,9 +53,14 @@ class Gathered:
         self.path, self._video = Path(output), is_video(output)
         self._body, self._sound, self._limits, self.segments = body, sound, limits, segments
         if self._video:
-            require_new(self.path, overwrite=options.overwrite)
+            require_new(self.path, overwrite=options.overwrite or may_be_placed(self.path, options))
             self._suffix = part_suffix(EncoderOptions.of(options).encoder, self.path.suffix)
             self._parts = Parts(self.path, manifest, start_of(options))
+            try:
+                require_placed(self._parts, manifest, options, self._suffix, body.fps, sound, limits)
+            except BaseException:
+                self._parts.leave()
+                raise
         else:
             self._suffix = ""
             self._parts = open_parts(self.path, options, manifest)

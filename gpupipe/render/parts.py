@@ -290,5 +290,6 @@ def resumable(output: Path) -> str | None:
     with suppress(OutputError):
         manifest = read_manifest(parts_folder(output))
         if manifest is not None and manifest.segments:
-            return f"{output}: {len(manifest.segments)} of {manifest.count} segments are finished; go on with --resume"
+            how = "--resume --overwrite" if output.is_symlink() or output.is_file() else "--resume"
+            return f"{output}: {len(manifest.segments)} of {manifest.count} segments are finished; go on with {how}"
     return None

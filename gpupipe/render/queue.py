@@ -18,6 +18,7 @@ from gpupipe.options import EngineKeywords, JobKeywords, split
 from gpupipe.render.engine import PARALLEL, Engine
 from gpupipe.render.image_output import images_in
 from gpupipe.render.jobfile import JobLine
+from gpupipe.render.left import remove_left
 from gpupipe.render.output import is_video
 from gpupipe.render.plan import Plan
 from gpupipe.render.stats import Progress, RenderStats
@@ -157,6 +158,7 @@ class _Queue:
         try:
             character = self._character(engine, job.character)
             if not options["overwrite"] and is_complete(character, job.output, options):
+                remove_left(job.output, engine.limits)
                 return JobReport(job, "skipped")
             stats = engine.render(character, job.output, progress=lambda progress: self._tell(job, progress), **options)
             return JobReport(job, "done", stats=stats)

@@ -13,7 +13,7 @@ import numpy as np
 from gpupipe.colour import PixelFormat
 from gpupipe.compose.surface import Surface, SurfaceFormat
 from gpupipe.compose.table import device_shape
-from gpupipe.errors import PackageError
+from gpupipe.errors import OutputError, PackageError
 from gpupipe.gpu.device import Device
 from gpupipe.log import Log
 from gpupipe.media.encode import VideoWriter
@@ -22,9 +22,10 @@ from gpupipe.media.join import join
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.video import VideoInfo, require_even
 from gpupipe.options import OutputOptions
+from gpupipe.render.durable import hash_of, remove
 from gpupipe.render.manifest import Manifest
 from gpupipe.render.naming import naming, require_new
-from gpupipe.render.parts import Parts, start_of
+from gpupipe.render.parts import Parts, parts_folder, start_of
 from gpupipe.render.segments import Segments
 from gpupipe.render.sink import on_host
 
@@ -61,7 +62,7 @@ class VideoOutput:
         manifest: Manifest,
         gpus: Sequence[Device | None] = (None,),
     ) -> None:
-        require_new(path, overwrite=options.overwrite)
+        require_new(path, overwrite=options.overwrite or may_be_placed(path, options))
         require_even(body.path, body.width, body.height, what="video", error=PackageError)
         self.path = path
         self.segments = segments
@@ -73,6 +74,7 @@ class VideoOutput:
         self._first: tuple[int, VideoWriter, Device | None] | None = None
         self._parts = Parts(path, manifest, start_of(options))
         try:
+            require_placed(self._parts, manifest, options, self._suffix, body.fps, sound, body.limits)
             segments.skip(self._parts.finished)
             for gpu in dict.fromkeys(gpus):
                 self._try(gpu)
@@ -158,11 +160,64 @@ def join_segments(parts: Parts, suffix: str, fps: Fraction, sound: Path | None, 
         OutputError: it cannot be written.
         MediaError: the sound cannot be read.
     """
-    joined = parts.unfinished(f"joined{parts.output.suffix}")
+    parts.place(_joined(parts, suffix, fps, sound, limits))
+
+
+def _joined(parts: Parts, suffix: str, fps: Fraction, sound: Path | None, limits: Limits) -> Path:
+    written = parts.unfinished(f"joined{parts.output.suffix}")
     join(
-        [parts.segment(segment, suffix) for segment in sorted(parts.finished)], joined, fps, sound=sound, limits=limits
+        [parts.segment(segment, suffix) for segment in sorted(parts.finished)], written, fps, sound=sound, limits=limits
     )
-    parts.place(joined)
+    return written
+
+
+def is_joined_of(
+    parts: Parts, manifest: Manifest, suffix: str, fps: Fraction, sound: Path | None, limits: Limits
+) -> bool:
+    """Whether the segments of a video are all finished, and the output that has its name is what they are joined to.
+
+    Raises:
+        OSError: the disk.
+        OutputError: nothing can be written beside it.
+        MediaError: the sound cannot be read.
+    """
+    output = parts.output
+    if len(parts.finished) < manifest.count or output.is_symlink() or not output.is_file():
+        return False
+    written = _joined(parts, suffix, fps, sound, limits)
+    try:
+        return hash_of(written) == hash_of(output)
+    finally:
+        remove(written)
+
+
+def may_be_placed(output: Path, options: OutputOptions) -> bool:
+    """Whether a video that is there may be what the parts beside it make, with which a render is to go on."""
+    return options.resume and options.segments is None and parts_folder(output).is_dir()
+
+
+def require_placed(
+    parts: Parts,
+    manifest: Manifest,
+    options: OutputOptions,
+    suffix: str,
+    fps: Fraction,
+    sound: Path | None,
+    limits: Limits,
+) -> None:
+    """Raise an OutputError if there is a video that may not be replaced, unless it is what its parts make: then whoever
+    gave it its name was ended before they were removed."""
+    output = parts.output
+    if options.overwrite or not (output.exists() or output.is_symlink()):
+        return
+    with naming(output):
+        if not is_joined_of(parts, manifest, suffix, fps, sound, limits):
+            raise OutputError(
+                "exists already, and is not what its parts make",
+                file=output,
+                field="output",
+                remedy="use --resume with --overwrite, or another name",
+            )
 
 
 class SegmentWriter:

@@ -57,7 +57,16 @@ def open_speech(
 
     The sound is `audio`, or the one the character was filmed with. The features are those given, or those of `audio`,
     or the character's own. The speech lasts as long as the features; and as long as the sound, where the features are
-    the sound's own (their number fits it): the front end gives up to two rows less than the sound lasts.
+    the sound's own (their number fits it): the front end gives up to two rows less than the sound lasts. Without sound,
+    features that are there already keep their own length, which may be that much shorter; those that are made of
+    `audio` last as long as that.
+
+    Args:
+        character: who says it.
+        features: float32 `[N, 512]`, or the file that holds them.
+        audio: the sound file.
+        audio_encoder: the ONNX file that makes features of `audio`; None for the character's own.
+        with_sound: whether the sound goes with the picture.
 
     Raises:
         PackageError: the features are missing or wrong.
