@@ -22,7 +22,7 @@ from gpupipe.compose.surface import Surface
 from gpupipe.engine.backend import HostBackend
 from gpupipe.engine.session import Session
 from gpupipe.engine.surfaces import SurfacePool
-from gpupipe.errors import Cancelled, InferenceError
+from gpupipe.errors import Cancelled, EngineClosed, InferenceError
 from gpupipe.render.engine import Engine
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.threads import Worker
@@ -248,3 +248,20 @@ def test_memory_is_asked_for_while_others_begin_to_load(monkeypatch: pytest.Monk
         enough.set()
         other.wait()
         sys.setswitchinterval(interval)
+
+
+def test_an_engine_is_closed_by_who_was_interrupted_before_he_could_say_that_he_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = planned(PEOPLE[0], "nv12", small.features(1)).order
+    with Engine(device="cpu") as engine:
+
+        def interrupted() -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_handled", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.filmed(order)
+    with pytest.raises(EngineClosed):
+        engine.filmed(order)

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,7 +61,7 @@ class EngineCore:
         self._scheduler: Scheduler[Lane, Session] = Scheduler(lambda lane: lane.pace.seconds)
         self.timetable = Timetable()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._handling = 0
+        self._handling: Counter[int] = Counter()  # by thread
         self._error: GpupipeError | None = None
         self._closing = False
         self._sessions: dict[Session, ExitStack] = {}
@@ -162,7 +162,8 @@ class EngineCore:
         for session in sessions:
             session.close()
         with self._condition:
-            self._condition.wait_for(lambda: not self._handling)
+            # Not for itself: an interrupt may have ended what this thread did before it could say so.
+            self._condition.wait_for(lambda: not self._handling.keys() - {threading.get_ident()})
             held = list(self._sessions.values())  # of sessions whose frames somebody has not released
             self._sessions.clear()
         for each in held:
@@ -251,7 +252,7 @@ class EngineCore:
         with self._condition:
             self._scheduler.remove(session)
             held = self._sessions.pop(session, None)
-            self._handling += 1
+            self._handling[threading.get_ident()] += 1
             self._condition.notify_all()
         with self._handled():
             _log.event("session ended", session=session.number, frames=session.finished)
@@ -277,7 +278,7 @@ class EngineCore:
         """Raise if the engine is closed; else it is not closed completely before the with block has ended."""
         with self._condition:
             self._raise_if_closed()
-            self._handling += 1
+            self._handling[threading.get_ident()] += 1
         with self._handled():
             yield
 
@@ -288,7 +289,7 @@ class EngineCore:
             yield
         finally:
             with self._condition:
-                self._handling -= 1
+                self._handling -= Counter([threading.get_ident()])  # those at 0 are left out
                 self._condition.notify_all()
 
     def _raise_if_closed(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -122,13 +123,15 @@ class PartsLock:
     def _make(self) -> None:
         folder = self._folder
         try:
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            while (mode := _mode(folder)) is None:
+                with suppress(FileExistsError):  # another was faster
+                    folder.mkdir()
+            if not stat.S_ISDIR(mode):
                 raise OutputError(
                     "is in the way: finished segments go into a folder of that name",
                     file=folder,
                     remedy="move it away, or use another name for the output",
                 )
-            folder.mkdir(exist_ok=True)
         except OSError as error:
             long = error.errno == errno.ENAMETOOLONG
             raise OutputError(
@@ -137,3 +140,11 @@ class PartsLock:
                 field="output",
                 remedy="use a shorter name for the output" if long else "use another folder",
             ) from error
+
+
+def _mode(path: Path) -> int | None:
+    """What is there, as `os.lstat` tells it; None: nothing."""
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return None
