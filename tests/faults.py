@@ -280,15 +280,21 @@ class Scene:
             assert found.items() <= self.whole[output].items()
         elif path.exists():
             assert self.content(output) == self.whole[output]
-        if kept and (folder := self.parts(output)).exists():
-            manifest = read_manifest(folder)
-            segments = {} if manifest is None else manifest.segments
-            there = {one.name for one in folder.iterdir()}
-            # One that was interrupted as it was made, or removed, is empty but for the lock.
-            empty = manifest is None and there <= {parts_lock.LOCK}
-            assert empty or there == {parts_lock.LOCK, MANIFEST, *(one.name for one in segments.values())}, there
-            if not output.endswith("/"):  # whose images are moved when they are joined
-                assert parts.wrong_parts(self.work / output) == []
+        if kept:
+            there, right = self.kept(output)
+            assert there == right, there
+        if kept and not output.endswith("/"):  # whose images are moved when they are joined
+            assert parts.wrong_parts(self.work / output) == []
+
+    def kept(self, output: str) -> tuple[set[str], set[str]]:
+        """What is in the folder of the parts, and what is to be there; nothing in both if there is no folder."""
+        folder = self.parts(output)
+        if not folder.exists():
+            return set(), set()
+        manifest = read_manifest(folder)
+        segments = {} if manifest is None else manifest.segments
+        right = {parts_lock.LOCK, MANIFEST, *(one.name for one in segments.values())}
+        return {one.name for one in folder.iterdir()}, right
 
     def assert_resumed(self, output: str) -> None:
         """What was interrupted goes on, to the same bytes."""
