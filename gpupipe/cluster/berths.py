@@ -11,6 +11,8 @@ from gpupipe.cluster.server import Look, Sizes
 from gpupipe.cluster.shares import Share, shares
 from gpupipe.errors import ClusterError, OptionError
 
+SAME: Final = "give all nodes the same characters"
+
 Nodes = Callable[[], Sequence[dict[str, Any]]]
 """The nodes of the cluster as they are now, as `ray.nodes` tells them."""
 
@@ -112,22 +114,17 @@ class Berths:
         return [Berth(share, addresses[share.node_id], counts.count(share.node_id)) for share in found]
 
 
-_REMEDY: Final = "give all nodes the same characters"
-
-
 def _require_same_files(node: str, sizes: Sizes, first: str, others: Sizes) -> None:
     for name in sorted({*sizes, *others}):
         here, there = sizes.get(name), others.get(name)
         if here is None or there is None:
             has, lacks = (first, node) if here is None else (node, first)
-            raise ClusterError(
-                f"is on {has}, and not on {lacks}", file=name, remedy="give all nodes the same characters"
-            )
+            raise ClusterError(f"is on {has}, and not on {lacks}", file=name, remedy=SAME)
         for file in sorted({*here, *there}):
             if here.get(file) != there.get(file):
                 told = [f"{size} bytes" if (size := each.get(file)) is not None else "none" for each in (here, there)]
                 raise ClusterError(
                     f"{file} has {told[0]} on {node}, and {told[1]} on {first}",
                     file=name,
-                    remedy=_REMEDY,
+                    remedy=SAME,
                 )

@@ -8,7 +8,8 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import uvicorn
 
@@ -16,6 +17,7 @@ from gpupipe.errors import OptionError, reason
 from gpupipe.options import ServeOptions
 from gpupipe.serve.http.protocol import protocol
 from gpupipe.serve.limits import ServeLimits
+from gpupipe.serve.tokens import Tokens
 
 BACKLOG: Final = 1024
 
@@ -89,6 +91,33 @@ def origins_of(options: ServeOptions) -> tuple[str, ...]:
             "without a path, such as https://example.com; or *",
         )
     return (named,)
+
+
+class Access(NamedTuple):
+    """Who may ask.
+
+    Attributes:
+        tokens: of which one must be shown, if there are any.
+        cors: origins of other servers' pages that may ask.
+        loopback_only: whether those are refused who ask for another host than this machine, see `http.guard.Guard`.
+    """
+
+    tokens: Tokens
+    cors: tuple[str, ...]
+    loopback_only: bool
+
+
+def access_of(options: ServeOptions) -> Access:
+    """Who may ask, as the options say.
+
+    Raises:
+        OptionError: strangers could, or the tokens cannot be read, or an origin is none.
+    """
+    check_exposure(options)
+    cors = origins_of(options)
+    tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
+    # Without tokens it listens on the loopback, unless it is said to be meant open: see `check_exposure`.
+    return Access(tokens, cors, not tokens.wanted and not options.insecure)
 
 
 def is_loopback(host: str) -> bool:

@@ -19,14 +19,12 @@ from gpupipe.serve.listen import (
     LAST_SECONDS,
     HttpServer,
     Listening,
+    access_of,
     address_of,
     bound,
-    check_exposure,
     limits_of,
-    origins_of,
 )
 from gpupipe.serve.metrics import Metrics
-from gpupipe.serve.tokens import Tokens
 from gpupipe.serve.webrtc.routes import Peers
 
 _log = Log(__name__)
@@ -55,9 +53,7 @@ async def serve(
     Raises:
         GpupipeError: an address is in use, a device cannot be opened, there are no characters.
     """
-    check_exposure(options)
-    cors = origins_of(options)
-    tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
+    tokens, cors, loopback_only = access_of(options)
     async with AsyncExitStack() as closing:
         listening = bound(options.host, options.port)
         closing.callback(listening.close)
@@ -77,8 +73,6 @@ async def serve(
         await asyncio.to_thread(uploads.open)
         peers = Peers(hub, metrics, uploads, host=options.host)
         closing.push_async_callback(peers.aclose)
-        # Without tokens it listens on the loopback, unless it is said to be meant open: see `check_exposure`.
-        private = not tokens.wanted and not options.insecure
         app = application(
             hub,
             tokens,
@@ -87,7 +81,7 @@ async def serve(
             uploads=uploads,
             extra=peers.routes(tokens),
             cors=cors,
-            loopback_only=private,
+            loopback_only=loopback_only,
         )
         rpc, grpc_port = await grpc_server(hub, tokens, address_of(options.host, options.grpc_port), metrics=metrics)
         closing.push_async_callback(rpc.stop, LAST_SECONDS)

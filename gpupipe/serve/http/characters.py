@@ -39,7 +39,7 @@ class Characters:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._pictures: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
 
     async def every(self, _: Request) -> Response:
         """All characters; those whose folders are wrong apart, with what is wrong."""
@@ -113,7 +113,8 @@ class Characters:
 
     def _picture(self, name: str) -> bytes:
         character = self._hub.characters.get(name)
-        key = name, character.body.path.stat().st_mtime_ns
+        written = character.body.path.stat()
+        key = name, written.st_mtime_ns, written.st_size
         if key not in self._pictures:
             limits = self._hub.engines[0].limits
             frame = next(read_frames(character.body.path, "bgr24", 1, limits))

@@ -17,11 +17,10 @@ from gpupipe.serve.listen import (
     LAST_SECONDS,
     HttpServer,
     Listening,
+    access_of,
     address_of,
     bound,
-    check_exposure,
     limits_of,
-    origins_of,
 )
 from gpupipe.serve.router.board import Board
 from gpupipe.serve.router.kept import LAST_SECONDS as REPLICAS_LAST_SECONDS
@@ -32,7 +31,6 @@ from gpupipe.serve.router.places import check_only_its_own, places_of
 from gpupipe.serve.router.replica import Replica
 from gpupipe.serve.router.rpc import grpc_router
 from gpupipe.serve.router.web import application
-from gpupipe.serve.tokens import Tokens
 
 LOOK_SECONDS: Final = 0.1
 """Between two looks whether talks are still under way, once the router is to end."""
@@ -65,9 +63,7 @@ async def route(
     Raises:
         GpupipeError: an address is in use, or a replica does not start.
     """
-    check_exposure(options)
-    cors = origins_of(options)
-    tokens = Tokens() if options.token_file is None else Tokens.read(Path(options.token_file))
+    tokens, cors, loopback_only = access_of(options)
     if launch is None:
         replicas, kept = _replicas(folder, options, engine, model)
     else:
@@ -96,7 +92,7 @@ async def route(
             uploads,
             metrics=metrics,
             cors=cors,
-            loopback_only=not tokens.wanted and not options.insecure,
+            loopback_only=loopback_only,
         )
         address = address_of(options.host, options.grpc_port)
         rpc, grpc_port = await grpc_router(board, tokens, address, limits, metrics=metrics)
