@@ -56,6 +56,10 @@ class SimulatedSession:
     def expects_more(self) -> bool:
         return self.arrivals is None or self.started + self.available < len(self.arrivals)
 
+    @property
+    def stock(self) -> int:
+        return 0  # frames are taken as they are finished
+
     def deadline(self, ahead: int) -> float:
         if self.due is None:
             return math.inf

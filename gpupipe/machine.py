@@ -22,6 +22,7 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "cupy-cuda12x",
+    "cupy-cuda13x",
 )
 """The packages whose versions matter to a report."""
 

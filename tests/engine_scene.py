@@ -178,12 +178,19 @@ def assert_at_rest(engine: Engine, surfaces_made: int) -> None:
 
 
 def let_draw(engine: Engine, sessions: Sequence[Session], frames: int) -> None:
-    """Let every session have so many frames drawn, and wait until the device is at rest."""
+    """Take so many frames of every session of a lane, and wait until the device is at rest.
+
+    As many are drawn meanwhile, but for less than a batch: what does not fill one may wait.
+    """
     for _ in range(frames):
         for session in sessions:
             surface = session.next()
             assert surface is not None
             surface.release()
-    eventually(lambda: engine.timetable.idle, "the device has no rest")
-    eventually(lambda: not any(session.available for session in sessions), "frames are left")
+
+    def waiting() -> bool:
+        batch, some = sessions[0].lane.batch, [session for session in sessions if session.available]
+        return sum(each.available for each in some) < batch and all(each.stock >= batch for each in some)
+
+    eventually(lambda: engine.timetable.idle and waiting(), "frames that could be drawn are not")
     eventually(lambda: engine.timetable.idle, "the device has no rest")

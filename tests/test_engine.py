@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +223,20 @@ def test_any_interleaving_gives_each_session_the_bytes_that_it_has_alone(surface
 
         interleaved()
     assert threading.active_count() == before
+
+
+def test_who_gives_surfaces_back_one_by_one_gets_full_batches() -> None:
+    order = planned(PEOPLE[1], "nv12", small.features(50), batch=4).order
+    with Engine(device="cpu") as engine, engine.open_session(order, lambda _: SpeechRows(small.features(50))) as first:
+        for surface in first:  # everything is loaded now
+            surface.release()
+        before = engine.timetable.departed.copy()
+        with engine.open_session(order, lambda _: SpeechRows(small.features(50))) as session:
+            for surface in session:
+                surface.release()
+                time.sleep(0.002)  # for a batch to leave
+        sizes, (full, rest) = engine.timetable.departed - before, divmod(session.finished, session.lane.batch)
+    assert sizes == Counter({session.lane.batch: full, rest: rest > 0})
 
 
 def test_memory_is_asked_for_while_others_begin_to_load(monkeypatch: pytest.MonkeyPatch) -> None:

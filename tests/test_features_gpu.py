@@ -289,8 +289,8 @@ def test_the_steady_state_costs_what_it_does_without(
     assert direct + gathered == len(batches)
     if sessions == 1:  # all but the turns, of which there are two in 24 frames, and what no four follow
         assert gathered <= rounds / 12 + 3
-    frames = rounds * sessions
-    assert sum(batches) == frames
+    frames = sum(batches)
+    assert abs(frames - rounds * sessions) < opened[0].lane.batch
     launches = {name: after["launches"][name] - before["launches"].get(name, 0) for name in after["launches"]}
     assert sum(launches.values()) == 2 * len(batches) + gathered
     assert launches.get("gather", 0) == gathered

@@ -33,6 +33,7 @@ class Source:
     arrived: int = 0
     due: list[float] | None = None
     more: bool = True
+    stock: int = 0
     started: int = 0
     drawn: list[int] = field(default_factory=list)
     finished: list[float] = field(default_factory=list)
@@ -115,6 +116,22 @@ def test_a_batch_that_is_not_full_leaves_when_waiting_longer_would_miss_its_dead
     assert choose(made, 0) == pytest.approx(latest)
     assert choose(made, latest - 0.01) == pytest.approx(latest)
     assert choose(made, latest) == (lane, [source] * 3)
+
+
+def test_a_batch_that_is_not_full_waits_while_its_taker_has_another_batch_of_finished_frames() -> None:
+    lane = Lane(batch=4)
+    one, two = Source(lane, 3, stock=4), Source(lane, 0, stock=4)
+    made = scheduler(one, two)
+    assert choose(made) == math.inf
+    one.stock = 3
+    assert choose(made) == (lane, [one] * 3)
+    one.arrived, one.stock, two.arrived = 5, 4, 2
+    for source in (one, two):
+        made.changed(source)
+    assert choose(made) == (lane, [two, two, one, one])  # together they fill one, the least served first
+    two.arrived, two.more = 4, False
+    made.changed(two)
+    assert choose(made) == (lane, [two] * 2)  # the last ones wait for nobody
 
 
 def test_what_is_under_way_counts_too() -> None:

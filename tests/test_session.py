@@ -6,14 +6,16 @@ import math
 import threading
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.engine.frame_task import FrameTask
 from gpupipe.engine.outputs import Outputs
-from gpupipe.engine.session import FrameTask, Session
+from gpupipe.engine.session import Session
 from gpupipe.engine.surfaces import Memory
 from gpupipe.errors import Cancelled, InferenceError
 from gpupipe.speech.rows import SpeechRows
@@ -35,7 +37,7 @@ class Opened:
         self.ends: list[Session] = []
         self.memory = [Memory(np.zeros(FORMAT.shape, np.uint8), None) for _ in range(surfaces)]
         self.session = Session(
-            lane=cast(Any, None),
+            lane=cast(Any, SimpleNamespace(batch=2)),
             frames="frames",
             speech=speech,
             placed="speech",

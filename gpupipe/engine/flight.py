@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from gpupipe.engine.frame_task import FrameTask
 from gpupipe.engine.lane import Lane, LaneSlot
-from gpupipe.engine.session import FrameTask, Session
+from gpupipe.engine.session import Session
 from gpupipe.errors import InferenceError
 from gpupipe.log import Log
 from gpupipe.model.runner import Wait

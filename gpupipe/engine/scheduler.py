@@ -3,8 +3,10 @@
 Frames with deadlines come first, the earliest first; those that will be late whatever is done come after those that can
 still be on time, so that too much work makes a few sessions late and not all. What room they leave goes to the sessions
 without deadlines, each in its turn, so that all of them are served alike. A batch that is not full waits for more
-frames as long as that makes none late, and keeps nobody else from the device; one of frames without deadlines waits
-only while the device has other work.
+frames as long as that makes none late, and keeps nobody else from the device. One of frames without deadlines waits
+while the device has other work, and while whoever takes its frames has a batch of finished ones left: a GPU takes as
+long for one frame as for a whole batch, so frames that are drawn one by one, as an encoder gives surfaces back, would
+cost it a batch's time each.
 """
 
 from __future__ import annotations
@@ -14,48 +16,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
+
+from gpupipe.engine.source import LaneT, Source
 
 MARGIN = 1.1
 """Times a batch's usual time that is allowed for it where a deadline is to be kept."""
 
 ON_TIME, LATE, PATIENT = range(3)
 """Frames whose deadlines can still be kept, those whose deadlines cannot, and those that have none: in this order."""
-
-
-class Lane(Protocol):
-    """What frames must share to go in one batch."""
-
-    @property
-    def batch(self) -> int:
-        """The most frames in a batch."""
-
-    def __hash__(self) -> int:
-        """By identity."""
-
-
-LaneT = TypeVar("LaneT", bound=Lane)
-LaneT_co = TypeVar("LaneT_co", bound=Lane, covariant=True)
-
-
-class Source(Protocol[LaneT_co]):
-    """What the scheduler sees of a session: frames in order, some of which can be drawn now."""
-
-    @property
-    def lane(self) -> LaneT_co:
-        """Where its frames go."""
-
-    @property
-    def available(self) -> int:
-        """Frames that could be drawn now."""
-
-    @property
-    def expects_more(self) -> bool:
-        """Whether more than the available frames will come."""
-
-    def deadline(self, ahead: int) -> float:
-        """When the `ahead`-th frame from now must be finished, seconds; infinity for no deadline. The first that is not
-        available is asked for too."""
 
 
 SourceT = TypeVar("SourceT", bound="Source[Any]")
@@ -227,7 +196,8 @@ class Scheduler(Generic[LaneT, SourceT]):
             picked, full = self._fill(lane, lanes[lane], start)
             # One that the others have gone past by a whole batch need not be full any more.
             behind = following is not None and self._least(lanes[following]) - self._least(picked) >= lane.batch
-            if not (full or idle or behind or not any(self._seen[source].expects_more for source in picked)):
+            needed = idle and any(source.stock < lane.batch for source in picked)
+            if not (full or needed or behind or not any(self._seen[source].expects_more for source in picked)):
                 continue
             if not self._may_go_early(lane, picked, busy):
                 continue

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpupipe.compose.protocol import Coming, Drawing
 from gpupipe.compose.surface import Surface, SurfaceFormat
+from gpupipe.engine.frame_task import FrameTask
 from gpupipe.engine.kept_features import KeptFeatures
 from gpupipe.engine.lane import Lane
 from gpupipe.engine.outputs import Outputs
@@ -23,15 +24,6 @@ from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.windows import frames_of_rows
 from gpupipe.threads import POLL_SECONDS
 from gpupipe.trace import Trace
-
-
-@dataclass(frozen=True)
-class FrameTask:
-    """One frame to be drawn, of one session."""
-
-    session: Session
-    index: int
-    drawing: Drawing[Any, Any]
 
 
 @dataclass(eq=False)
@@ -126,6 +118,11 @@ class Session:
             return self.started + available < end
         with self._condition:
             return self.outputs.left(available + 1) > available
+
+    @property
+    def stock(self) -> int:
+        """Finished frames that wait to be taken."""
+        return len(self._ready)
 
     def deadline(self, ahead: int) -> float:
         """When the `ahead`-th frame from now must be finished; infinity for no deadline."""
@@ -229,9 +226,7 @@ class Session:
     def next(self) -> Surface | None:
         """The next finished frame; None after the last."""
         with self._condition:
-            while True:
-                if self._ready:
-                    return self._ready.popleft()
+            while not self._ready:
                 if self._error is not None:
                     raise self._error
                 if self._closed:
@@ -242,6 +237,11 @@ class Session:
                     self._error = error
                     raise error
                 self._condition.wait(POLL_SECONDS)
+            taken = self._ready.popleft()
+            few = len(self._ready) == self.lane.batch - 1  # a batch that is not full may leave now
+        if few:
+            self.changed(self)
+        return taken
 
     def _never(self) -> BaseException | None:
         """What keeps the next frame from ever being drawn, once those before it are finished."""

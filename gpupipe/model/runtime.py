@@ -106,7 +106,7 @@ def runtime() -> ModuleType:
         raise InferenceError(
             f"ONNX Runtime cannot be imported: {reason(error)}", remedy="pip install 'gpupipe[cpu]' or 'gpupipe[cuda]'"
         ) from error
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(4)  # what fails is raised; cuDNN also logs every plan that it passes over
     return onnxruntime  # type: ignore[no-any-return]
 
 

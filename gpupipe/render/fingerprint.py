@@ -19,7 +19,7 @@ from gpupipe.render.plan import Plan
 
 PACKAGES = ("gpupipe", "numpy", "av", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "opencv-python")
 """Whose versions change what is drawn, or how it is encoded."""
-GPU_PACKAGES = ("cupy-cuda12x",)
+GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x")
 
 
 def fingerprint(
