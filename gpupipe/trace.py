@@ -146,10 +146,13 @@ class _Tally:
 
     def __init__(self) -> None:
         self.seconds, self.frames = 0.0, 0
+        self.start, self.end = float("inf"), float("-inf")
         self.per_frame_ms = Histogram()
 
-    def add(self, seconds: float, frames: int) -> None:
+    def add(self, start: float, end: float, frames: int) -> None:
+        seconds = end - start
         self.seconds += seconds
+        self.start, self.end = min(self.start, start), max(self.end, end)
         self.frames += frames
         if frames:
             self.per_frame_ms.add(seconds / frames * 1e3)
@@ -191,7 +194,7 @@ class Trace:
             shares: other traces that get their part of it, and how many of its frames are theirs.
         """
         with self._lock:
-            self._tallies.setdefault(span.stage, _Tally()).add(span.end - span.start, span.frames)
+            self._tallies.setdefault(span.stage, _Tally()).add(span.start, span.end, span.frames)
             if self._spans is not None:
                 self._dropped += len(self._spans) == self._spans.maxlen
                 self._spans.append(span)
@@ -231,6 +234,12 @@ class Trace:
                 total_seconds=total,
                 frames=frames,
             )
+
+    def extent(self, stage: Stage) -> float:
+        """Seconds from the beginning of a stage's first span to the end of its last one."""
+        with self._lock:
+            tally = self._tallies.get(stage)
+            return 0.0 if tally is None else tally.end - tally.start
 
     def below(self, bounds: Sequence[float]) -> dict[Stage, tuple[list[int], int, float]]:
         """Of each stage that has any, its runs by their milliseconds a frame: how many took at most as long as each of

@@ -56,10 +56,10 @@ class Opened:
         assert session is self.session
         self.changes += 1
 
-    def start(self, count: int = 1) -> list[FrameTask]:
+    def start(self, count: int = 1) -> list[FrameTask[Session]]:
         tasks = [self.session.start() for _ in range(count)]
         assert None not in tasks
-        return cast(list[FrameTask], tasks)
+        return cast(list[FrameTask[Session]], tasks)
 
     def draw(self, count: int = 1) -> None:
         """Start frames, and finish them at once."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +19,12 @@ from numpy.typing import NDArray
 from gpupipe.demo.models import encoder_model, save
 from gpupipe.errors import InferenceError, MediaError
 from gpupipe.geometry import speech_position
-from gpupipe.model.runtime import SessionOptions
+from gpupipe.model.runtime import SessionOptions, open_session
 from gpupipe.speech.encoder import AudioEncoder
 from gpupipe.speech.mel import mel_spectrogram
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.speech.stream import FeatureStream, features_from_pcm
+from gpupipe.threads import Worker, start_and_wait
 
 F32 = NDArray[np.float32]
 BLOCK = 256 * 200
@@ -116,6 +119,34 @@ def test_an_encoder_gives_the_same_bits_live_and_from_a_file(encoder_file: Path,
         assert encoder.batch == batch
         chunks = [pcm[at : at + chunk] for at in range(0, len(pcm), chunk)]
         np.testing.assert_array_equal(streamed(chunks, encoder, batch), whole, err_msg=f"{batch} {chunk}")
+
+
+def test_on_a_gpu_one_thread_runs_the_encoder_for_all(encoder_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime keeps device memory for every thread that has run a session there."""
+    ran: list[str] = []
+
+    class Session:
+        real: Any = open_session(encoder_file, SessionOptions())
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def run(self, *given: Any) -> Any:
+            ran.append(threading.current_thread().name)
+            return self.real.run(*given)
+
+    monkeypatch.setattr("gpupipe.speech.encoder.open_session", lambda *_, **__: Session())
+    windows = np.zeros((1, 1, 80, 16), np.float32)
+    encoder = AudioEncoder(encoder_file, SessionOptions("cuda"), batch=1)
+    wanted = AudioEncoder(encoder_file, SessionOptions("cpu"), batch=1)(windows)
+    found: list[Any] = []
+    start_and_wait([Worker(f"job {number}", lambda: found.append(encoder(windows))) for number in range(3)])
+    assert ran == ["MainThread", *["audio encoder_0"] * 3]
+    assert all(np.array_equal(each, wanted) for each in found)
+    with pytest.raises(InferenceError, match="failed"):
+        encoder(windows[:, :, :79])
+    encoder.close()
+    assert "audio encoder_0" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_row_comes_when_its_sound_is_there() -> None:

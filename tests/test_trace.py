@@ -47,6 +47,14 @@ def test_a_span_without_frames_counts_for_the_sums_only() -> None:
     assert (round(times.mean_ms, 6), round(times.median_ms, 6), times.frames) == (125.0, 100.0, 4)
 
 
+def test_spans_side_by_side_are_one_extent() -> None:
+    trace = Trace()
+    assert trace.extent(PASTE) == 0
+    for start, end in ((2.0, 5.0), (1.5, 4.0), (3.0, 3.5)):
+        trace.add(Span(PASTE, "t", start, end, 1))
+    assert (trace.extent(PASTE), trace.times(PASTE).total_seconds) == (3.5, 6.0)
+
+
 @given(milliseconds)
 def test_the_mean_is_exact_and_percentiles_are_within_half_a_bucket(values: list[float]) -> None:
     trace = Trace()

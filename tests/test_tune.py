@@ -18,7 +18,8 @@ import gpupipe
 from gpupipe.cli import main
 from gpupipe.engine.features import SplitModel
 from gpupipe.errors import GpupipeError, InferenceError, OptionError
-from gpupipe.render import tuning
+from gpupipe.options import ModelOptions, OutputOptions
+from gpupipe.render import tuned, tuning
 from gpupipe.render.engine import Engine
 from gpupipe.render.tuning import Settings, recall
 from gpupipe.tune import search, tune
@@ -192,7 +193,9 @@ def test_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(cores: int, **where: Any) -> tuple[Settings, list[list[tuple[Any, ...]]]]:
         for room in ("gpupipe.tune.run", "gpupipe.engine.opening"):
             monkeypatch.setattr(f"{room}.cpu_count", lambda: cores)
-        default = defaults(**where)
+        monkeypatch.setattr(tuned, "cpu_count", lambda: cores)
+        given = {"provider": where.pop("provider")} if "provider" in where else {}
+        default = defaults(ModelOptions(**given), OutputOptions(), **where)
         return default, [[tuple(each) for each in step.rivals(default)] for step in steps_from(default)]
 
     default, (first, second, third) = told(2, on_gpu=False)
@@ -207,9 +210,11 @@ def test_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     default, (first, second, _) = told(1, on_gpu=False)
     assert (first, second) == ([], [])
     default, (first, second, third) = told(16, on_gpu=True)
-    assert default == Settings(8, None, 1, None, "off")
-    assert [each[0] for each in first] == [4, 4, 8, 16, 16]
-    assert (second, third) == ([], [(8, None, 1, None, "auto")])
+    assert default == Settings(8, None, 4, None, "off")
+    assert [(batch, encoders) for batch, _, encoders, *_ in first] == [
+        (4, 2), (4, 4), (4, 8), (8, 2), (8, 8), (16, 2), (16, 4), (16, 8),
+    ]  # fmt: skip
+    assert (second, third) == ([], [(8, None, 4, None, "auto")])
     default, _ = told(16, on_gpu=True, provider="cpu")
     assert default == Settings(8, 4, 1, None, "off")
 
@@ -246,7 +251,7 @@ def test_a_small_character(folder: Path, tmp_path: Path, capfd: pytest.CaptureFi
     remembered = recall(tuning.Subject(**found["tuning"]["subject"]))
     assert remembered is not None
     assert remembered.as_dict() == found["tuning"]
-    default = defaults(on_gpu=False)
+    default = defaults(ModelOptions(), OutputOptions(), on_gpu=False)
     assert found["default"] == default.known()
     assert set(remembered.settings.known()) == set(default.known())
     assert remembered.settings == default or remembered.speedup > search.WIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -22,10 +23,11 @@ from gpupipe.character.folder import Character
 from gpupipe.cli import main
 from gpupipe.errors import GpupipeError, OutputError
 from gpupipe.model.digest import digest
-from gpupipe.options import ModelOptions
-from gpupipe.render import tuning
+from gpupipe.options import ModelOptions, OutputOptions
+from gpupipe.render import tuned, tuning
 from gpupipe.render.engine import Engine
 from gpupipe.render.stats import RenderStats
+from gpupipe.render.tuned import spare_encoders
 from gpupipe.render.tuning import Settings, Subject, Tuning, forget, of_character, recall, remember
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,6 +262,18 @@ def test_what_is_given_goes_before_what_is_tuned(folder: Path, tmp_path: Path, m
     assert drawn(runs=4, encoders=1, workers=4, feature_cache="off") == (4, 4, 1, ())
     assert drawn(runs="auto", workers="auto") == drawn()
     assert drawn(encoder="libx265")[3] == (), "which is another subject"
+
+
+def test_beside_a_gpu_encoders_take_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "cpu_count", lambda: 16)
+    model, writing = ModelOptions(), OutputOptions()
+    spare = functools.partial(spare_encoders, on_gpu=True)
+    assert [spare(model, writing, jobs=jobs) for jobs in (1, 2, 3, 8)] == [4, 2, 1, 1]
+    assert spare(model, OutputOptions(encoder_threads=2)) == 8
+    assert spare(model, OutputOptions(encoder_threads=1)) == 8, "at the most"
+    assert spare(model, OutputOptions(encoder="h264_nvenc")) == 1
+    assert spare(ModelOptions(provider="cpu"), writing) == 1
+    assert spare_encoders(model, writing, on_gpu=False) == 1
 
 
 def test_images_and_frames_are_tuned_too(folder: Path, tmp_path: Path) -> None:

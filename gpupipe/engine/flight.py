@@ -41,7 +41,7 @@ class Flight:
 
     lane: Lane
     slot: LaneSlot[Any]
-    tasks: list[FrameTask]
+    tasks: list[FrameTask[Session]]
     predicted: Wait | None = None
     begun: float = 0.0
     error: BaseException | None = None
@@ -54,12 +54,12 @@ class Flight:
         return [(session.trace, count) for session, count in Counter(task.session for task in self.tasks).items()]
 
     @property
-    def in_order(self) -> list[tuple[int, FrameTask]]:
+    def in_order(self) -> list[tuple[int, FrameTask[Session]]]:
         """Places and their frames, each session's in the order of output."""
         return sorted(enumerate(self.tasks), key=lambda seat: seat[1].index)
 
 
-def seated(lane: Lane, tasks: list[FrameTask]) -> list[FrameTask]:
+def seated(lane: Lane, tasks: list[FrameTask[Session]]) -> list[FrameTask[Session]]:
     """Frames in the order of their places: as they come, or as a model in two nets wants them on a GPU."""
     split = lane.split
     if split is None or not split.on_device:
@@ -152,7 +152,7 @@ class Steps:
             task.drawing.surface.finished = time.monotonic()
             task.session.deliver(task, wrong)
 
-    def _prepare(self, flight: Flight, tasks: list[FrameTask]) -> None:
+    def _prepare(self, flight: Flight, tasks: list[FrameTask[Session]]) -> None:
         flight.lane.compositor.prepare(flight.slot.buffers, [task.drawing for task in tasks])
 
     def _one_by_one(self, flight: Flight) -> None:
@@ -171,7 +171,7 @@ class Steps:
         except BaseException as error:
             flight.error = error
 
-    def _alone(self, flight: Flight, task: FrameTask) -> BaseException | None:
+    def _alone(self, flight: Flight, task: FrameTask[Session]) -> BaseException | None:
         """Draw one frame; what is wrong with it."""
         lane, slot = flight.lane, flight.slot
         try:
@@ -230,7 +230,7 @@ def _on_host(lane: Lane) -> bool:
     return lane.model.provider == "cpu"
 
 
-def nan_error(task: FrameTask) -> InferenceError:
+def nan_error(task: FrameTask[Session]) -> InferenceError:
     """The error of a frame whose prediction held a NaN."""
     return InferenceError(
         "the model gave NaN",

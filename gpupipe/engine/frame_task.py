@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from gpupipe.compose.protocol import Drawing
 
-if TYPE_CHECKING:
-    from gpupipe.engine.session import Session
+SessionT = TypeVar("SessionT")
 
 
 @dataclass(frozen=True)
-class FrameTask:
+class FrameTask(Generic[SessionT]):
     """One frame to be drawn, of one session."""
 
-    session: Session
+    session: SessionT
     index: int
     drawing: Drawing[Any, Any]

@@ -154,7 +154,7 @@ class Session:
 
     # What the engine does with it.
 
-    def start(self) -> FrameTask | None:
+    def start(self) -> FrameTask[Session] | None:
         """The next frame's task, with a surface to draw it on; None if the session has ended meanwhile."""
         with self._condition:
             if self._closed or self._error is not None or not self.memory:
@@ -181,7 +181,7 @@ class Session:
             self.started, self.finished, self.dropped = self.started + 1, self.finished + 1, self.dropped + 1
         self._condition.notify_all()
 
-    def deliver(self, task: FrameTask, error: BaseException | None = None) -> None:
+    def deliver(self, task: FrameTask[Session], error: BaseException | None = None) -> None:
         """A frame of this session is finished, or has failed: what comes after it is dropped then."""
         with self._condition:
             if self.coming is not None:

@@ -23,6 +23,7 @@ from gpupipe.engine.order import SessionOrder
 from gpupipe.engine.residents import ResidentKey
 from gpupipe.errors import EngineClosed
 from gpupipe.log import Log
+from gpupipe.machine import cpu_count
 from gpupipe.media.limits import Limits
 from gpupipe.options import (
     EngineKeywords,
@@ -60,9 +61,8 @@ class Engine(EngineCore):
         with Engine(device="cuda:0") as engine:
             anna = engine.load("anna/")
             engine.render(anna, "a.mp4", audio="a.wav")
-            job = engine.submit(anna, "b.mp4", audio="b.wav")
             for frame in engine.frames(anna, audio="c.wav"): ...
-            job.result()
+            engine.submit(anna, "b.mp4", audio="b.wav").result()
 
     Characters, models and encoders stay open for the next who needs them. Every method may be called from any thread.
     Leaving the with block waits for submitted jobs; an error cancels them, and so does `close`.
@@ -85,10 +85,10 @@ class Engine(EngineCore):
         self.limits = Limits.of(chosen)
         self.notes = picked.notes + self.limits.notes
         self._asked, self._workers = chosen, workers(chosen)
+        self._share = cpu_count() if yields else parallel or PARALLEL  # jobs for which the cores must do, at least
         self._executor = ThreadPoolExecutor(parallel or PARALLEL, "job", yield_to_others if yields else None)
         self._jobs: set[Job] = set()
-        self._takes_jobs = True
-        self._jobs_lock = threading.Lock()
+        self._takes_jobs, self._jobs_lock = True, threading.Lock()
         cache = CacheBound.of(chosen.cache, picked.backend)
         super().__init__(picked.backend, cache=cache, features=feature_budget(chosen, picked.backend.gpu))
         _log.event("engine opened", device=self.device, workers=self._workers, cache=cache, notes=self.notes)
@@ -275,14 +275,14 @@ class Engine(EngineCore):
         **more: Any,
     ) -> RenderStats:
         loaded, (model, said, form) = self._loaded(character), options
-        found = self._tuned(loaded, model, form if is_video(output) else None)
+        found = self._tuned(loaded, model, form if is_video(output) else None, 1 + len(beside))
         return write(
             [self, *beside], loaded, output, (found, said, form), workers=self._workers, notes=self.notes, **more
         )
 
-    def _tuned(self, character: Character, model: ModelOptions, video: OutputOptions | None = None) -> Tuned:
+    def _tuned(self, who: Character, model: ModelOptions, form: OutputOptions | None = None, on: int = 1) -> Tuned:
         self.backend.check(model)
-        return tuned(self, self._asked, character, model, video)
+        return tuned(self, self._asked, who, model, form, jobs=self._share * on)
 
     def _loaded(self, character: AnyCharacter) -> Character:
         return (

@@ -91,7 +91,9 @@ def run_jobs(
     threads: list[Worker] = []
     try:
         with ExitStack() as closing:
-            engines = [closing.enter_context(Engine(**engine | {"device": device})) for device in devices]
+            engines = [
+                closing.enter_context(Engine(parallel=parallel, **engine | {"device": device})) for device in devices
+            ]
             threads += [Worker("job", queue.serve, each) for each in engines for _ in range(parallel or PARALLEL)]
             try:
                 start_and_wait(threads)

@@ -42,7 +42,9 @@ def render(
     engine_options, job_options = divided(options, RenderKeywords, by="render()")
     devices = engine_options.get("device", "auto").split(",")
     with ExitStack() as closing:
-        engine, *others = (closing.enter_context(Engine(**engine_options | {"device": device})) for device in devices)
+        engine, *others = (
+            closing.enter_context(Engine(parallel=1, **engine_options | {"device": device})) for device in devices
+        )
         return engine.render(character, output, beside=others, trace=trace, progress=progress, **job_options)
 
 

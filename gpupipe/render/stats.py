@@ -116,7 +116,7 @@ def stats_of(
         workers=min(plan.order.workers or workers, lane.batch),
         inference_threads=plan.order.options.inference_threads or cpu_count(),
         total_seconds=seconds,
-        load_seconds=trace.times(LOAD).total_seconds,
+        load_seconds=trace.extent(LOAD),
         first_frame_seconds=first_frame_seconds,
         fps=drawn / seconds,
         inference_fps=infer.frames / infer.total_seconds if infer.total_seconds else 0.0,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from gpupipe.character.folder import Character
 from gpupipe.engine.core import EngineCore
 from gpupipe.engine.order import SessionOrder
 from gpupipe.errors import GpupipeError
+from gpupipe.machine import cpu_count
+from gpupipe.media.encoders import QUALITY_OPTION, EncoderOptions
 from gpupipe.options import BATCH, EngineOptions, ModelOptions, OutputOptions
 from gpupipe.render.tuning import Settings, Subject, recall
+
+MOST_ENCODERS: Final = 8
+"""Of a render, on each of its devices, unless it is told: each has surfaces of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ def tuned(
     character: Character,
     model: ModelOptions,
     output: OutputOptions | None = None,
+    *,
+    jobs: int = 1,
 ) -> Tuned:
     """What a job is drawn with: what was given, else what is remembered for it, else what suits most machines.
 
@@ -52,6 +60,7 @@ def tuned(
         character: whom.
         model: the job's options of the model, as they were given.
         output: and those of its video; None: frames or images.
+        jobs: see `spare_encoders`.
     """
     writing = output or OutputOptions()
     given = Settings(
@@ -71,10 +80,27 @@ def tuned(
     if found is not None:
         taken = found.settings._replace(**dict.fromkeys(given.known()))
         notes = (f"tuned: {taken} (gpupipe tune, {found.day})",) if taken.known() else ()
+    spare = spare_encoders(model, writing, on_gpu=engine.backend.gpu is not None, jobs=jobs)
     return Tuned(
         model=replace(model, batch=model.batch or taken.batch or BATCH, runs=model.runs or taken.runs),
-        encoders=given.encoders or taken.encoders or 1,
+        encoders=given.encoders or taken.encoders or spare,
         workers=taken.workers,
         break_even=found.break_even if found is not None and taken.feature_cache == "auto" else None,
         notes=notes,
     )
+
+
+def spare_encoders(model: ModelOptions, writing: OutputOptions, *, on_gpu: bool, jobs: int = 1) -> int:
+    """How many encoders keep the cores busy that a GPU leaves free, where none are given nor tuned.
+
+    Each takes about as many cores as it has threads. One where the model itself runs on the CPU, or NVENC encodes.
+
+    Args:
+        model: the options of the model.
+        writing: of the video.
+        on_gpu: whether frames are drawn on a GPU.
+        jobs: that share the cores: jobs at a time on each device, times the devices.
+    """
+    if not on_gpu or model.provider == "cpu" or writing.encoder in QUALITY_OPTION:
+        return 1
+    return max(1, min(MOST_ENCODERS, cpu_count() // (EncoderOptions.of(writing).threads * jobs)))

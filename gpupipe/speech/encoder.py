@@ -15,6 +15,7 @@ from gpupipe.log import Log
 from gpupipe.machine import cpu_count
 from gpupipe.media.limits import DEFAULT, Limits
 from gpupipe.media.sound import read_pcm
+from gpupipe.model.one_thread import OneThread
 from gpupipe.model.runtime import Provider, SessionOptions, failures, open_session
 from gpupipe.speech.mel import MEL_BANDS
 from gpupipe.speech.stream import features_from_pcm
@@ -63,20 +64,27 @@ class AudioEncoder:
                 )
         self.batch = _batch_of(inputs[0], batch)
         self._input = inputs[0].name
+        self._thread = None if options.provider == "cpu" else OneThread("audio encoder")
 
     def close(self) -> None:
-        """Release the session."""
+        """Release the session, once what is under way is done."""
+        if self._thread is not None:
+            self._thread.close()
         self._session = None
 
     def __call__(self, windows: Features) -> Features:
         """Feature rows, float32 `[B, 512]`, for windows float32 `[B, 1, 80, 16]`."""
-        try:
+
+        def run() -> Features:
             rows: Features = self._session.run(None, {self._input: windows})[0]
+            return rows
+
+        try:
+            return run() if self._thread is None else self._thread(run)
         except failures() as error:
             raise InferenceError(
                 f"failed: {reason(error)}", file=self.path, field="audio encoder", remedy="export it again"
             ) from error
-        return rows
 
 
 def options_for_encoder(path: Path, options: SessionOptions, batch: int) -> SessionOptions:

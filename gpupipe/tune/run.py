@@ -18,8 +18,9 @@ from gpupipe.log import Log
 from gpupipe.machine import cpu_count
 from gpupipe.model.runner import runs_at_a_time
 from gpupipe.model.runtime import SessionOptions
-from gpupipe.options import BATCH, EngineOptions, TuneKeywords, documented, split
+from gpupipe.options import BATCH, EngineOptions, ModelOptions, OutputOptions, TuneKeywords, documented, split
 from gpupipe.render.engine import Engine
+from gpupipe.render.tuned import MOST_ENCODERS, spare_encoders
 from gpupipe.render.tuning import Settings, Subject, Tuning, remember
 from gpupipe.tune.rig import EngineRig
 from gpupipe.tune.search import TURNS, Row, Search, Step, Told, grid, powers
@@ -37,7 +38,6 @@ LOADING: Final = 0.2
 
 MOST_RUNS: Final = 16
 """Of the model at a time that are compared: each has activations of its own."""
-MOST_ENCODERS: Final = 4
 BATCHES: Final = (1, 2, 4, BATCH, 16, 32, 64)
 
 
@@ -114,7 +114,7 @@ def tune(
         subject, on_gpu = Subject.of(engine, loaded, model, output.encoder), engine.backend.gpu is not None
         for note in engine.notes:
             told(note)
-    default = defaults(on_gpu=on_gpu, provider=model.provider)
+    default = defaults(model, output, on_gpu=on_gpu)
     steps = steps_from(default)
     with (
         tempfile.TemporaryDirectory(prefix="gpupipe-tune-") as folder,
@@ -140,11 +140,13 @@ def tune(
     return Report(tuning, file, default, tuple(search.rows), rig.frames, time.monotonic() - began, not search.late)
 
 
-def defaults(*, on_gpu: bool, provider: str = "auto") -> Settings:
+def defaults(model: ModelOptions, output: OutputOptions, *, on_gpu: bool) -> Settings:
     """The settings that nothing is tuned in. On the CPU a batch is as many frames as the model runs at a time."""
     runs = runs_at_a_time(SessionOptions("cpu", threads=cpu_count()))
     if on_gpu:
-        return Settings(batch=BATCH, runs=runs if provider == "cpu" else None, encoders=1, feature_cache="off")
+        spare = spare_encoders(model, output, on_gpu=True)
+        own = runs if model.provider == "cpu" else None
+        return Settings(batch=BATCH, runs=own, encoders=spare, feature_cache="off")
     return Settings(runs=runs, encoders=1, workers=workers(EngineOptions()), feature_cache="off")
 
 
@@ -159,7 +161,7 @@ def steps_from(default: Settings) -> list[Step]:
         asked = powers(min(MOST_RUNS, cores))
         found = {runs_at_a_time(SessionOptions("cpu", threads=cores), runs) for runs in asked}
         axes["runs"] = sorted(found | {default.runs})
-    axes["encoders"] = encoders()
+    axes["encoders"] = sorted({*encoders(), default.encoders or 1})
 
     def compositing(best: Settings) -> list[Settings]:
         if best.workers is None:
