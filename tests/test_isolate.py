@@ -43,7 +43,7 @@ def test_the_same_frames_and_facts(video: Path) -> None:
         np.testing.assert_array_equal(here, there)
     (first, *_), rest = read_frames(video, "nv12", 2, ISOLATED), read_frames(video, "nv12", None, ISOLATED)
     np.testing.assert_array_equal(first, next(rest))
-    rest.close()  # type: ignore[attr-defined]
+    rest.close()
 
 
 def test_the_same_sound(tmp_path: Path) -> None:

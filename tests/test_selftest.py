@@ -182,7 +182,7 @@ def test_memory_that_was_not_counted_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compose_gpu.GpuCompositor, "new_slot", larger)
     made = selftest.run()
     assert failed(made) == {"memory check"}
-    assert made["checks"][-1]["measured"].startswith("90.")
+    assert 90 <= float(made["checks"][-1]["measured"].split()[0]) < 130
 
 
 @pytest.fixture

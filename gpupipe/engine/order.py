@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -128,7 +129,7 @@ class SessionOrder:
         if not spec.recorded or character.recorded is None:
             return body, crops, None
         roi, masked = (_frames(info, "bgr24", spec.numbers) for info in character.recorded)
-        return body, crops, (np.concatenate(pair, axis=2) for pair in zip(roi, masked, strict=True))
+        return body, crops, _beside(roi, masked)
 
 
 class RandomReader:
@@ -204,7 +205,16 @@ def _frames(
     if numbers.start:
         index = index or _index(info)
         start = (index.start(numbers.start, numbers.stop),)
-    for frame in read_frames(info.path, pixel_format, numbers.stop, info.limits, *start):
-        if frame.shape != shape:
-            raise MediaError("has changed since it was looked at", file=info.path, remedy="leave it as it is")
-        yield frame
+    # Closed by us: a generator that is closed may keep what it was reading from until it is collected (Python 3.12.3).
+    with closing(read_frames(info.path, pixel_format, numbers.stop, info.limits, *start)) as frames:
+        for frame in frames:
+            if frame.shape != shape:
+                raise MediaError("has changed since it was looked at", file=info.path, remedy="leave it as it is")
+            yield frame
+
+
+def _beside(roi: Generator[Any], masked: Generator[Any]) -> Generator[Any]:
+    """Recorded inputs: of each frame the roi, and the masked roi behind it."""
+    with closing(roi), closing(masked):
+        for pair in zip(roi, masked, strict=True):
+            yield np.concatenate(pair, axis=2)

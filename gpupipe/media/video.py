@@ -5,7 +5,7 @@ One of the few rooms that use PyAV; `tests/test_layering.py` names them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -195,7 +195,7 @@ def read_frames(
     count: int | None = None,
     limits: Limits = DEFAULT,
     start: Start = BEGINNING,
-) -> Iterator[Frame]:
+) -> Generator[Frame]:
     """Decode the first `count` frames of a video (all of them by default), in the order in which they are shown.
 
     Args:
