@@ -58,7 +58,7 @@ def opens(provider: Provider) -> Callable[[Subject], Found]:
         except GpupipeError as error:
             subject.problems[provider] = error.on_command_line()
             if provider == "tensorrt" and importlib.util.find_spec("tensorrt_libs") is None:  # nor found elsewhere
-                raise NotPossible("TensorRT is not installed: pip install tensorrt-cu12") from error
+                raise NotPossible("TensorRT is not installed: pip install tensorrt-cu12, or -cu13") from error
             raise
         subject.problems[provider] = None
         seconds = time.perf_counter() - began
