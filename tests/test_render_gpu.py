@@ -17,6 +17,9 @@ from gpupipe.demo.models import save, tiny_model
 from gpupipe.errors import InferenceError
 from gpupipe.gpu.device import open_device
 from gpupipe.model import runtime as session
+from gpupipe.options import EngineOptions, ModelOptions, OutputOptions
+from gpupipe.render import tuned
+from gpupipe.render.engine import Engine
 from gpupipe.render.render import frames, render
 from gpupipe.trace import Trace
 
@@ -124,6 +127,23 @@ def test_renders_leave_no_device_memory_behind(demo: Path, tmp_path: Path) -> No
     with pytest.raises(InferenceError):
         render(demo, tmp_path / "talk.mp4", **GPU, overwrite=True, features=failing, model=nan_model(demo, tmp_path))
     assert gives_back(before, open_device().free_bytes)
+
+
+def test_encoders_that_nobody_asked_for_leave_memory_to_the_character(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuned, "cpu_count", lambda: 16)
+    character = Character.load(demo)
+    each = 32 * character.body.width * character.body.height * 3 // 2  # four batches of 8 in nv12
+    with Engine(device="cuda") as engine:
+
+        def encoders(room: int | None, **options: Any) -> int:
+            writing = OutputOptions(**options)
+            return tuned.tuned(engine, EngineOptions(max_memory=room), character, ModelOptions(), writing).encoders
+
+        assert [encoders(room) for room in (None, 8 * 3 * each, 8 * 3 * each - 1, each)] == [4, 3, 2, 1]
+        assert encoders(8 * 3 * each, pixel_format="bgr24") == 1
+        assert encoders(each, encoders=6) == 6, "but those who ask get them"
 
 
 def nan_model(demo: Path, folder: Path) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gpupipe.character.folder import Character
+from gpupipe.compose.surface import SurfaceFormat
 from gpupipe.engine.core import EngineCore
+from gpupipe.engine.lane import SLOTS
 from gpupipe.engine.order import SessionOrder
 from gpupipe.errors import GpupipeError
 from gpupipe.machine import cpu_count
@@ -16,6 +19,8 @@ from gpupipe.render.tuning import Settings, Subject, recall
 
 MOST_ENCODERS: Final = 8
 """Of a render, on each of its devices, unless it is told: each has surfaces of its own."""
+ROOM_SHARE: Final = 8
+"""What part of the free memory these surfaces may take: there must be room for the character too."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,15 @@ def tuned(
     if found is not None:
         taken = found.settings._replace(**dict.fromkeys(given.known()))
         notes = (f"tuned: {taken} (gpupipe tune, {found.day})",) if taken.known() else ()
-    spare = spare_encoders(model, writing, on_gpu=engine.backend.gpu is not None, jobs=jobs)
+    chosen = replace(model, batch=model.batch or taken.batch or BATCH, runs=model.runs or taken.runs)
+    spare = 1
+    if engine.backend.gpu is not None:
+        frame = SurfaceFormat(writing.pixel_format or "nv12", character.body.width, character.body.height)
+        room = min(engine.backend.gpu.free_bytes, asked.max_memory or sys.maxsize) // ROOM_SHARE
+        most = room // ((SLOTS + 1) * (chosen.batch or BATCH) * frame.nbytes)
+        spare = min(spare_encoders(model, writing, on_gpu=True, jobs=jobs), max(1, most))
     return Tuned(
-        model=replace(model, batch=model.batch or taken.batch or BATCH, runs=model.runs or taken.runs),
+        model=chosen,
         encoders=given.encoders or taken.encoders or spare,
         workers=taken.workers,
         break_even=found.break_even if found is not None and taken.feature_cache == "auto" else None,
