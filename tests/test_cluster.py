@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import small
 from cluster_scene import FRAMES, OPTIONS, SEGMENTS, Here, by_one_process, character, run_here
-from ray_nodes import STORE_BYTES, sigterm_as_it_is
+from ray_nodes import add_node
 
 import gpupipe
 from gpupipe.character.folder import GpupipeWarning
@@ -230,8 +230,7 @@ def test_a_node_joins_in_the_middle(
     with ThreadPoolExecutor(1) as pool:
         render = pool.submit(render_on_cluster, folder, output, address=nodes.address, cores=2, device="cpu", **OPTIONS)
         assert begun.wait(60)
-        with sigterm_as_it_is():
-            joined = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        joined = add_node(nodes)
         try:
             stats = render.result()
         finally:
