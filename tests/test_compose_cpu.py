@@ -185,7 +185,7 @@ def test_nan_is_told_and_drawn_black_and_infinity_is_clipped(pixel_format: Pixel
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
 def test_the_filmed_character(talker: Path, pixel_format: PixelFormat) -> None:
     character = Character.load(talker)
-    count = 48
+    count = 24
     spec = FrameSpec(character.layout, pixel_format, 1280, 720, character.rects[:count], character.body.colour)
     person = Person(spec, np.random.default_rng(1))
     person.crops = list(read_frames(character.crops.path, "bgr24", count))
