@@ -216,7 +216,7 @@ def test_any_interleaving_gives_each_session_the_bytes_that_it_has_alone(surface
     before = threading.active_count()
     with Engine(device="cpu", workers=workers) as engine:
 
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(**INTERLEAVED)
         def interleaved(chosen: list[Wish], steps: Any) -> None:
             run(engine, surfaces, {"inference_threads": 5}, chosen, steps)
