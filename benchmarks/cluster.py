@@ -23,11 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster
+from gpupipe.cluster.starting import start_node
 from gpupipe.cluster.stats import ClusterStats
 from gpupipe.machine import cpu_count, cpu_name, load
 from gpupipe.render.jobfile import JobLine
@@ -35,7 +37,7 @@ from gpupipe.render.manifest import read_manifest
 from gpupipe.render.parts import parts_folder
 from gpupipe.render.queue import JobReport
 
-STORE_BYTES = 100 << 20
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
 SETTLE_SECONDS = 5.0
 """Within which Ray frees what nobody refers to any more."""
 SETTINGS = {
@@ -235,12 +237,7 @@ def cluster_of(count: int, folder: Path) -> Iterator[tuple[Any, list[Path]]]:
     try:
         for cache in caches:
             cache.mkdir()
-            cluster.add_node(
-                num_cpus=1,
-                object_store_memory=STORE_BYTES,
-                include_dashboard=False,
-                env_vars={"XDG_CACHE_HOME": str(cache)},
-            )
+            start_node(partial(cluster.add_node, **NODE, env_vars={"XDG_CACHE_HOME": str(cache)}))
         ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
         yield cluster, caches
     finally:

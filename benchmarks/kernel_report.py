@@ -23,9 +23,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -85,7 +86,7 @@ def tool(name: str, package: str, wheel: str) -> str:
 
 def assemble(name: str, dtype: str, architecture: int, folder: Path, *, widths: bool = True) -> dict[str, Any]:
     """Registers, spilled bytes and, if asked for, the width of loads and stores of a kernel on an architecture."""
-    ptx, cubin = (str(folder / f"{name}_{architecture}.{suffix}") for suffix in ("ptx", "cubin"))
+    ptx, cubin = (str(folder / f"{name}_{dtype}_{architecture}.{suffix}") for suffix in ("ptx", "cubin"))
     Path(ptx).write_bytes(kernels.compile_offline(name, dtype, architecture))
     ptxas = tool("ptxas", "nvidia.cuda_nvcc", "nvidia-cuda-nvcc-cu12")
     log = run(ptxas, "-v", f"-arch=sm_{architecture}", ptx, "-o", cubin).stderr
@@ -182,18 +183,21 @@ def report(rects: tuple[Rect, ...], source: str, looked_at: Collection[int]) -> 
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         pool = stack.enter_context(ThreadPoolExecutor(cpu_count()))
-        for dtype in DTYPES:
+        costs: dict[str, Iterator[dict[str, Any]]] = {}
+        for dtype, name in product(DTYPES, kernels.NAMES):
+
+            def assembled(architecture: int, name: str = name, dtype: str = dtype) -> dict[str, Any]:
+                return assemble(name, dtype, architecture, folder, widths=architecture in looked_at)
+
+            costs[f"{name} {dtype}"] = pool.map(assembled, ARCHITECTURES)
+        for dtype in DTYPES:  # meanwhile
             counted: dict[str, Any] = {}
             for pixel_format in get_args(PixelFormat):
                 counted |= profile(pixel_format, dtype, rects, folder)
             for name in kernels.NAMES:
-
-                def assembled(architecture: int, name: str = name, dtype: str = dtype) -> dict[str, Any]:
-                    return assemble(name, dtype, architecture, folder, widths=architecture in looked_at)
-
-                costs = pool.map(assembled, ARCHITECTURES)
+                each = zip(ARCHITECTURES, costs[f"{name} {dtype}"], strict=True)
                 found["kernels"][f"{name} {dtype}"] = {
-                    "architectures": {f"sm_{a}": each for a, each in zip(ARCHITECTURES, costs, strict=True)},
+                    "architectures": {f"sm_{architecture}": cost for architecture, cost in each},
                     "traffic": traffic(name, dtype, counted[name], rects),
                 }
     return found

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 PACKAGES = (
@@ -27,8 +28,9 @@ PACKAGES = (
 """The packages whose versions matter to a report."""
 
 
+@cache
 def package_version(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """The installed version of a package, or None: of what this process has loaded, whatever is installed later."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -21,6 +21,7 @@ import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from quicker import drawn_once, without_waiting_for_the_disk
 from ray_nodes import ray_nodes
 from softcuda.build import BuildError, build
 from softcuda.run import environment
@@ -113,6 +114,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.config.stash.get(is_fault, False) or device_required():
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once_and_never_synced() -> Iterator[None]:
+    """What many tests do again, and none of them sees."""
+    with drawn_once(), without_waiting_for_the_disk():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -30,13 +30,21 @@ def ray_nodes(cache: Path) -> Iterator[Any]:
         ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpupipe[ray]'")
         cluster: Any = import_module("ray.cluster_utils").Cluster()
         try:
+            add_node(cluster, include_dashboard=False)
             with sigterm_as_it_is():
-                cluster.add_node(num_cpus=2, include_dashboard=False, object_store_memory=STORE_BYTES)
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
             yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def add_node(cluster: Any, **settings: Any) -> Any:
+    """Add a node with two CPU cores."""
+    from gpupipe.cluster.starting import start_node  # not before this process is the one that runs the tests
+
+    with sigterm_as_it_is():
+        return start_node(lambda: cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES, **settings))
 
 
 @contextmanager

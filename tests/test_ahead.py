@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(120)
 
 LONG = Person("long", (64, 48), Fraction(25), 90, (20, 10), 0)
 FRAME = 64 * 48 * 3 // 2 + 3 * small.CROP_SIZE**2
-FEATURES = small.features(300)
+FEATURES = small.features(200)
 
 
 @pytest.fixture(scope="module", params=[7, 30, 250])

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 import small
 from cluster_scene import FRAMES, OPTIONS, SEGMENTS, Here, by_one_process, character, run_here
-from ray_nodes import STORE_BYTES, sigterm_as_it_is
+from ray_nodes import add_node
 
 import gpupipe
 from gpupipe.character.folder import GpupipeWarning
+from gpupipe.cluster.crew import Hand
+from gpupipe.cluster.drawing import Drawing
 from gpupipe.cluster.job import Asked, ClusterJob
 from gpupipe.cluster.node import Node
 from gpupipe.cluster.render import render_on_cluster, run_jobs_on_cluster, wanted
@@ -187,15 +189,27 @@ def engine_processes() -> set[int]:
     return {int(lock.read_text("ascii")) for lock in locks}
 
 
+@pytest.fixture
+def engines(nodes: Any) -> Callable[[], set[int]]:
+    """A function that returns the processes of engines that have been opened in the test."""
+    before = engine_processes()
+    return lambda: engine_processes() - before
+
+
 def test_a_worker_is_killed_in_the_middle(
-    cluster: str, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+    cluster: str,
+    folder: Path,
+    tmp_path: Path,
+    whole: bytes,
+    engines: Callable[[], set[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed: list[int] = []
     keep = Gathered.keep
 
     def keep_and_kill(self: Gathered, *given: Any) -> bool:
         if not killed:
-            killed.append(min(engine_processes()))
+            killed.append(min(engines()))
             os.kill(killed[0], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
         return keep(self, *given)
 
@@ -214,14 +228,19 @@ def test_a_worker_is_killed_in_the_middle(
 
 
 def test_a_node_joins_in_the_middle(
-    nodes: Any, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Any,
+    folder: Path,
+    tmp_path: Path,
+    whole: bytes,
+    engines: Callable[[], set[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun = threading.Event()
     keep = Gathered.keep
 
     def keep_when_two_draw(self: Gathered, *given: Any) -> bool:
         begun.set()
-        wait_until(lambda: len(engine_processes()) == 2)
+        wait_until(lambda: len(engines()) == 2)
         return keep(self, *given)
 
     monkeypatch.setattr(Gathered, "keep", keep_when_two_draw)
@@ -230,8 +249,7 @@ def test_a_node_joins_in_the_middle(
     with ThreadPoolExecutor(1) as pool:
         render = pool.submit(render_on_cluster, folder, output, address=nodes.address, cores=2, device="cpu", **OPTIONS)
         assert begun.wait(60)
-        with sigterm_as_it_is():
-            joined = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        joined = add_node(nodes)
         try:
             stats = render.result()
         finally:
@@ -243,18 +261,30 @@ def test_a_node_joins_in_the_middle(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process for a while")
 def test_an_engine_that_hangs_delays_nothing(
-    nodes: Any, folder: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Any,
+    folder: Path,
+    tmp_path: Path,
+    whole: bytes,
+    engines: Callable[[], set[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stopped: list[int] = []
-    keep = Gathered.keep
+    """One of two that have both been asked to draw; what they had drawn is kept after that."""
+    asked, stopped, one_at_a_time = set[str](), list[int](), threading.Lock()
+    draw, keep = Drawing.draw, Gathered.keep
+
+    def noted(self: Drawing, hand: Hand, *given: Any) -> bool:
+        asked.add(hand.link.name)
+        return draw(self, hand, *given)
 
     def stop_one_and_keep(self: Gathered, *given: Any) -> bool:
-        if not stopped:
-            wait_until(lambda: len(engine_processes()) == 2)
-            stopped.append(min(engine_processes()))
-            os.kill(stopped[0], signal.SIGSTOP)
+        with one_at_a_time:
+            if not stopped:
+                wait_until(lambda: len(asked) == len(engines()) == 2)
+                stopped.append(min(engines()))
+                os.kill(stopped[0], signal.SIGSTOP)
         return keep(self, *given)
 
+    monkeypatch.setattr(Drawing, "draw", noted)
     monkeypatch.setattr(Gathered, "keep", stop_one_and_keep)
     monkeypatch.setattr("gpupipe.cluster.ledger.LEAST_SECONDS", 0.0)
     output = tmp_path / "talk.mp4"

@@ -105,7 +105,7 @@ def wild(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.nda
     return values
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     scenes(even=False), scenes(even=False), st.integers(1, 5), st.sampled_from([np.float32, np.float16]),
     st.integers(0, 2**32 - 1),
@@ -116,7 +116,7 @@ def test_bgr24_is_the_plain_algorithm(scene: Any, other: Any, batch: int, dtype:
     check(specs, batch, dtype, seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     scenes(even=True), scenes(even=True), COLOURS, COLOURS, st.integers(1, 5),
     st.sampled_from([np.float32, np.float16]), st.integers(0, 2**32 - 1),
@@ -185,7 +185,7 @@ def test_nan_is_told_and_drawn_black_and_infinity_is_clipped(pixel_format: Pixel
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
 def test_the_filmed_character(talker: Path, pixel_format: PixelFormat) -> None:
     character = Character.load(talker)
-    count = 48
+    count = 24
     spec = FrameSpec(character.layout, pixel_format, 1280, 720, character.rects[:count], character.body.colour)
     person = Person(spec, np.random.default_rng(1))
     person.crops = list(read_frames(character.crops.path, "bgr24", count))

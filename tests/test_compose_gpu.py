@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gpu_batches
 import numpy as np
 import pytest
 import reference
@@ -69,7 +72,7 @@ def specs(draw: st.DrawFn, layout: CropLayout, pixel_format: PixelFormat) -> Fra
     return FrameSpec(layout, pixel_format, width, height, tuple(places), colour, draw(st.booleans()))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=160, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(),
     layout=st.integers(1, 10).map(lambda n: CropLayout(4 * n)),
@@ -397,74 +400,27 @@ def test_too_little_memory(device: Device) -> None:
     assert gives_back(before, device.free_bytes)
 
 
-# A program that runs batches of 8 sessions of 3 characters with bodies of 3 sizes; what softcuda counts in a long run
-# less a short one is the cost of the steady state.
-BATCHES = """
-import sys
-sys.path.insert(0, "tests")
-import numpy as np
-from gpu_scene import Character, Shot, Speech, features, pixels, predictions, put
-from gpupipe.colour import Colour
-from gpupipe.compose.frames import FrameSpec
-from gpupipe.compose.gpu import GpuCompositor
-from gpupipe.compose.protocol import BatchKind
-from gpupipe.geometry import CropLayout, Rect
-from gpupipe.gpu.device import open_device
-
-batches, count, pixel_format, on_device, result = sys.argv[1:]
-batches, count = int(batches), int(count)
-device, rng, layout = open_device(), np.random.default_rng(0), CropLayout(32)
-characters = []
-for i, (width, height) in enumerate([(64, 48), (62, 34), (40, 60)]):
-    rects = tuple(Rect(j, 3 * j - i, j + 37 - i, 3 * j + 31) for j in range(5))
-    spec = FrameSpec(layout, pixel_format, width, height, rects, Colour(1 + 4 * (i % 2), 1 + i % 2), recorded=i == 1)
-    characters.append(Character(device, spec, i))
-sessions = [(characters[i % 3], Speech(device, features(rng, 20 + i))) for i in range(8)]
-kind = BatchKind(layout, pixel_format, np.dtype("f4"), 8)
-compositor = GpuCompositor(device, kind, model_on_device=on_device == "True")
-for character in characters:
-    compositor.admit(character.frames)
-slots = [compositor.new_slot() for _ in range(3)]
-given = predictions(rng, 8, 32, np.float32, strange=False)
-for slot in slots:
-    put(device, slot.prediction, given)
-sets = [[Shot(character, 0, speech, 0).drawing(device) for character, speech in sessions] for _ in slots]
-kept = []
-for i in range(batches):
-    slot, drawings = slots[i % 3], sets[i % 3]
-    if i >= 3:
-        assert not compositor.finish(slot).any()
-        for drawing in drawings[:count]:
-            kept.append(drawing.surface.host.reshape(-1).copy())
-    drawings[:] = [d._replace(source=(i + j) % 5, row=i + j, fraction=1000 * i) for j, d in enumerate(drawings)]
-    compositor.prepare(slot, drawings[:count])
-    compositor.ready(slot)
-    compositor.paste(slot)
-compositor.close()
-np.save(result, np.concatenate(kept))
-"""
-FORMATS = ((64, 48), (62, 34), (40, 60))
-
-
 @pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
 @pytest.mark.parametrize("count", [8, 5])
 def test_the_budget_of_a_batch(
-    softcuda_stats: Any, tmp_path: Path, pixel_format: PixelFormat, count: int, on_device: bool
+    softcuda_counters: Callable[[], dict[str, Any]], pixel_format: PixelFormat, count: int, on_device: bool
 ) -> None:
     """2 launches, the frames and a word of status down, 64 bytes a frame up, 1 wait, and nothing allocated."""
-    arguments = (str(count), pixel_format, str(on_device), str(tmp_path / "frames.npy"))
-    short, long = (softcuda_stats(BATCHES, str(batches), *arguments) for batches in (6, 26))
+    counted: list[dict[str, Any]] = []
+    begun = softcuda_counters()["pageable_async_copies"]
+    gpu_batches.run(26, count, pixel_format, on_device, lambda _: counted.append(softcuda_counters()))
+    short, long = counted[6], counted[26]
     cost = {name: long[name] - short[name] for name in short if isinstance(short[name], int)}
-    launches = {name: long["launches"][name] - short["launches"][name] for name in long["launches"]}
-    assert launches == {"prepare": 20, f"paste_{pixel_format}": 20}
+    launches = {name: number - short["launches"][name] for name, number in long["launches"].items()}
+    assert {name: number for name, number in launches.items() if number} == {"prepare": 20, f"paste_{pixel_format}": 20}
     pixel_bytes = {"nv12": 1.5, "bgr24": 3}[pixel_format]
-    frames = sum(width * height * pixel_bytes for width, height in (FORMATS[i % 3] for i in range(count)))
+    frames = sum(width * height * pixel_bytes for width, height in (gpu_batches.SIZES[i % 3] for i in range(count)))
     assert cost["d2h_bytes"] == 20 * (frames + 4)
     assert cost["h2d_bytes"] == 20 * count * 64
     assert cost["syncs"] == 20 * (1 if on_device else 2)
     assert cost["mallocs"] == cost["pinned_allocs"] == cost["d2d_bytes"] == cost["peak_bytes"] == 0
-    assert long["pageable_async_copies"] == 0
+    assert long["pageable_async_copies"] == begun
 
 
 @pytest.mark.parametrize("pixel_format", ["nv12", "bgr24"])
@@ -474,7 +430,7 @@ def test_order_of_blocks_and_threads_does_not_matter(
     results = []
     for name, env in (("forward", {}), ("reverse", {"SOFTCUDA_REVERSE": "1"})):
         path = tmp_path / f"{name}.npy"
-        softcuda_stats(BATCHES, "5", "7", pixel_format, "True", str(path), env=env)
+        softcuda_stats([sys.executable, gpu_batches.__file__, "5", "7", pixel_format, str(path)], env=env)
         results.append(np.load(path))
     assert np.array_equal(*results)
 

@@ -41,7 +41,7 @@ def free_bytes() -> int:
 def interleaved(surfaces: list[object], options: dict[str, Any]) -> None:
     with Engine(device="cuda") as engine:
 
-        @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
         @given(**INTERLEAVED)
         def any_interleaving(chosen: list[Wish], steps: Any) -> None:
             run(engine, surfaces, options, chosen, steps)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def is_room(name: str) -> bool:
     return name.startswith("gpupipe.") and (path.with_suffix(".py").is_file() or path.is_dir())
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Full names of what a file imports, those inside functions too; of a package's room, the room's alone."""
     found: set[str] = set()
@@ -74,6 +76,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def rooms() -> dict[str, Path]:
     """Every room's file by its name: `video`, `demo.draw`; a package's own file goes by the package's name."""
     found = {}

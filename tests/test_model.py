@@ -1,7 +1,6 @@
 """session: what is said of providers and of memory; inference itself against ONNX Runtime's plain call."""
 
 import functools
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -94,7 +93,7 @@ def test_what_was_started_and_fails_is_told_when_all_of_it_has_ended() -> None:
 
 
 def test_both_packages_at_once_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.25")
+    monkeypatch.setattr("gpupipe.model.runtime.package_version", lambda name: "1.25")
     session.runtime.cache_clear()
     with pytest.raises(InferenceError, match="both installed") as caught:
         session.runtime()

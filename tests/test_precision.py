@@ -145,7 +145,7 @@ def test_nan_and_branches_are_refused(tmp_path: Path) -> None:
         to_half(model, {})
 
 
-@pytest.mark.parametrize(("size", "seed"), [(160, seed) for seed in range(4)] + [(320, 4)])
+@pytest.mark.parametrize(("size", "seed"), [(160, seed) for seed in range(2)] + [(320, 4)])
 def test_equal_ranges_change_no_output(tmp_path: Path, size: int, seed: int) -> None:
     model, signature, samples = prepared(tmp_path, seed, size)
     ranges = measure(model, signature, samples)

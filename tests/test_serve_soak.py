@@ -11,7 +11,7 @@ from gpupipe.serve.load.soak import soak
 
 def test_nothing_stays_of_clients(tmp_path: Path) -> None:
     make_demo(tmp_path / "anna", frames=30, size=(96, 64), model_size=64)
-    found = soak(tmp_path / "anna", sessions=120, told=lambda _: None, idle=40, options=("--device", "cpu"))
+    found = soak(tmp_path / "anna", sessions=80, told=lambda _: None, idle=40, options=("--device", "cpu"))
     assert found["wrong"] == 0
     statuses = found["statuses"]
     assert statuses["OK"] > 30

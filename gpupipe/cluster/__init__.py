@@ -10,6 +10,7 @@ servers on them, behind one router.
     shares  which engines there are to be                   node      an engine on a node, and what it can be asked
     places  those that a run has had, and others            begun     a job as a node has it
     fleet   the cluster, and its nodes                      work      what is sent: plain data
+    starting nodes that this process starts
     remote  engines as Ray's actors (`actor`),              facts     what the nodes must have in common
             and what is lost                                stats     what each node did
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
+from gpupipe.cluster.starting import TooBusy, start_node
 from gpupipe.errors import ClusterError, reason
 from gpupipe.log import Log
 from gpupipe.machine import cpu_count
@@ -41,7 +42,7 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
         Its nodes, as `ray.nodes` tells them.
 
     Raises:
-        ClusterError: Ray is not installed, or nobody answers.
+        ClusterError: Ray is not installed, nobody answers, or this machine is too busy to start it.
     """
     # Nobody is told that it is used; on its own, it listens on the loopback only; and what goes wrong in an answer that
     # nobody waits for any more is not printed.
@@ -62,7 +63,14 @@ def connected(address: str) -> Iterator[list[dict[str, Any]]]:
     if mine:
         try:
             with _handler_of_sigterm(), _log.timed("cluster joined", address=address):
-                ray.init(**settings)
+                start_node(lambda: ray.init(**settings), ray.shutdown)
+        except TooBusy as error:
+            raise ClusterError(
+                "no Ray was started on this machine, which is too busy for it",
+                field="--ray",
+                value=address,
+                remedy="try again when it has less to do, or start one with `ray start --head` and name its address",
+            ) from error
         except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError, ImportError) as error:
             raise _no_answer(address, error) from error
     try:
