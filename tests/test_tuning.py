@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -267,13 +266,11 @@ def test_what_is_given_goes_before_what_is_tuned(folder: Path, tmp_path: Path, m
 def test_beside_a_gpu_encoders_take_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "cpu_count", lambda: 16)
     model, writing = ModelOptions(), OutputOptions()
-    spare = functools.partial(spare_encoders, on_gpu=True)
-    assert [spare(model, writing, jobs=jobs) for jobs in (1, 2, 3, 8)] == [4, 2, 1, 1]
-    assert spare(model, OutputOptions(encoder_threads=2)) == 8
-    assert spare(model, OutputOptions(encoder_threads=1)) == 8, "at the most"
-    assert spare(model, OutputOptions(encoder="h264_nvenc")) == 1
-    assert spare(ModelOptions(provider="cpu"), writing) == 1
-    assert spare_encoders(model, writing, on_gpu=False) == 1
+    assert [spare_encoders(model, writing, jobs=jobs) for jobs in (1, 2, 3, 8)] == [4, 2, 1, 1]
+    assert spare_encoders(model, OutputOptions(encoder_threads=2)) == 8
+    assert spare_encoders(model, OutputOptions(encoder_threads=1)) == 8, "at the most"
+    assert spare_encoders(model, OutputOptions(encoder="h264_nvenc")) == 1
+    assert spare_encoders(ModelOptions(provider="cpu"), writing) == 1
 
 
 def test_images_and_frames_are_tuned_too(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from gpupipe.render.tuning import Settings, Subject, recall
 MOST_ENCODERS: Final = 8
 """Of a render, on each of its devices, unless it is told: each has surfaces of its own."""
 ROOM_SHARE: Final = 8
-"""What part of the free memory these surfaces may take: there must be room for the character too."""
+"""The surfaces of encoders that nobody asked for take at most this part of what is free: the character needs room too."""
 
 
 @dataclass(frozen=True)
@@ -86,32 +86,31 @@ def tuned(
         taken = found.settings._replace(**dict.fromkeys(given.known()))
         notes = (f"tuned: {taken} (gpupipe tune, {found.day})",) if taken.known() else ()
     chosen = replace(model, batch=model.batch or taken.batch or BATCH, runs=model.runs or taken.runs)
-    spare = 1
-    if engine.backend.gpu is not None:
+    encoders = given.encoders or taken.encoders
+    if encoders is None:
         frame = SurfaceFormat(writing.pixel_format or "nv12", character.body.width, character.body.height)
-        room = min(engine.backend.gpu.free_bytes, asked.max_memory or sys.maxsize) // ROOM_SHARE
-        most = room // ((SLOTS + 1) * (chosen.batch or BATCH) * frame.nbytes)
-        spare = min(spare_encoders(model, writing, on_gpu=True, jobs=jobs), max(1, most))
+        surfaces, gpu = (SLOTS + 1) * (chosen.batch or BATCH), engine.backend.gpu
+        room = 0 if gpu is None else min(gpu.free_bytes, asked.max_memory or sys.maxsize) // ROOM_SHARE
+        encoders = max(1, min(spare_encoders(model, writing, jobs=jobs), room // (surfaces * frame.nbytes)))
     return Tuned(
         model=chosen,
-        encoders=given.encoders or taken.encoders or spare,
+        encoders=encoders,
         workers=taken.workers,
         break_even=found.break_even if found is not None and taken.feature_cache == "auto" else None,
         notes=notes,
     )
 
 
-def spare_encoders(model: ModelOptions, writing: OutputOptions, *, on_gpu: bool, jobs: int = 1) -> int:
-    """How many encoders keep the cores busy that a GPU leaves free, where none are given nor tuned.
+def spare_encoders(model: ModelOptions, writing: OutputOptions, *, jobs: int = 1) -> int:
+    """How many encoders keep the cores busy that a GPU leaves free.
 
     Each takes about as many cores as it has threads. One where the model itself runs on the CPU, or NVENC encodes.
 
     Args:
         model: the options of the model.
         writing: of the video.
-        on_gpu: whether frames are drawn on a GPU.
         jobs: that share the cores: jobs at a time on each device, times the devices.
     """
-    if not on_gpu or model.provider == "cpu" or writing.encoder in QUALITY_OPTION:
+    if model.provider == "cpu" or writing.encoder in QUALITY_OPTION:
         return 1
     return max(1, min(MOST_ENCODERS, cpu_count() // (EncoderOptions.of(writing).threads * jobs)))

@@ -144,7 +144,7 @@ def defaults(model: ModelOptions, output: OutputOptions, *, on_gpu: bool) -> Set
     """The settings that nothing is tuned in. On the CPU a batch is as many frames as the model runs at a time."""
     runs = runs_at_a_time(SessionOptions("cpu", threads=cpu_count()))
     if on_gpu:
-        spare = spare_encoders(model, output, on_gpu=True)
+        spare = spare_encoders(model, output)
         own = runs if model.provider == "cpu" else None
         return Settings(batch=BATCH, runs=own, encoders=spare, feature_cache="off")
     return Settings(runs=runs, encoders=1, workers=workers(EngineOptions()), feature_cache="off")
