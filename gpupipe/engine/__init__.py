@@ -6,7 +6,7 @@ knows nothing of files that are written: that is `render`'s.
 
     core       sessions taken in, batches sent out, errors led to whom they concern
     scheduler  which frames make the next batch, and when it leaves            session   one speech of one character
-    timetable  how long batches take
+    source     what it sees of a session; `frame_task`, what it starts         timetable how long batches take
     flight     a batch under way, step by step                                 pipeline  the threads of the steps
     holdings   what is opened once and shared: models and lanes (`shelf`, `lane`), characters (`residents`), `surfaces`
     ahead      a character that is larger than its memory: what is decoded ahead of a session

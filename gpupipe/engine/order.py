@@ -205,7 +205,8 @@ def _frames(
     if numbers.start:
         index = index or _index(info)
         start = (index.start(numbers.start, numbers.stop),)
-    # Closed by us: a generator that is closed may keep what it was reading from until it is collected (Python 3.12.3).
+    # Closed by us: in Python 3.12.2 and 3.12.3 a closed generator keeps what it was reading from, here a decoder, until
+    # it is collected itself (https://github.com/python/cpython/issues/118272).
     with closing(read_frames(info.path, pixel_format, numbers.stop, info.limits, *start)) as frames:
         for frame in frames:
             if frame.shape != shape:

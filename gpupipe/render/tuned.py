@@ -20,7 +20,7 @@ from gpupipe.render.tuning import Settings, Subject, recall
 MOST_ENCODERS: Final = 8
 """Of a render, on each of its devices, unless it is told: each has surfaces of its own."""
 ROOM_SHARE: Final = 8
-"""The surfaces of encoders that nobody asked for take at most this part of what is free: the character needs room too."""
+"""Surfaces of encoders that nobody asked for take an eighth of what is free at most: the character needs room too."""
 
 
 @dataclass(frozen=True)
