@@ -576,7 +576,7 @@ def test_a_sweep_leaves_out_what_the_model_does_not_take(scene: Scene) -> None:
 
 KEYS = {
     "schema", "gpupipe", "character", "settings", "machine", "ways", "absent", "precisions", "stages", "floor", "sweep",
-    "memory",
+    "memory", "complete",
 }  # fmt: skip
 ROW_KEYS = {
     "class", "quality", "drawn", "ms", "fps", "wall_ms", "cpu_ms", "pixel_format", "batch", "threads",
@@ -619,6 +619,24 @@ def test_a_quick_run(tmp_path: Path) -> None:
         "gpupipe bench talker --frames 8 --ways sequential,gpupipe-cpu --runs 2 --quick"
     )
     assert any(line.startswith("compose: run 2 of 2") for line in said)
+
+
+def test_ctrl_c_keeps_what_was_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpupipe.bench.compare.sweep", interrupted)
+    folder, file = small.small_character(tmp_path / "talker"), tmp_path / "found.json"
+    wanted = ["--frames", "8", "--runs", "1", "--ways", "sequential,parallel", "--batches", "1,2", "--workers", "1"]
+    assert cli.main(["bench", str(folder), *wanted, "--json", str(file)]) == 130
+    out, err = capsys.readouterr()
+    result = json.loads(file.read_text("utf-8"))
+    assert (result["complete"], result["sweep"], result["memory"]) == (False, [], {})
+    assert list(result["stages"]) == ["compose", "infer", "encode", "render"]
+    assert "Whole render, to mp4" in out
+    assert err.endswith("interrupted\n")
 
 
 def test_a_single_stage(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
         say: told what is going on, a line at a time.
 
     Returns:
-        JSON values; `gpupipe.report.results` draws them.
+        JSON values; `gpupipe.report.results` draws them. An interrupt after the comparison ends the sweep, or the
+        measuring of memory, and what there is is returned: it is not `complete` then.
 
     Raises:
         GpupipeError: the character or the model cannot be used, or a way that was asked for cannot run here.
@@ -106,26 +107,23 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
         say("measuring what this machine can do at best")
         floor = _floor(scene, ways, timed)
         closing.close()
-        swept = []
-        ranked = {name for name, row in timed.get("render", {}).items() if row["rank"]}
-        names = [name for name in SWEPT if name in ranked]
-        if names and len(batch_sizes) * len(worker_counts) > 1:
-            short = scene.varied(frame_count=min(scene.frame_count, SWEEP_FRAMES), batch_size=1, workers=1)
-            sweep_runs = min(runs, effort.sweep_runs)
-            swept = sweep(short, names, batch_sizes, worker_counts, runs=sweep_runs, folder=Path(work), say=say)
-    memory = {}
-    for way in ways:
-        if options.stage == "all" and "render" in way.stages:
-            say(f"{way.name}: memory, in a process of its own")
-            try:
-                memory[way.name] = measure_memory(scene.options, way.name)
-            except GpupipeError as error:
-                if not way.optional:
-                    raise
-                # Whether features pay is measured in each process, and may come out otherwise where it is close.
-                say(f"{way.name}: memory is left out: {error.brief()}")
+        swept: list[dict[str, Any]] = []
+        memory: dict[str, Any] = {}
+        complete = False
+        with suppress(KeyboardInterrupt):  # which costs these two, and not what took most of the time
+            ranked = {name for name, row in timed.get("render", {}).items() if row["rank"]}
+            names = [name for name in SWEPT if name in ranked]
+            if names and len(batch_sizes) * len(worker_counts) > 1:
+                short = scene.varied(frame_count=min(scene.frame_count, SWEEP_FRAMES), batch_size=1, workers=1)
+                sweep_runs = min(runs, effort.sweep_runs)
+                swept = sweep(short, names, batch_sizes, worker_counts, runs=sweep_runs, folder=Path(work), say=say)
+            for way in ways if options.stage == "all" else ():
+                if "render" in way.stages:
+                    memory |= _memory(scene, way, say)
+            complete = True
     return {
         "schema": SCHEMA,
+        "complete": complete,
         "gpupipe": __version__,
         "character": _character(scene) | ({} if options.character else {"name": "demo"}),
         "settings": _settings(scene, runs, ways) | {"command": options.command(folder)},
@@ -150,6 +148,19 @@ def run(options: BenchOptions, say: Say = lambda line: None) -> dict[str, Any]:
         "sweep": swept,
         "memory": memory,
     }
+
+
+def _memory(scene: Scene, way: Way, say: Say) -> dict[str, Any]:
+    """What one way takes, by its name."""
+    say(f"{way.name}: memory, in a process of its own")
+    try:
+        return {way.name: measure_memory(scene.options, way.name)}
+    except GpupipeError as error:
+        if not way.optional:
+            raise
+        # Whether features pay is measured in each process, and may come out otherwise where it is close.
+        say(f"{way.name}: memory is left out: {error.brief()}")
+        return {}
 
 
 def _demo(say: Say) -> Path:

@@ -29,4 +29,6 @@ def run(options: argparse.Namespace) -> int:
     if options.html is not None:
         write_text(options.html, report.html_page(named))
     print(report.text(named))
+    if not result["complete"]:
+        raise KeyboardInterrupt  # now that what was measured is written
     return 1 if report.wrong(result) else 0
