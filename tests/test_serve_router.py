@@ -194,6 +194,7 @@ def test_errors_are_the_servers_own(clients: tuple[Client, Client, Client]) -> N
     for path in ("/v1/characters", "/v1/characters/anna", "/v1/characters/anna/picture"):
         assert router.http.get(path).content == two.http.get(path).content
         assert router.http.head(path).headers["content-length"] == two.http.head(path).headers["content-length"]
+    assert router.http.get("/v1/jobs/1-none").json() == {"error": "job: no such job (got '1-none')"}
     wrong = router.http.post("/v1/characters/anna/video?delay=99", content=b"no sound")
     assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
     assert wrong.json()["error"].startswith("delay: ")

@@ -230,7 +230,15 @@ def test_a_second_signal_ends_it_at_once(folder: Path, pcm: NDArray[np.float32])
 
 @pytest.mark.parametrize(
     "named",
-    ["foo", "https://example.org/", "https://Example.org", "https://example.org:443", "https://a,https://b", "null"],
+    [
+        "foo",
+        "https://example.org/",
+        "https://Example.org",
+        "https://example.org:443",
+        "https://a,https://b",
+        "null",
+        "https://a:65536",
+    ],
 )
 def test_a_page_that_no_browser_names_so_is_refused(named: str, tmp_path: Path) -> None:
     """Before anything is opened, of a server and of a router."""

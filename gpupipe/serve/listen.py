@@ -32,6 +32,7 @@ ORIGIN: Final = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9]\d{0,4}))?", re.ASCII
 )
 """As browsers send it."""
+LAST_PORT: Final = 65535
 OWN_PORTS: Final = {("http", "80"), ("https", "443")}
 """Ports that browsers leave out of an origin."""
 
@@ -82,7 +83,9 @@ def origins_of(options: ServeOptions) -> tuple[str, ...]:
     if named is None:
         return ()
     parts = ORIGIN.fullmatch(named)
-    if named != "*" and (parts is None or (parts["scheme"], parts["port"]) in OWN_PORTS):
+    port = None if parts is None else parts["port"]
+    is_one = parts is not None and (parts["scheme"], port) not in OWN_PORTS and int(port or 0) <= LAST_PORT
+    if named != "*" and not is_one:
         raise OptionError(
             "no origin as browsers send it",
             field="--cors",

@@ -55,9 +55,14 @@ def retry_after(exchange: Exchange) -> int:
     return int(said) if said.isdigit() else 5
 
 
-def renamed(replica: Replica, key: str, told: dict[str, Any]) -> dict[str, Any]:
-    """An answer's JSON with the name that clients know."""
-    return told | {key: name_of(replica, str(told[key]))}
+def renamed(replica: Replica, key: str, told: dict[str, Any], asked: str | None = None) -> dict[str, Any]:
+    """An answer's JSON with the name that clients know; in an error, with that of what was `asked` for."""
+    if key in told:
+        return told | {key: name_of(replica, str(told[key]))}
+    if asked is not None and "error" in told:
+        own, known = (f"(got {name!r})" for name in (asked, name_of(replica, asked)))
+        return told | {"error": str(told["error"]).replace(own, known)}
+    return told
 
 
 async def pieces(path: Path) -> AsyncIterator[bytes]:
@@ -109,14 +114,14 @@ async def answer(send: Send, exchange: Exchange, number: Callable[[int], int], c
         send: to the client.
         exchange: with the replica.
         number: makes a talk's number of the replica's.
-        change: made of a good answer's JSON; None: the answer goes on as it is.
+        change: made of an answer's JSON, if it is some; None: the answer goes on as it is.
 
     Raises:
         Gone: the replica has ended before the answer had begun.
     """
     status = await exchange.begin()
     headers = [(name, value) for name, value in exchange.headers if name not in _KEPT_BACK]
-    if change is not None and status < HTTPStatus.MULTIPLE_CHOICES:
+    if change is not None and dict(headers).get(b"content-type") == b"application/json":
         told = change(json.loads(await exchange.whole(JSON_BYTES)))
         data = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
         headers = [(name, value) for name, value in headers if name not in (b"content-length", b"location")]

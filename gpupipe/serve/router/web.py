@@ -135,8 +135,9 @@ class Web:
     async def _its_own(self, what: str, request: Request, send: Send) -> None:
         """What one replica knows: the one whose number its name begins with."""
         replica, led = self._led(request, what)
-        rename = what == "job" and request.method == "GET" and not request.url.path.endswith("/video")
-        await self._relay(request, send, replica, led, partial(renamed, replica, "id") if rename else None)
+        key = "id" if what == "job" else "talk"
+        own = request.path_params[key].partition("-")[2]
+        await self._relay(request, send, replica, led, partial(renamed, replica, key, asked=own))
 
     async def _relay(
         self, request: Request, send: Send, replica: Replica, led: bytes, change: Change | None = None
