@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from quicker import drawn_once, without_waiting_for_the_disk
-from ray_nodes import ray_nodes
+from ray_nodes import Nodes, ray_nodes
 from softcuda.build import BuildError, build
 from softcuda.run import environment
 
@@ -296,14 +296,13 @@ def pcm(folder: Path) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A Ray cluster of one node with two CPU cores, to which others can be added; their cache folder is the test's."""
     with ray_nodes(tmp_path_factory.mktemp("cache")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def cluster(nodes: Any) -> str:
+def cluster(nodes: Nodes) -> str:
     """The address of that cluster."""
-    address: str = nodes.address
-    return address
+    return nodes.address

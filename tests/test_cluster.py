@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import small
 from cluster_scene import FRAMES, OPTIONS, SEGMENTS, Here, by_one_process, character, run_here
-from ray_nodes import add_node
+from ray_nodes import Nodes
 
 import gpupipe
 from gpupipe.character.folder import GpupipeWarning
@@ -190,7 +190,7 @@ def engine_processes() -> set[int]:
 
 
 @pytest.fixture
-def engines(nodes: Any) -> Callable[[], set[int]]:
+def engines(nodes: Nodes) -> Callable[[], set[int]]:
     """A function that returns the processes of engines that have been opened in the test."""
     before = engine_processes()
     return lambda: engine_processes() - before
@@ -228,7 +228,7 @@ def test_a_worker_is_killed_in_the_middle(
 
 
 def test_a_node_joins_in_the_middle(
-    nodes: Any,
+    nodes: Nodes,
     folder: Path,
     tmp_path: Path,
     whole: bytes,
@@ -249,11 +249,11 @@ def test_a_node_joins_in_the_middle(
     with ThreadPoolExecutor(1) as pool:
         render = pool.submit(render_on_cluster, folder, output, address=nodes.address, cores=2, device="cpu", **OPTIONS)
         assert begun.wait(60)
-        joined = add_node(nodes)
+        joined = nodes.add()
         try:
             stats = render.result()
         finally:
-            nodes.remove_node(joined)
+            nodes.remove(joined)
     assert output.read_bytes() == whole
     assert len(stats.nodes) == 2
     assert sum(node.segments for node in stats.nodes) == SEGMENTS
@@ -261,7 +261,7 @@ def test_a_node_joins_in_the_middle(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process for a while")
 def test_an_engine_that_hangs_delays_nothing(
-    nodes: Any,
+    nodes: Nodes,
     folder: Path,
     tmp_path: Path,
     whole: bytes,
