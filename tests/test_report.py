@@ -47,6 +47,7 @@ def measurement() -> Result:
     faster = {"sequential": {"median": 4.0, "q1": 3.9, "q3": 4.1}}
     return {
         "schema": 2,
+        "complete": True,
         "gpupipe": "0.1.0",
         "character": {"name": "talker", "model": "full.onnx", "frames_filmed": 100, "width": 1280, "height": 720,
                       "model_size": 64, "rectangle": [182, 182], "matrix": 2, "range": 0},
