@@ -190,7 +190,7 @@ class OutputOptions(Checked):
         metavar="N",
         least=1,
         most=MAX_THREADS,
-        unset="as tuned, else 1 for every --encoder-threads cores where a GPU runs the model",
+        unset="as tuned, else 1, or where a GPU runs the model 1 for every --encoder-threads cores",
         auto=True,
     )
     segment_frames: int = option(250, "frames encoded on their own, from a keyframe", metavar="N", least=1)
