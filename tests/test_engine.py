@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small
-from engine_scene import PEOPLE, Person, assert_at_rest, finished, first_wrong, planned
+from engine_scene import PEOPLE, Person, assert_at_rest, eventually, finished, first_wrong, planned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from gpupipe.engine.backend import HostBackend
 from gpupipe.engine.session import Session
 from gpupipe.engine.surfaces import SurfacePool
 from gpupipe.errors import Cancelled, EngineClosed, InferenceError
+from gpupipe.model.model import Model
 from gpupipe.render.engine import Engine
 from gpupipe.speech.rows import SpeechRows
 from gpupipe.threads import Worker
@@ -237,6 +238,42 @@ def test_who_gives_surfaces_back_one_by_one_gets_full_batches() -> None:
                 time.sleep(0.002)  # for a batch to leave
         sizes, (full, rest) = engine.timetable.departed - before, divmod(session.finished, session.lane.batch)
     assert sizes == Counter({session.lane.batch: full, rest: rest > 0})
+
+
+def test_a_run_that_is_under_way_ends_before_its_buffers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine fails while a third batch waits behind the second for its turn to be waited for."""
+    started: list[int] = []
+    ended: list[int] = []
+    failed = threading.Event()
+    start = Model.start
+
+    def starting(model: Model, bindings: Any, frames: int) -> Any:
+        wait, number = start(model, bindings, frames), len(started)
+        started.append(number)
+
+        def waiting() -> None:
+            if number:
+                assert failed.wait(20)
+                time.sleep(0.05)
+            wait()
+            ended.append(number)
+
+        return waiting
+
+    def failing(*_: Any) -> None:
+        eventually(lambda: len(started) >= 3, "no third batch")
+        failed.set()
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(Model, "start", starting)
+    monkeypatch.setattr(Session, "deliver", failing)
+    order = planned(PEOPLE[1], "nv12", small.features(50)).order
+    with Engine(device="cpu") as engine:
+        session = engine.open_session(order, lambda _: SpeechRows(small.features(50)))
+        with pytest.raises(ValueError, match="a fault"):
+            session.next()
+    assert set(ended) == set(started)
+    assert len(started) >= 3
 
 
 def test_memory_is_asked_for_while_others_begin_to_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,12 +128,15 @@ def test_a_stage_that_raises_is_told_of_and_what_comes_after_is_dropped(items: I
 
         return work
 
-    made = pipeline(items, [(f"work {number}", stage(number)) for number in range(3)])
+    stages = [Stage(f"work {number}", stage(number)) for number in range(3)]
+    dropped: list[int] = []
+    made = Pipeline(items.queue.get, stages, items.errors.append, dropped.append)
     items.put(*range(1, 1001), None)
     joined(made)
     assert [str(error) for error in items.errors] == [f"stage {failing} item 5"]
     assert done == list(range(1, len(done) + 1))
     assert len(done) < 5
+    assert sorted(done + dropped) == list(range(1, 1001)), "each is done or dropped, once"
     assert threads("work 0", "work 1", "work 2") == []
 
 

@@ -68,7 +68,8 @@ class EngineCore:
         self._filmed = OpenFilmed(backend, self.holdings.residents)
         self._numbers = itertools.count(1)
         self._steps = Steps(self.trace)
-        self._pipeline = Pipeline(self._next_flight, backend.stages(self._steps, self._landed), self._fail)
+        stages = backend.stages(self._steps, self._landed)
+        self._pipeline = Pipeline(self._next_flight, stages, self._fail, self._steps.drop)
 
     def open_session(
         self,

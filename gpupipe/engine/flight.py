@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,12 @@ class Steps:
         self.begin(flight)
         self.infer(flight)
         self.paste(flight)
+
+    def drop(self, flight: Flight) -> None:
+        """Wait for the model, where a batch goes no further: its runs use the slot, which goes with the batch."""
+        if flight.predicted is not None:
+            with suppress(BaseException):  # nobody is served any more, and was told why
+                flight.predicted()
 
     def finish(self, flight: Flight) -> None:
         """Wait until the frames are complete, and hand each to its session."""

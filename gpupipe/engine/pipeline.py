@@ -29,6 +29,7 @@ class Pipeline(Generic[ItemT]):
         stages: must not raise: what concerns one item is kept in it by the stage.
         failed: told what a stage or the source has raised all the same; the pipeline goes on to its end, dropping
             what is under way.
+        dropped: given what is dropped, before it is let go of; must not raise.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Pipeline(Generic[ItemT]):
         source: Callable[[], ItemT | None],
         stages: Sequence[Stage[ItemT]],
         failed: Callable[[BaseException], None],
+        dropped: Callable[[ItemT], None] = lambda _: None,
     ) -> None:
-        self._source, self._failed = source, failed
+        self._source, self._failed, self._dropped = source, failed, dropped
         self._queues: list[queue.SimpleQueue[ItemT | None]] = [queue.SimpleQueue() for _ in stages]
         self._broken = threading.Event()
         self._workers = [Worker(stage.name, self._serve, number, stage) for number, stage in enumerate(stages)]
@@ -54,11 +56,25 @@ class Pipeline(Generic[ItemT]):
         give = self._queues[number + 1].put if number + 1 < len(self._queues) else lambda item: None
         try:
             while (item := take()) is not None:
-                if not self._broken.is_set():
-                    stage.work(item)
+                if self._passes(item, stage):
                     give(item)
+                else:
+                    self._dropped(item)
         except BaseException as error:
-            self._broken.set()
-            self._failed(error)
+            self._break(error)
         finally:
             give(None)
+
+    def _passes(self, item: ItemT, stage: Stage[ItemT]) -> bool:
+        """Do a stage's work, unless some stage has failed; whether the item goes on."""
+        if not self._broken.is_set():
+            try:
+                stage.work(item)
+                return True
+            except BaseException as error:
+                self._break(error)
+        return False
+
+    def _break(self, error: BaseException) -> None:
+        self._broken.set()
+        self._failed(error)

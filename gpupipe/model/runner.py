@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,19 @@ Wait = Callable[[], None]
 
 def started(pool: ThreadPoolExecutor, works: Sequence[Callable[[], None]]) -> Wait:
     """Start works in a pool's threads, one after the other as threads become free."""
-    futures = [pool.submit(work) for work in works]
+    futures: list[Future[None]] = []
 
     def wait() -> None:
         concurrent.futures.wait(futures)  # all of them: their buffers may be used again afterwards
         for future in futures:
             future.result()
 
+    try:
+        for work in works:
+            futures.append(pool.submit(work))
+    except BaseException:
+        concurrent.futures.wait(futures)
+        raise
     return wait
 
 
