@@ -51,7 +51,15 @@ from gpupipe.model.runtime import Provider
 SCHEMA = 1
 """Of the JSON; another number where a key has come to mean something else, or has gone."""
 
-PACKAGES_TOO = (*PACKAGES, "tensorrt", "tensorrt-cu12", "nvidia-cudnn-cu12", "onnx")
+PACKAGES_TOO = (
+    *PACKAGES,
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "onnx",
+)
 QUICK_SIZE = 32
 """Of the model's images."""
 

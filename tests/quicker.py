@@ -26,13 +26,6 @@ def drawn_once() -> Iterator[None]:
 
 
 @contextmanager
-def drawn_anew() -> Iterator[None]:
-    """It is drawn again, as in a process of its own."""
-    with drawn_once():
-        yield
-
-
-@contextmanager
 def without_waiting_for_the_disk() -> Iterator[None]:
     """`os.fsync` returns at once, in this process: what would be lost with the power, no test can see.
 

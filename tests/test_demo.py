@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from quicker import drawn_anew
+from quicker import drawn_once
 
 from gpupipe.character.folder import Character
 from gpupipe.demo import folder as demo
@@ -314,7 +314,7 @@ def test_full_model_keeps_the_picture_and_talks(full: Any) -> None:
 
 
 def test_same_call_makes_the_same(folder: Path, tmp_path: Path) -> None:
-    with drawn_anew():
+    with drawn_once():  # anew, as in a process of its own
         again = make_demo(tmp_path / "again", with_recorded=True, **SMALL)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name

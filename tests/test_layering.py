@@ -14,7 +14,7 @@ ROOMS = Path(gpupipe.__file__).parent
 
 LAYERS = (
     {"errors", "log"},
-    {"geometry", "colour", "trace", "machine", "filelock", "threads"},
+    {"geometry", "colour", "trace", "machine", "filelock", "seen", "threads"},
     {"options"},
     {"media"},
     {"gpu"},

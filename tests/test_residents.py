@@ -18,6 +18,7 @@ from gpupipe.engine.residents import Resident, ResidentKey, Residents
 from gpupipe.geometry import CropLayout, Rect
 from gpupipe.options import ModelOptions
 from gpupipe.render.plan import whole
+from gpupipe.seen import Seen
 
 SECONDS = 20
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def key(name: str) -> ResidentKey:
-    return ResidentKey(((name, 1, 1),), "nv12", False)
+    return ResidentKey((Seen(Path(name), 1, 1),), "nv12", False)
 
 
 def spec(count: int = 4) -> FrameSpec:

@@ -21,5 +21,6 @@ def test_nothing_stays_of_clients(tmp_path: Path) -> None:
     if levels:  # Linux tells them
         half = levels[len(levels) // 2 :]
         assert max(each["threads"] for each in half) <= max(each["threads"] for each in levels[: len(levels) // 2]) + 8
+        # The least: whoever is connected when it is looked holds some for a while.
         assert min(each["files"] for each in half) <= levels[0]["files"] + 20
         assert half[-1]["rss"] < half[0]["rss"] + 60_000_000

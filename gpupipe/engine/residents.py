@@ -17,6 +17,7 @@ from gpupipe.colour import PixelFormat
 from gpupipe.compose.frames import FrameSpec
 from gpupipe.engine.order import SessionOrder
 from gpupipe.log import Log
+from gpupipe.seen import Seen, seen
 
 FramesT = TypeVar("FramesT")
 
@@ -27,19 +28,16 @@ class ResidentKey(NamedTuple):
     """What makes kept frames those of a character: its files as they are now, its rectangles as they were read, and how
     they are kept."""
 
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[Seen, ...]
     pixel_format: PixelFormat
     recorded: bool
     rects: int = 0
 
     @classmethod
     def of(cls, order: SessionOrder) -> ResidentKey:
-        """The key of a session's cached frames: names, sizes and times of the files that they come from."""
-        found = []
-        for path in order.files():
-            stat = path.stat()
-            found.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
-        return cls(tuple(found), order.spec.pixel_format, order.spec.recorded, order.character.rects_hash)
+        """The key of a session's cached frames, which come from files as they are now."""
+        files = tuple(map(seen, order.files()))
+        return cls(files, order.spec.pixel_format, order.spec.recorded, order.character.rects_hash)
 
     @classmethod
     def found(cls, order: SessionOrder) -> ResidentKey | None:
@@ -51,7 +49,7 @@ class ResidentKey(NamedTuple):
 
     def outdates(self, other: ResidentKey) -> bool:
         """Whether the other is of the same files as they were before: nobody asks for those frames again."""
-        return any(mine[0] == its[0] and mine != its for mine, its in zip(self.files, other.files, strict=False))
+        return any(mine.path == its.path and mine != its for mine, its in zip(self.files, other.files, strict=False))
 
 
 @dataclass(eq=False)

@@ -98,7 +98,8 @@ class Scheduler(Generic[LaneT, SourceT]):
             self._ready.pop(source.lane, None)
 
     def changed(self, source: SourceT) -> None:
-        """Look at a session again; nobody is looked at unasked but those that were chosen."""
+        """Look at a session again. Nobody is looked at unasked but those that were chosen, and the stock of those that
+        may be."""
         if source in self._seen:
             self._changed[source] = None
 

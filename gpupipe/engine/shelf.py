@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from gpupipe.model.digest import Digest, digest, sha256
+from gpupipe.seen import Seen, seen
 
 
 class Closable(Protocol):
@@ -95,8 +96,8 @@ class Digests:
     file that many jobs have is read once."""
 
     def __init__(self) -> None:
-        self._models: dict[_Seen, Digest] = {}
-        self._files: dict[_Seen, str] = {}
+        self._models: dict[Seen, Digest] = {}
+        self._files: dict[Seen, str] = {}
 
     def of(self, path: Path) -> Hashable:
         """A key of a model file's content; of its path too where it may keep its weights in files beside it."""
@@ -117,27 +118,13 @@ class Digests:
         """
         if is_model:
             return self._of_model(path).sha256
-        seen = _seen(path)
-        if seen not in self._files:
-            self._files[seen] = sha256(seen.path)
-        return self._files[seen]
+        now = seen(path)
+        if now not in self._files:
+            self._files[now] = sha256(now.path)
+        return self._files[now]
 
     def _of_model(self, path: Path) -> Digest:
-        seen = _seen(path)
-        if seen not in self._models:
-            self._models[seen] = digest(seen.path)
-        return self._models[seen]
-
-
-class _Seen(NamedTuple):
-    """A file as it is now: it is read again only if its size or time has changed."""
-
-    path: Path
-    nbytes: int
-    mtime_ns: int
-
-
-def _seen(path: Path) -> _Seen:
-    path = path.resolve()
-    stat = path.stat()
-    return _Seen(path, stat.st_size, stat.st_mtime_ns)
+        now = seen(path)
+        if now not in self._models:
+            self._models[now] = digest(now.path)
+        return self._models[now]

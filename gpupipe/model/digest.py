@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from gpupipe.seen import seen
+
 CHUNK_BYTES = 1 << 20
 
 
@@ -24,8 +26,7 @@ class Digest(NamedTuple):
         """Names, sizes and times of the files that may hold its weights, which are too large to be read for this."""
         if self.beside is None:
             return []
-        stats = ((file, file.stat()) for file in sorted(self.beside.iterdir()))
-        return [f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+        return [f"{file.path} {file.nbytes} {file.mtime_ns}" for file in map(seen, sorted(self.beside.iterdir()))]
 
 
 def digest(path: Path) -> Digest:

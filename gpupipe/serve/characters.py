@@ -12,14 +12,15 @@ from gpupipe.character.folder import BODY, CROPS, RECTANGLES, Character
 from gpupipe.errors import PackageError
 from gpupipe.media.limits import Limits
 from gpupipe.render.plan import require_drawable
+from gpupipe.seen import Seen, seen
 from gpupipe.serve.refusals import BadRequest, NotFound
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 """What a character's folder is called, to be served."""
 
 
-_Stamp = tuple[tuple[int, int] | None, ...]
-"""When each of a character's files was written, ns, and its bytes; None for one that is not there."""
+_Stamp = tuple[Seen | None, ...]
+"""A character's files; None for one that is not there."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,10 @@ class Characters:
 def _stamp(path: Path) -> _Stamp:
     """What changes with the files that a character's frames come from."""
 
-    def seen(name: str) -> tuple[int, int] | None:
+    def found(name: str) -> Seen | None:
         try:
-            stat = (path / name).stat()
+            return seen(path / name)
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_size
 
-    return tuple(seen(name) for name in (BODY, CROPS, RECTANGLES))
+    return tuple(map(found, (BODY, CROPS, RECTANGLES)))

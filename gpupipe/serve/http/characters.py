@@ -17,6 +17,7 @@ from gpupipe.errors import GpupipeError
 from gpupipe.log import Log
 from gpupipe.media.images import jpeg
 from gpupipe.media.video import read_frames
+from gpupipe.seen import Seen, seen
 from gpupipe.serve.batches import PIXEL_FORMAT
 from gpupipe.serve.characters import Listed
 from gpupipe.serve.http.errors import told
@@ -39,7 +40,7 @@ class Characters:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._pictures: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, Seen], bytes] = OrderedDict()
 
     async def every(self, _: Request) -> Response:
         """All characters; those whose folders are wrong apart, with what is wrong."""
@@ -113,8 +114,7 @@ class Characters:
 
     def _picture(self, name: str) -> bytes:
         character = self._hub.characters.get(name)
-        written = character.body.path.stat()
-        key = name, written.st_mtime_ns, written.st_size
+        key = name, seen(character.body.path)
         if key not in self._pictures:
             limits = self._hub.engines[0].limits
             frame = next(read_frames(character.body.path, "bgr24", 1, limits))
